@@ -1,0 +1,1 @@
+"""Operations with several backends, one of which is always the plain reference."""

@@ -1,0 +1,26 @@
+"""What rnn-lab itself contributes, through the same hooks as everybody else."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rnn_lab.hookspecs import hookimpl
+
+
+@hookimpl
+def register_optimizers(register: Callable[..., None]) -> None:
+    """Schedule-free AdamW (the default) and AdamW."""
+    register("schedulefree", "rnn_lab.train.optimizers:schedule_free_adamw")
+    register("adamw", "rnn_lab.train.optimizers:adamw")
+
+
+@hookimpl
+def register_protocols(register: Callable[..., None]) -> None:
+    """Every TOML file beside rnn_lab/protocols."""
+    for path in sorted((Path(__file__).parent / "protocols").glob("*.toml")):
+        register(path.stem, path)
+
+
+@hookimpl
+def register_trackers(register: Callable[..., None]) -> None:
+    """TensorBoard; metrics.jsonl is written whatever trackers are chosen."""
+    register("tensorboard", "rnn_lab.trackers.tensorboard:TensorBoardTracker")

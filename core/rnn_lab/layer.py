@@ -1,0 +1,132 @@
+"""The layer interface that every model implements, and the legend of tensor names.
+
+Names end in their shape: `x_BTD` is `[batch, time, width]`.
+
+    B  batch          T  time            D  model width (dim)       d  inner width (dim * expansion)
+    H  heads          N  state or key size per head                 V  value size per head; vocabulary of logits
+    n  side of a square matrix state     r  rank                    K  taps of a convolution's past
+
+A state is a dict of tensors whose first axis is the batch; it goes in and comes out of every call, and
+gradients flow through both.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rnn_lab.config import StrictModel
+from rnn_lab.kernels.dispatch import Choice
+from rnn_lab.parts import Part
+
+State = dict[str, Tensor]
+
+
+class LayerConfig(StrictModel):
+    """Fields that every layer has; a model adds its own."""
+
+    dim: int = Field(256, ge=1, le=2**17, description="model width D")
+
+
+class Layer(nn.Module, ABC):
+    """One layer: `[B, T, D]` in, `[B, T, D]` out, with explicit state.
+
+    A subclass sets `Config`, declares `parts` and implements `forward`; everything else follows from those.
+    """
+
+    Config: ClassVar[type[LayerConfig]]
+    lm_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Fields of LMConfig that this family's natural shell sets."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.backends: dict[str, Choice] = {}
+        """What ran, per operation, in the last forward: filled by kernels.dispatch."""
+        for name, part in self.parts(cfg).items():
+            setattr(self, name, part.build())
+
+    @classmethod
+    @abstractmethod
+    def parts(cls, cfg: Any) -> dict[str, Part]:
+        """Every parameter of the layer, by attribute name."""
+
+    @abstractmethod
+    def forward(
+        self, x_BTD: Tensor, state: State | None = None, reset_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over T steps.
+
+        Args:
+            x_BTD: normalised input.
+            state: state to start from; zeros when None.
+            reset_BT: True at t zeroes all state, the convolution's too, before step t.
+
+        Returns:
+            y_BTD in the dtype of the input's computation, and the state after the last step.
+
+        """
+
+    @classmethod
+    @abstractmethod
+    def state_shapes(cls, cfg: Any) -> dict[str, tuple[int, ...]]:
+        """Shape of every state tensor for one sequence, without the batch axis."""
+
+    @classmethod
+    def recurrence_flops(cls, cfg: Any, seq_len: int) -> int:
+        """Forward FLOPs per token inside the recurrence that no part accounts for."""
+        return 0
+
+    @classmethod
+    def search_space(cls, cfg: Any) -> "SearchSpace":
+        """Fields that the solver may move when the user left them free."""
+        return SearchSpace()
+
+    @classmethod
+    def n_params(cls, cfg: Any) -> dict[str, int]:
+        """Closed-form parameter count per part."""
+        return {name: part.n_params for name, part in cls.parts(cfg).items()}
+
+    @classmethod
+    def flops_per_token(cls, cfg: Any, seq_len: int) -> int:
+        """Forward FLOPs per token, recurrence included: 2 per multiply-add, element-wise work left out."""
+        return sum(part.flops for part in cls.parts(cfg).values()) + cls.recurrence_flops(cfg, seq_len)
+
+    @classmethod
+    def state_bytes(cls, cfg: Any, seq_len: int) -> int:
+        """Bytes of fp32 state per sequence."""
+        meta = {k: torch.empty(s, device="meta") for k, s in cls.state_shapes(cfg).items()}
+        return sum(t.numel() * t.element_size() for t in meta.values())
+
+    def init_state(self, batch: int) -> State:
+        """Zero state for `batch` sequences, fp32 (fp64 in an fp64 layer), on the layer's device."""
+        like = next(self.parameters())
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        shapes = self.state_shapes(self.cfg)
+        return {k: torch.zeros(batch, *s, dtype=dtype, device=like.device) for k, s in shapes.items()}
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step for generation: `forward` with T = 1."""
+        y_BTD, state = self(x_BD[:, None], state)
+        return y_BTD[:, 0], state
+
+    def prepare(self) -> None:
+        """Advance what changes once per optimizer step and is frozen elsewhere, such as power iterations."""
+        for module in self.children():
+            if hasattr(module, "prepare"):
+                module.prepare()
+
+
+class SearchSpace(StrictModel):
+    """What the sizing solver may move.
+
+    `dim` is always searched in multiples of `dim_multiple` and depth from `depth[0]` to `depth[1]`;
+    `choices` lists further fields and their values, preferred first.
+    """
+
+    dim_multiple: int = 16
+    depth: tuple[int, int] = (2, 48)
+    choices: dict[str, tuple[Any, ...]] = {}

@@ -1,0 +1,139 @@
+"""x -> in_proj -> [causal conv] -> SiLU -> recurrence of width d -> gate -> out_proj: the shell of the E-models.
+
+The time-parallel part (`inputs`) and the one-step update are apart, so that the loop, a scan, a fused kernel and
+generation all come from the same two definitions.
+"""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnn_lab.kernels.recurrence import Cell, recurrence
+from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
+from rnn_lab.parts import CausalConv, Conv, Dense, Part
+
+
+def self_gate(o: Tensor) -> Tensor:
+    """O * silu(o): the output gate of E42, E61-E75. Never negative."""
+    return o * F.silu(o)
+
+
+class ProjectedConfig(LayerConfig):
+    """Fields of every layer with an input and an output projection."""
+
+    expansion: float = Field(1.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
+    use_conv: bool = Field(False, description="causal convolution of 4 taps before the cell")
+
+    @property
+    def d_inner(self) -> int:
+        """Inner width d."""
+        return int(self.dim * self.expansion)
+
+
+class ProjectedLayer(Layer):
+    """Shell with one branch and the family's self-gate; subclasses give `inputs` and `update`."""
+
+    Config = ProjectedConfig
+    branches: ClassVar[int] = 1
+    in_proj: nn.Linear
+    out_proj: nn.Linear
+    conv: CausalConv
+
+    @classmethod
+    def parts(cls, cfg: Any) -> dict[str, Part]:
+        """in_proj, optional conv, the cell's own parts, out_proj."""
+        d = cfg.d_inner
+        shell: dict[str, Part] = {"in_proj": Dense(cfg.dim, cls.branches * d)}
+        if cfg.use_conv:
+            shell["conv"] = Conv(d)
+        return shell | cls.cell_parts(cfg) | {"out_proj": Dense(cls.d_read(cfg), cfg.dim)}
+
+    @classmethod
+    @abstractmethod
+    def cell_parts(cls, cfg: Any) -> dict[str, Part]:
+        """Parts of the cell between the projections."""
+
+    @classmethod
+    def d_read(cls, cfg: Any) -> int:
+        """Width of the read-out that out_proj takes."""
+        return int(cfg.d_inner)
+
+    @classmethod
+    def hidden_shape(cls, cfg: Any) -> tuple[int, ...]:
+        """Shape of the recurrent state of one sequence."""
+        return (cfg.d_inner,)
+
+    @classmethod
+    def state_shapes(cls, cfg: Any) -> dict[str, tuple[int, ...]]:
+        """`h` and, with a convolution, its past inputs."""
+        return {"h": cls.hidden_shape(cfg)} | ({"conv": (3, cfg.d_inner)} if cfg.use_conv else {})
+
+    @classmethod
+    def search_space(cls, cfg: Any) -> SearchSpace:
+        """Expansion may be 1, 1.5 or 2, the model's own default first."""
+        preferred = cls.Config.model_fields["expansion"].default
+        return SearchSpace(
+            choices={"expansion": tuple(sorted((1.0, 1.5, 2.0), key=lambda e: (e != preferred, e)))}
+        )
+
+    def activate(self, x_BTd: Tensor) -> Tensor:
+        """Activation between projection and cell."""
+        return F.silu(x_BTd)
+
+    @abstractmethod
+    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
+        """Everything `update` needs that does not depend on the state, for all T at once."""
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """Tensors without a time axis for `update`."""
+        return ()
+
+    def queries(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
+        """Tensors `[B, T, ...]` for `cell().read`."""
+        return ()
+
+    def cell(self) -> Cell:
+        """The step of the recurrence: the static methods `update` and, where it exists, `read`."""
+        return Cell(self.update, getattr(self, "read", None))
+
+    @staticmethod
+    def update(h: Tensor, *args: Tensor) -> Tensor:
+        """Next state from the last one, `inputs` of this step and `weights`; overridden by every cell."""
+        raise NotImplementedError
+
+    def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
+        """Gate on the read-out, before out_proj."""
+        return self_gate(o_BTd)
+
+    def run_cell(self, x_BTd: Tensor, h: Tensor, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The recurrence alone, between activation and gate: read-outs `[B, T, ...]` and the last state."""
+        inputs, queries = self.inputs(x_BTd), self.queries(x_BTd)
+        return recurrence(self.backends, self.cell(), h, inputs, self.weights(), queries, reset_BT)
+
+    def forward(
+        self, x_BTD: Tensor, state: State | None = None, reset_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """See Layer.forward."""
+        state = self.init_state(x_BTD.shape[0]) if state is None else state
+        x_BTd, *rest = self.in_proj(x_BTD).chunk(self.branches, -1)
+        new: State = {}
+        if self.cfg.use_conv:
+            x_BTd, new["conv"] = self.conv(x_BTd, state["conv"], reset_BT)
+        x_BTd = self.activate(x_BTd)
+        o_BTd, new["h"] = self.run_cell(x_BTd, state["h"], reset_BT)
+        y_BTd = self.output(o_BTd, x_BTd, rest[0] if rest else None)
+        return self.out_proj(y_BTd.to(x_BTd.dtype)), new
+
+
+class TwoBranchLayer(ProjectedLayer):
+    """Shell whose projection also makes a gate branch z: y = out_proj(h * silu(z))."""
+
+    branches = 2
+
+    def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
+        """O * silu(z)."""
+        assert z_BTd is not None
+        return o_BTd * F.silu(z_BTd)

@@ -1,0 +1,118 @@
+"""The one language model: bytes -> embedding -> [norm, layer, +] x depth -> norm -> logits.
+
+The embedding is tied to the head. The residual stream stays in fp32 under autocast. Parameters:
+256 D + depth (layer + n) + n with n = D for `rms` and 2 D for `layer` norm.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnn_lab.config import StrictModel
+from rnn_lab.layer import Layer, State
+
+VOCAB = 256
+"""Every byte is a token."""
+
+
+class LMConfig(StrictModel):
+    """Fields of the model around the layers."""
+
+    depth: int = Field(6, ge=1, le=1024, description="number of layers")
+    norm: Literal["rms", "layer"] = Field(
+        "rms", description="RMSNorm, or LayerNorm with bias (January generation)"
+    )
+    norm_eps: float = Field(1e-5, gt=0, le=1, description="eps of every norm")
+
+
+class LM(nn.Module):
+    """Byte language model over `depth` layers of one class.
+
+    Args:
+        layer_cls: the layer.
+        layer_cfg: its configuration; `layer_cfg.dim` is the width of the whole model.
+        cfg: what surrounds the layers.
+
+    """
+
+    def __init__(self, layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> None:
+        super().__init__()
+        self.cfg, self.layer_cls, self.layer_cfg = cfg, layer_cls, layer_cfg
+        self.embedding = nn.Embedding(VOCAB, layer_cfg.dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.norms = nn.ModuleList(_norm(layer_cfg.dim, cfg) for _ in range(cfg.depth))
+        self.layers = nn.ModuleList(layer_cls(layer_cfg) for _ in range(cfg.depth))
+        self.final_norm = _norm(layer_cfg.dim, cfg)
+
+    def forward(
+        self, tokens_BT: Tensor, states: list[State] | None = None, reset_BT: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Next-byte logits.
+
+        Args:
+            tokens_BT: byte values, any integer dtype.
+            states: one state per layer, as returned; zeros when None.
+            reset_BT: True where a new document begins; see Layer.forward.
+
+        Returns:
+            logits `[B, T, 256]` and the state of every layer.
+
+        """
+        x_BTD = self.embedding(tokens_BT.long())
+        new: list[State] = []
+        for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
+            y_BTD, state = layer(norm(x_BTD), None if states is None else states[i], reset_BT)
+            x_BTD = x_BTD + y_BTD
+            new.append(state)
+        return F.linear(self.final_norm(x_BTD), self.embedding.weight), new
+
+    def loss(
+        self, bytes_BT1: Tensor, states: list[State] | None = None, reset_BT: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Mean next-byte cross-entropy in nats over all positions, computed in fp32 (fp64 for an fp64 model).
+
+        Args:
+            bytes_BT1: windows of T + 1 bytes; each of the last T is predicted from those before it.
+            states: see forward.
+            reset_BT: see forward.
+
+        """
+        logits_BTV, states = self(bytes_BT1[:, :-1], states, reset_BT)
+        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+        targets = bytes_BT1[:, 1:].long().flatten()
+        return F.cross_entropy(logits_BTV.to(wide).flatten(0, 1), targets), states
+
+    def prepare(self) -> None:
+        """Once per optimizer step, before its forward passes; see Layer.prepare."""
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.prepare()
+
+
+def _norm(dim: int, cfg: LMConfig) -> nn.Module:
+    return nn.RMSNorm(dim, eps=cfg.norm_eps) if cfg.norm == "rms" else nn.LayerNorm(dim, eps=cfg.norm_eps)
+
+
+def lm_n_params(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> dict[str, int]:
+    """Closed-form count of the whole model per component; the values sum to the total exactly."""
+    norm = layer_cfg.dim * (1 if cfg.norm == "rms" else 2)
+    parts = {f"layers.{name}": cfg.depth * n for name, n in layer_cls.n_params(layer_cfg).items()}
+    return {"embedding": VOCAB * layer_cfg.dim, **parts, "norms": cfg.depth * norm, "final_norm": norm}
+
+
+def counted_params(model: LM) -> dict[str, int]:
+    """Parameters of an instantiated model (any device, meta included) per component, tied tensors once."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        section, *rest = name.split(".")
+        key = f"layers.{rest[1]}" if section == "layers" else section
+        counts[key] = counts.get(key, 0) + parameter.numel()
+    return counts
+
+
+def lm_flops_per_token(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig, seq_len: int) -> int:
+    """Forward FLOPs per token, head included, 2 per multiply-add; a training step costs three times as much."""
+    return cfg.depth * layer_cls.flops_per_token(layer_cfg, seq_len) + 2 * VOCAB * int(layer_cfg.dim)

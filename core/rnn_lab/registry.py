@@ -1,0 +1,296 @@
+"""What is installed: models, optimizers, protocols, trackers and commands, found through entry points.
+
+Every plugin loads in isolation: one that raises, exits, hangs or needs a newer API becomes a row with a reason
+in `rnn-lab plugins` and never takes the tool down. Nothing here imports torch or a model file: models are
+references whose docstrings are read as text.
+
+    RNN_LAB_LOAD_PLUGINS=a,b     load only these entry points (empty: none)
+    RNN_LAB_STRICT_PLUGINS=1     re-raise what a plugin raises
+    RNN_LAB_PLUGIN_TIMEOUT=10    seconds that loading one plugin may take
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from rnn_lab import hookspecs
+from rnn_lab.errors import ConfigError, PluginError, did_you_mean
+from rnn_lab.isolation import time_limit
+from rnn_lab.modeldoc import ModelDoc, read_model_doc
+
+if TYPE_CHECKING:
+    from rnn_lab.layer import Layer
+
+BUILTIN = "rnn_lab.builtin"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model that is known but not imported."""
+
+    name: str
+    family: str
+    module: str
+    path: Path
+    doc: ModelDoc
+    plugin: str = ""
+
+    def load(self) -> "type[Layer]":
+        """Import the model file and return its `Model` class.
+
+        Raises:
+            PluginError: the file does not import, or defines no `Model` with a `Config`.
+
+        """
+        try:
+            module = _import_file(self.module, self.path)
+            model: type[Layer] = module.Model
+            model.Config  # noqa: B018 - a model without a Config is refused here, not deep inside a run
+        except Exception as error:
+            if _strict():
+                raise
+            raise PluginError(
+                f"model {self.name!r} ({self.path}) cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        return model
+
+
+@dataclass
+class PluginInfo:
+    """One entry point: what it is, what it brought, and what went wrong."""
+
+    name: str
+    module: str
+    distribution: str = ""
+    version: str = ""
+    seconds: float = 0.0
+    models: list[str] = field(default_factory=list)
+    hooks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """`ok` or `error`."""
+        return "error" if self.problems else "ok"
+
+
+@dataclass
+class Registry:
+    """Everything that plugins contributed, by name."""
+
+    models: dict[str, ModelRef] = field(default_factory=dict)
+    aliases: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
+    optimizers: dict[str, str] = field(default_factory=dict)
+    protocols: dict[str, Path] = field(default_factory=dict)
+    trackers: dict[str, str] = field(default_factory=dict)
+    plugins: list[PluginInfo] = field(default_factory=list)
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(hookspecs.PROJECT))
+
+    def find_model(self, name: str) -> tuple[ModelRef, dict[str, str]]:
+        """The model called `name` (any case) and the fields that it sets when it is an alias.
+
+        Raises:
+            ConfigError: no such model; names the nearest ones.
+
+        """
+        key = name.lower()
+        if key in self.models:
+            return self.models[key], {}
+        if key in self.aliases:
+            model, fields = self.aliases[key]
+            return self.models[model], dict(fields)
+        known = [*self.models, *self.aliases]
+        raise ConfigError(
+            f"unknown model {name!r}.{did_you_mean(key, known)} See `rnn-lab list-models`."
+            + ("" if self.models else " No plugin is loaded: see `rnn-lab plugins`.")
+        )
+
+    def load(self, kind: str, name: str) -> Any:
+        """Object registered as `name` under `kind` (`optimizers` or `trackers`), imported now.
+
+        Raises:
+            ConfigError: no such name.
+            PluginError: its module does not import.
+
+        """
+        table: dict[str, str] = getattr(self, kind)
+        if name not in table:
+            raise ConfigError(
+                f"unknown {kind[:-1]} {name!r}.{did_you_mean(name, list(table))} Known: {', '.join(table)}."
+            )
+        module, _, attribute = table[name].partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"{kind[:-1]} {name!r} ({table[name]}) cannot be loaded: {error}") from error
+
+
+def models_in(package: str) -> list[ModelRef]:
+    """References to every model file of an imported package: `*.py` not starting with an underscore.
+
+    Raises:
+        PluginError: a file has no docstring to show.
+
+    """
+    folder = Path(str(sys.modules[package].__file__)).parent
+    family = package.removeprefix("rnn_lab_")
+    return [
+        ModelRef(p.stem, family, f"{package}.{p.stem}", p, read_model_doc(p)) for p in _model_files(folder)
+    ]
+
+
+def models_in_folder(folder: Path) -> list[ModelRef]:
+    """References to the single-file models of a plain folder (`--plugins-dir`)."""
+    if not folder.is_dir():
+        raise ConfigError(f"--plugins-dir {folder}: no such folder")
+    files = _model_files(folder)
+    return [ModelRef(p.stem, folder.name, f"rnn_lab_folder_{p.stem}", p, read_model_doc(p)) for p in files]
+
+
+@cache
+def registry() -> Registry:
+    """The registry of this process; built once."""
+    folder = os.environ.get("RNN_LAB_PLUGINS_DIR")
+    return build_registry(Path(folder) if folder else None)
+
+
+def build_registry(plugins_dir: Path | None = None) -> Registry:
+    """Load every selected entry point, then the single-file models of `plugins_dir`."""
+    found = Registry()
+    found.manager.add_hookspecs(hookspecs)
+    _load_plugin(
+        found, PluginInfo("builtin", BUILTIN, "rnn-lab-core"), lambda: importlib.import_module(BUILTIN)
+    )
+    selected = os.environ.get("RNN_LAB_LOAD_PLUGINS")
+    for point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda point: point.name):
+        if selected is not None and point.name not in selected.split(","):
+            continue
+        dist = point.dist
+        info = PluginInfo(point.name, point.value, dist.name if dist else "", dist.version if dist else "")
+        _load_plugin(found, info, point.load)
+    if plugins_dir is not None:
+        info = PluginInfo(str(plugins_dir), "(folder)")
+        with _isolated(info):
+            _add_models(found, info, models_in_folder(plugins_dir))
+        found.plugins.append(info)
+    return found
+
+
+def _load_plugin(found: Registry, info: PluginInfo, load: Callable[[], ModuleType]) -> None:
+    began = time.perf_counter()
+    found.plugins.append(info)
+    with _isolated(info), time_limit(float(os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10"))):
+        module = load()
+        needs = getattr(module, "PLUGIN_API", hookspecs.PLUGIN_API)
+        if needs > hookspecs.PLUGIN_API:
+            raise PluginError(
+                f"plugin {info.name!r} needs plugin API {needs}, this rnn-lab has {hookspecs.PLUGIN_API}: "
+                "upgrade rnn-lab, or install an older version of the plugin"
+            )
+        found.manager.register(module, name=info.name)
+        _collect(found, info, module)
+    info.seconds = time.perf_counter() - began
+
+
+def _collect(found: Registry, info: PluginInfo, module: ModuleType) -> None:
+    """Call the hooks of one plugin; what it registers is kept only if the whole hook succeeds."""
+    others = [plugin for plugin in found.manager.get_plugins() if plugin is not module]
+    info.hooks = [caller.name for caller in found.manager.get_hookcallers(module) or []]
+    tables = {
+        "register_optimizers": found.optimizers,
+        "register_protocols": found.protocols,
+        "register_trackers": found.trackers,
+    }
+    for hook in info.hooks:
+        caller = found.manager.subset_hook_caller(hook, others)
+        if hook == "register_models":
+            models: list[ModelRef] = []
+            caller(register=lambda new, into=models: into.extend([new] if isinstance(new, ModelRef) else new))
+            _add_models(found, info, models)
+        elif hook in tables:
+            entries: dict[str, Any] = {}
+            caller(register=entries.__setitem__)
+            _add_entries(tables[hook], entries, info, hook)
+
+
+def _add_models(found: Registry, info: PluginInfo, models: Iterable[ModelRef]) -> None:
+    for model in models:
+        taken = {
+            **{key: ref.plugin for key, ref in found.models.items()},
+            **{key: f"an alias of {m}" for key, (m, _) in found.aliases.items()},
+        }
+        if model.name in taken:
+            info.problems.append(
+                f"model {model.name!r} is already registered by {taken[model.name]}: rename one of them"
+            )
+            continue
+        found.models[model.name] = ModelRef(
+            model.name, model.family, model.module, model.path, model.doc, info.name
+        )
+        info.models.append(model.name)
+        for alias, fields in model.doc.aliases.items():
+            if alias in found.models or alias in found.aliases:
+                info.problems.append(f"alias {alias!r} of {model.name!r} is already taken")
+            else:
+                found.aliases[alias] = (model.name, fields)
+
+
+def _add_entries(table: dict[str, Any], entries: dict[str, Any], info: PluginInfo, hook: str) -> None:
+    for name, value in entries.items():
+        if name in table:
+            info.problems.append(f"{hook}: {name!r} is already registered")
+        else:
+            table[name] = value
+
+
+class _isolated:
+    """Turn whatever a plugin raises into a problem of its row, unless strict mode asks to see it."""
+
+    def __init__(self, info: PluginInfo) -> None:
+        self.info = info
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is None or isinstance(error, KeyboardInterrupt) or _strict():
+            return False
+        text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        self.info.problems.append(text)
+        return True
+
+
+def _strict() -> bool:
+    return os.environ.get("RNN_LAB_STRICT_PLUGINS", "") not in ("", "0")
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+
+
+def _import_file(name: str, path: Path) -> ModuleType:
+    if not name.startswith("rnn_lab_folder_"):
+        return importlib.import_module(name)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,63 @@
+"""h_t = tanh(W_x x~_t + W_h h_{t-1} + b),  y_t = h_t * silu(z_t)
+
+Elman cell inside Mamba's two-branch projection: one half feeds the cell, the other gates its output. Dense and
+nonlinear, so strictly sequential.
+
+    [a; z]_BTd = P_in x_BTD                  D = dim, d = int(dim * expansion)
+    x~_BTd     = silu(conv?(a))
+    h_Bd       = tanh(W_x x~ + W_h h + b)
+    y_BTD      = P_out (h * silu(z))
+
+W_h is held to spectral norm 0.99 (`constraint = "spectral"`) or free ("none").
+
+Parent      e0: the gate comes from the input projection instead of a matrix of its own.
+Parameters  3*D*d + 2*d*d + d per layer.
+Aliases     1:
+Source      E4 benchmark, row e1_baseline: D 512, d 768, depth 21, LayerNorm = 49,714,944 parameters.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from rnn_lab.init import xavier
+from rnn_lab.layers import ProjectedConfig, TwoBranchLayer
+from rnn_lab.parts import Dense, Part, Recurrent
+from torch import Tensor, nn
+
+
+class Config(ProjectedConfig):
+    """Fields of `fit --model e1`."""
+
+    expansion: float = Field(1.5, gt=0, le=64, description="inner width d = int(dim * expansion)")
+    constraint: Literal["spectral", "none"] = Field("spectral", description="what holds W_h")
+
+
+class Model(TwoBranchLayer):
+    """See the module docstring."""
+
+    Config = Config
+    W_x: nn.Linear
+    W_h: nn.Module
+
+    @classmethod
+    def cell_parts(cls, cfg: Any) -> dict[str, Part]:
+        """W_x with b, W_h."""
+        d = cfg.d_inner
+        return {
+            "W_x": Dense(d, d, bias=0.0),
+            "W_h": Recurrent(d, xavier(0.1), cfg.constraint, radius=0.99),
+        }
+
+    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
+        """W_x x~ + b."""
+        return (self.W_x(x_BTd),)
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """The effective W_h."""
+        return (self.W_h(),)
+
+    @staticmethod
+    def update(h: Tensor, u: Tensor, W_h: Tensor) -> Tensor:  # type: ignore[override]
+        """tanh(u + W_h h)."""
+        return torch.addmm(u, h, W_h.T).tanh()

@@ -1,0 +1,233 @@
+"""S_t = tanh(a_t S_{t-1} + k_t (v_t - S_{t-1}' k_t)'),  o_t = S_t' q_t   per head
+
+Many small delta-rule memories with a saturating state and Mamba's decay: E75's forget gate, heads as in Gated
+DeltaNet. H heads, keys of size N = n_state, values of size V = int(H N expansion) / H; S is `[N, V]`, row = key.
+
+    [q; k; v]_BT = W_qkv x_BTD               [HN; HN; HV], then conv?, SiLU; k and q to length one per head
+    a_BTH        = exp(-exp(A_log) softplus(W_a x + dt_bias))      the state decays after it is retrieved
+    o_BTHV       = S' q, then RMS norm per head?, gate?, + v * D_v?
+    y_BTD        = W_o of all heads, concatenated or mixed
+
+    decay      mamba as above; simple a = sigmoid(W_b x); constant a = sigmoid(theta) per head; none a = 1
+    gate       none, sigmoid or silu of W_g x on every value
+    head_mix   concat; per_head starts one matrix per head; weighted_sum, input_weighted, sum add heads first
+
+H * N / D is the balance ratio.
+
+Parent      e75: the decay and the heads of Gated DeltaNet.
+Parameters  D*(2HN + HV) + D*H + 2H + D*HV per layer, and D*HV with a gate, V with the norm, 4 per conv channel.
+Aliases     88:
+Source      E88 500M study: D 3328, depth 24, H 32, N 48, no gate, norm on = 494,227,328 parameters.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from rnn_lab.init import constant, inverse_softplus_of_log_uniform, log_uniform, xavier
+from rnn_lab.kernels.recurrence import Cell, recurrence
+from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
+from rnn_lab.layers import normalise, retrieve, write
+from rnn_lab.parts import CausalConv, Conv, Dense, Part, Weight, vector
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Config(LayerConfig):
+    """Fields of `fit --model e88`."""
+
+    n_state: int = Field(32, ge=4, le=1024, multiple_of=4, description="key size N per head")
+    n_heads: int = Field(8, ge=1, le=2**16, description="heads H")
+    expansion: float = Field(1.0, gt=0, le=64, description="value size V over key size N")
+    nonlinearity: Literal["tanh", "linear"] = Field("tanh", description="on the new state")
+    decay: Literal["mamba", "simple", "constant", "none"] = Field(
+        "mamba", description="what the state decays by"
+    )
+    gate: Literal["none", "sigmoid", "silu"] = Field("none", description="output gate")
+    output_norm: bool = Field(False, description="RMS norm per head before the gate (on in the 500M study)")
+    use_conv: bool = Field(False, description="causal convolution of 4 taps on q, k and v")
+    use_silu: bool = Field(True, description="SiLU on q, k and v")
+    l2_norm: bool = Field(True, description="keys and queries to length one")
+    tie_kv: bool = Field(False, description="values are the keys before normalisation (expansion 1 only)")
+    write_gate: bool = Field(False, description="scale the write by sigmoid(W_wg x)")
+    value_residual: bool = Field(False, description="add D_v * v to the read-out")
+    head_mix: Literal["concat", "per_head", "weighted_sum", "input_weighted", "sum"] = Field(
+        "concat", description="how heads meet"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        if self.tie_kv and self.expansion != 1:
+            raise ValueError("tie_kv needs expansion 1: a key has no room for more values")
+        if self.d_value < 1:
+            raise ValueError(f"expansion {self.expansion} leaves no value channel")
+        return self
+
+    @property
+    def d_value(self) -> int:
+        """Value size V per head."""
+        return int(self.n_heads * self.n_state * self.expansion) // self.n_heads
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of q, k and, unless tied, v."""
+        key = self.n_heads * self.n_state
+        return (key, key) if self.tie_kv else (key, key, self.n_heads * self.d_value)
+
+
+def _per_head(heads: int) -> Any:
+    """Xavier for each head's own output matrix `[D, V]`."""
+
+    def fill(w: Tensor) -> None:
+        for block in w.chunk(heads, dim=1):
+            block.copy_(xavier_block(block.shape))
+
+    def xavier_block(shape: torch.Size) -> Tensor:
+        fresh = torch.empty(shape)
+        xavier()(fresh)
+        return fresh
+
+    return fill
+
+
+class Model(Layer):
+    """See the module docstring."""
+
+    Config = Config
+    qkv_proj: nn.Linear
+    conv: CausalConv
+    a_proj: nn.Linear
+    g_proj: nn.Linear
+    beta_proj: nn.Linear
+    write_gate_proj: nn.Linear
+    head_attn: nn.Linear
+    o_proj: nn.Linear
+    A_log: nn.Parameter
+    dt_bias: nn.Parameter
+    theta: nn.Parameter
+    o_norm_weight: nn.Parameter
+    D_v: nn.Parameter
+    head_weights: nn.Parameter
+
+    @classmethod
+    def parts(cls, cfg: Any) -> dict[str, Part]:
+        """q, k, v together; decay; optional gates, norm and convolution; output."""
+        D, H, V = cfg.dim, cfg.n_heads, cfg.d_value
+        decay: dict[str, dict[str, Part]] = {
+            "mamba": {
+                "a_proj": Dense(D, H),
+                "A_log": Weight((H,), log_uniform(0, 16)),
+                "dt_bias": Weight((H,), inverse_softplus_of_log_uniform(1e-3, 1e-1, 1e-4)),
+            },
+            "simple": {"beta_proj": Dense(D, H)},
+            "constant": {"theta": vector(H, 4.0)},
+            "none": {},
+        }
+        mix: dict[str, dict[str, Part]] = {
+            "concat": {"o_proj": Dense(H * V, D)},
+            "per_head": {"o_proj": Dense(H * V, D, init=_per_head(H))},
+            "weighted_sum": {"head_weights": Weight((H,), constant(1 / H)), "o_proj": Dense(V, D)},
+            "input_weighted": {"head_attn": Dense(D, H), "o_proj": Dense(V, D)},
+            "sum": {"o_proj": Dense(V, D)},
+        }
+        parts: dict[str, Part] = {"qkv_proj": Dense(D, sum(cfg.widths))} | decay[cfg.decay]
+        if cfg.use_conv:
+            parts["conv"] = Conv(sum(cfg.widths), bias=False)
+        if cfg.write_gate:
+            parts["write_gate_proj"] = Dense(D, H)
+        if cfg.value_residual:
+            parts["D_v"] = Weight((H, V), constant(1.0))
+        if cfg.output_norm:
+            parts["o_norm_weight"] = vector(V, 1.0)
+        if cfg.gate != "none":
+            parts["g_proj"] = Dense(D, H * V)
+        return parts | mix[cfg.head_mix]
+
+    @classmethod
+    def state_shapes(cls, cfg: Any) -> dict[str, tuple[int, ...]]:
+        """S per head and, with a convolution, its past inputs."""
+        conv = {"conv": (3, sum(cfg.widths))} if cfg.use_conv else {}
+        return {"S": (cfg.n_heads, cfg.n_state, cfg.d_value)} | conv
+
+    @classmethod
+    def recurrence_flops(cls, cfg: Any, seq_len: int) -> int:
+        """Retrieve, write and read: 2 N V each, per head."""
+        return 6 * cfg.n_heads * cfg.n_state * int(cfg.d_value)
+
+    @classmethod
+    def search_space(cls, cfg: Any) -> SearchSpace:
+        """As many heads as give a balance ratio H N / D near 1."""
+        heads = [max(1, round(ratio * cfg.dim / cfg.n_state)) for ratio in (1.0, 0.75, 1.25, 0.5, 1.5)]
+        return SearchSpace(choices={"n_heads": tuple(dict.fromkeys(heads))})
+
+    def forward(
+        self, x_BTD: Tensor, state: State | None = None, reset_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """See Layer.forward."""
+        cfg = self.cfg
+        state = self.init_state(x_BTD.shape[0]) if state is None else state
+        qkv, new = self.qkv_proj(x_BTD), State()
+        if cfg.use_conv:
+            qkv, new["conv"] = self.conv(qkv, state["conv"], reset_BT)
+        if cfg.use_silu:
+            qkv = F.silu(qkv)
+        q_BTHN, k_BTHN, *rest = (part.unflatten(-1, (cfg.n_heads, -1)) for part in qkv.split(cfg.widths, -1))
+        v_BTHV = rest[0] if rest else k_BTHN
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        if cfg.l2_norm:
+            q_BTHN, k_BTHN = normalise(q_BTHN.to(wide)), normalise(k_BTHN.to(wide))
+        inputs = [k_BTHN, v_BTHV, self._decay(x_BTD, wide)]
+        if cfg.write_gate:
+            inputs.append(torch.sigmoid(self.write_gate_proj(x_BTD)))
+        cell = Cell(tanh_update if cfg.nonlinearity == "tanh" else linear_update, read)
+        o_BTHV, new["S"] = recurrence(
+            self.backends, cell, state["S"], tuple(inputs), queries=(q_BTHN,), reset_BT=reset_BT
+        )
+        return self._output(o_BTHV, v_BTHV, x_BTD).to(qkv.dtype), new
+
+    def _decay(self, x_BTD: Tensor, wide: torch.dtype) -> Tensor:
+        """a_BTH in (0, 1], computed in fp32 or wider."""
+        mode = self.cfg.decay
+        if mode == "mamba":
+            rate = F.softplus(self.a_proj(x_BTD).to(wide) + self.dt_bias)
+            return torch.exp(-torch.exp(self.A_log.to(wide)) * rate)
+        if mode == "simple":
+            return torch.sigmoid(self.beta_proj(x_BTD).to(wide))
+        shape = (*x_BTD.shape[:2], self.cfg.n_heads)
+        if mode == "constant":
+            return torch.sigmoid(self.theta.to(wide)).expand(shape)
+        return x_BTD.new_ones(shape, dtype=wide)
+
+    def _output(self, o_BTHV: Tensor, v_BTHV: Tensor, x_BTD: Tensor) -> Tensor:
+        cfg = self.cfg
+        if cfg.value_residual:
+            o_BTHV = o_BTHV + v_BTHV * self.D_v
+        if cfg.output_norm:
+            o_BTHV = o_BTHV * torch.rsqrt(o_BTHV.square().mean(-1, keepdim=True) + 1e-5) * self.o_norm_weight
+        if cfg.gate != "none":
+            act = F.silu if cfg.gate == "silu" else torch.sigmoid
+            o_BTHV = o_BTHV * act(self.g_proj(x_BTD)).view_as(o_BTHV)
+        if cfg.head_mix == "weighted_sum":
+            o_BTHV = o_BTHV * self.head_weights.softmax(-1)[:, None]
+        elif cfg.head_mix == "input_weighted":
+            o_BTHV = o_BTHV * self.head_attn(x_BTD).softmax(-1)[..., None]
+        together = cfg.head_mix in ("concat", "per_head")
+        o_BT = o_BTHV.flatten(-2) if together else o_BTHV.sum(-2)
+        y_BTD: Tensor = self.o_proj(o_BT.to(x_BTD.dtype))
+        return y_BTD
+
+
+def linear_update(S: Tensor, k: Tensor, v: Tensor, a: Tensor, w: Tensor | None = None) -> Tensor:
+    """A S + w k (v - S' k)'; retrieval is from the state before its decay."""
+    error = v - retrieve(S.mT, k)
+    return write(a[..., None, None] * S, k, error if w is None else w[..., None] * error)
+
+
+def tanh_update(S: Tensor, k: Tensor, v: Tensor, a: Tensor, w: Tensor | None = None) -> Tensor:
+    """Tanh of the linear update."""
+    return linear_update(S, k, v, a, w).tanh()
+
+
+def read(S: Tensor, q: Tensor) -> Tensor:
+    """S' q."""
+    return retrieve(S.mT, q)
