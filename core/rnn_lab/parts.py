@@ -51,7 +51,9 @@ class Dense:
 
     def build(self) -> nn.Linear:
         """An initialised nn.Linear."""
-        module = nn.utils.skip_init(nn.Linear, self.d_in, self.d_out, bias=self.bias is not None)
+        # skip_init would build on the CPU whatever the device context says, the meta device included.
+        module = nn.Linear(self.d_in, self.d_out, bias=self.bias is not None, device="meta")
+        module = module.to_empty(device=torch.get_default_device())
         with torch.no_grad():
             self.init(module.weight)
             if self.bias is not None:

@@ -17,7 +17,7 @@ from rnn_lab.parts import CausalConv, Conv, Dense, Part
 
 
 def self_gate(o: Tensor) -> Tensor:
-    """O * silu(o): the output gate of E42, E61-E75. Never negative."""
+    """o * silu(o): the output gate of E42, E61-E75. Never negative."""
     return o * F.silu(o)
 
 
@@ -134,6 +134,6 @@ class TwoBranchLayer(ProjectedLayer):
     branches = 2
 
     def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
-        """O * silu(z)."""
+        """o * silu(z)."""
         assert z_BTd is not None
         return o_BTd * F.silu(z_BTd)

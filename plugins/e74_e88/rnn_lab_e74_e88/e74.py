@@ -167,7 +167,7 @@ class Model(MatrixStateLayer):
         )
 
     def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
-        """O * silu(o), or gated by the input."""
+        """o * silu(o), or gated by the input."""
         o_BTn = o_BTd if self.cfg.block_size is None else o_BTd.flatten(-2)
         return o_BTn * F.silu(self.W_gz(x_BTd)) if self.cfg.gate == "input" else self_gate(o_BTn)
 

@@ -1,7 +1,8 @@
 """S_t = tanh(a_t S_{t-1} + k_t (v_t - S_{t-1}' k_t)'),  o_t = S_t' q_t   per head
 
-Many small delta-rule memories with a saturating state and Mamba's decay: E75's forget gate, heads as in Gated
-DeltaNet. H heads, keys of size N = n_state, values of size V = int(H N expansion) / H; S is `[N, V]`, row = key.
+Many small delta-rule memories with a saturating state and Mamba's decay: E75's forget gate, heads as in
+Gated DeltaNet. H heads, keys of size N = n_state, values of size V = int(H N expansion) / H; S is `[N, V]`, row
+= key.
 
     [q; k; v]_BT = W_qkv x_BTD               [HN; HN; HV], then conv?, SiLU; k and q to length one per head
     a_BTH        = exp(-exp(A_log) softplus(W_a x + dt_bias))      the state decays after it is retrieved
@@ -15,7 +16,7 @@ DeltaNet. H heads, keys of size N = n_state, values of size V = int(H N expansio
 H * N / D is the balance ratio.
 
 Parent      e75: the decay and the heads of Gated DeltaNet.
-Parameters  D*(2HN + HV) + D*H + 2H + D*HV per layer, and D*HV with a gate, V with the norm, 4 per conv channel.
+Parameters  D*(2HN + HV) + D*H + 2H + D*HV per layer; a gate adds D*HV, the norm V, conv 4 per channel.
 Aliases     88:
 Source      E88 500M study: D 3328, depth 24, H 32, N 48, no gate, norm on = 494,227,328 parameters.
 """
@@ -218,7 +219,7 @@ class Model(Layer):
 
 
 def linear_update(S: Tensor, k: Tensor, v: Tensor, a: Tensor, w: Tensor | None = None) -> Tensor:
-    """A S + w k (v - S' k)'; retrieval is from the state before its decay."""
+    """a S + w k (v - S' k)'; retrieval is from the state before its decay."""
     error = v - retrieve(S.mT, k)
     return write(a[..., None, None] * S, k, error if w is None else w[..., None] * error)
 
