@@ -1,6 +1,6 @@
 """From a `[model]` table to a model: alias, fields, sizing, certificate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rnn_lab.config import ModelSection, validate
@@ -23,6 +23,8 @@ class ModelSpec:
     layer_cfg: Any
     lm_cfg: LMConfig
     certificate: Certificate
+    origins: dict[str, str] = field(default_factory=dict)
+    """What decided the fields that no configuration layer set: `solver`, `alias NAME` or `shell`."""
 
     def build(self) -> LM:
         """The language model, initialised from torch's global random state."""
@@ -34,10 +36,10 @@ class ModelSpec:
 
     def table(self) -> dict[str, Any]:
         """The `[model]` table that builds exactly this model again."""
-        own = {"name": self.name, "depth": self.lm_cfg.depth, "norm": self.lm_cfg.norm}
+        own: dict[str, Any] = {"name": self.name, "depth": self.lm_cfg.depth, "norm": self.lm_cfg.norm}
         if self.certificate.target is not None:
             own["target"] = self.certificate.target
-        fields = self.layer_cfg.model_dump(mode="json", exclude_none=True)
+        fields: dict[str, Any] = self.layer_cfg.model_dump(mode="json", exclude_none=True)
         return own | fields
 
 
@@ -73,9 +75,15 @@ def model_spec(
     else:
         cfg, lm_cfg = solve(layer_cls, fields, lm_fields, target)
     certificate = certify(layer_cls, cfg, lm_cfg, target)
+    decided = dict.fromkeys(preset, f"alias {section.name}") | dict.fromkeys(
+        layer_cls.lm_defaults, "model's shell"
+    )
+    if target is not None:
+        free = {"dim", "depth", *layer_cls.search_space(cfg).choices} - fields.keys() - lm_fields.keys()
+        decided |= dict.fromkeys(free, "solver")
     if must_reach and not certificate.on_target:
         raise ConfigError(unreachable(ref.name, certificate, cfg, lm_cfg, {**fields, **lm_fields}))
-    return ModelSpec(ref.name, layer_cls, cfg, lm_cfg, certificate)
+    return ModelSpec(ref.name, layer_cls, cfg, lm_cfg, certificate, decided)
 
 
 def unreachable(name: str, certificate: Certificate, cfg: Any, lm_cfg: LMConfig, held: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from rnn_lab.data.sidecar import DELIMITER, Sidecar, read_sidecar
 from rnn_lab.errors import ConfigError, DataError
 
 _CHUNK = 1 << 22
+_FLUSH = 1 << 22
 _BLOCKS = 64
 _CONTINUATION = range(0x80, 0xC0)
 
@@ -111,6 +112,8 @@ class _Counts:
         self.bytes = np.zeros(1 << 8, dtype=np.int64)
         self.pairs = np.zeros(1 << 16, dtype=np.int64)
         self.triples = np.zeros(1 << 24, dtype=np.int64)
+        self._pending: list[NDArray[np.int32]] = []
+        self._pending_codes = 0
         self.utf8_error: int | None = None
 
     def add_span(self, chunks: Iterator[bytes], start: int, at_end: bool) -> None:
@@ -140,10 +143,20 @@ class _Counts:
         codes = data.astype(np.int32)
         pairs = codes[:-1] << 8 | codes[1:]
         self.pairs += np.bincount(pairs[max(0, len(before) - 1) :], minlength=1 << 16)
-        self.triples += np.bincount(pairs[:-1] << 8 | codes[2:], minlength=1 << 24)
+        self._pending.append(pairs[:-1] << 8 | codes[2:])
+        self._pending_codes += len(chunk)
+        if self._pending_codes >= _FLUSH:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Count the pending triples, many at once, because each count passes over the whole table."""
+        if self._pending:
+            self.triples += np.bincount(np.concatenate(self._pending), minlength=1 << 24)
+            self._pending, self._pending_codes = [], 0
 
     def entropies(self) -> tuple[float, float, float]:
         """Bits per byte of orders 0, 1 and 2."""
+        self._flush()
         return (
             _conditional_entropy(self.bytes[None, :]),
             _conditional_entropy(self.pairs.reshape(-1, 256)),

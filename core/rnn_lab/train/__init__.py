@@ -1,0 +1,1 @@
+"""Training: budgets, the clock, the loop, metrics, checkpoints and resuming."""

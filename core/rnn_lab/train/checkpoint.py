@@ -1,0 +1,176 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON, nothing pickled.
+
+A checkpoint is written under a temporary name, fsynced and renamed, so a folder `step_N` is always complete; a
+manifest of sha256 sums tells one that was altered afterwards, and loading falls back to the one before.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from rnn_lab.atomic import fsync_dir, write_bytes_atomic
+from rnn_lab.errors import CheckpointError
+
+MANIFEST = "sha256.json"
+
+
+@dataclass
+class Checkpoint:
+    """Everything a run needs to go on exactly.
+
+    Attributes:
+        step: optimizer steps done.
+        tensors: groups of named tensors: `model`, `optimizer`, `random`, `carry`.
+        state: JSON values: optimizer scalars, data chain, clock.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `folder/step_N` durably, then remove all but the newest `keep`.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    final = folder / f"step_{checkpoint.step}"
+    temporary = folder / f".step_{checkpoint.step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        files = {
+            f"{name}.safetensors": save_safetensors(_plain(group))
+            for name, group in checkpoint.tensors.items()
+        }
+        files["state.json"] = json.dumps(
+            {"step": checkpoint.step, **checkpoint.state}, allow_nan=False
+        ).encode()
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        files[MANIFEST] = json.dumps(sums, indent=1).encode()
+        for name, data in files.items():
+            write_bytes_atomic(temporary / name, data)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_dir(folder)
+    for _, old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the checkpoints in `folder`, oldest first; intact or not."""
+    found = [path for path in folder.glob("step_*") if path.name[5:].isdigit()] if folder.is_dir() else []
+    return sorted((int(path.name[5:]), path) for path in found)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint and check its sums.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or altered.
+    """
+    try:
+        sums = json.loads((path / MANIFEST).read_bytes())
+        files = {name: (path / name).read_bytes() for name in sums}
+        wrong = [name for name, data in files.items() if hashlib.sha256(data).hexdigest() != sums[name]]
+        if wrong or "state.json" not in files:
+            raise CheckpointError(f"{path}: sha256 of {', '.join(wrong) or 'state.json'} does not match")
+        state = json.loads(files.pop("state.json"))
+        tensors = {name.removesuffix(".safetensors"): load_safetensors(data) for name, data in files.items()}
+        return Checkpoint(state.pop("step"), tensors, state)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path}: not an intact checkpoint: {type(error).__name__}: {error}") from error
+
+
+def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Newest intact checkpoint, with a warning for each that is not; None when there never was one.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is intact.
+    """
+    found = list_checkpoints(folder)
+    for _, path in reversed(found):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            warn(f"{error}. Falling back to the checkpoint before it.")
+    if found:
+        raise CheckpointError(
+            f"{folder}: none of {len(found)} checkpoints is intact. Restore one from a copy, or delete the folder "
+            "to start this run again from its first step."
+        )
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and as JSON values."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {"groups": state["param_groups"], "state": {}}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                values["state"].setdefault(str(index), {})[name] = value
+    return tensors, values
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
+) -> None:
+    """Inverse of `optimizer_tensors`; dtypes of the state are kept as saved."""
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(entries) for index, entries in values["state"].items()
+    }
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"param_groups": [_group(g) for g in values["groups"]], "state": state})
+
+
+def _group(group: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no tuples; optimizers compare none but keep them."""
+    return {name: tuple(value) if name == "betas" else value for name, value in group.items()}
+
+
+def _plain(group: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU that share no memory, as the format requires."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
+
+
+def random_state() -> dict[str, Tensor]:
+    """State of torch's generators, the CPU's and each CUDA device's."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random_state(states: dict[str, Tensor]) -> None:
+    """Inverse of `random_state`; devices that are absent here are passed over."""
+    torch.set_rng_state(states["cpu"])
+    for index, state in _cuda_states(states):
+        if index < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, index)
+
+
+def _cuda_states(states: dict[str, Tensor]) -> Iterator[tuple[int, Tensor]]:
+    return ((int(name[4:]), state) for name, state in states.items() if name.startswith("cuda"))

@@ -1,0 +1,49 @@
+"""Where a loss or gradient stopped being finite."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def first_offender(model: nn.Module, forward: Any) -> str:
+    """Name of what first went non-finite.
+
+    Args:
+        model: the model, gradients of the failed step still in place.
+        forward: repeats the failed forward pass when called.
+
+    Returns:
+        `output of layers.3.in_proj`, `gradient of layers.0.W_h.weight`, `parameter …`, or `loss`.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"parameter {name}"
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(_watch(name, found))
+        for name, module in model.named_modules()
+        if name != ""
+    ]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if found:
+        return f"output of {found[0]}"
+    # Backward runs from the last layer to the first, so the last parameter in order met the fault first.
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return f"gradient of {name}"
+    return "the loss"
+
+
+def _watch(name: str, found: list[str]) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        tensors = output if isinstance(output, tuple) else (output,)
+        if any(isinstance(t, Tensor) and not torch.isfinite(t).all() for t in tensors):
+            found.append(name)
+
+    return hook

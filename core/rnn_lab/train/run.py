@@ -1,0 +1,322 @@
+"""Runs as a whole: plan one from its configuration layers, start it, resume it, load what it trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnn_lab.config import Layer, Resolved, resolve
+from rnn_lab.data.corpus import open_split
+from rnn_lab.data.default import default_corpus
+from rnn_lab.errors import BudgetTooSmall, ConfigError, Diverged, OutOfMemory, RnnLabError
+from rnn_lab.lm import LM
+from rnn_lab.modelspec import ModelSpec, model_spec
+from rnn_lab.registry import Registry
+from rnn_lab.train import checkpoint as ckpt
+from rnn_lab.train.budget import Budget
+from rnn_lab.train.clock import Clock
+from rnn_lab.train.device import is_out_of_memory, peak_memory_bytes, pick_device, pick_dtype
+from rnn_lab.train.loop import Observer, Trainer
+from rnn_lab.train.metrics import bits_per_byte
+from rnn_lab.train.optimizers import set_mode
+from rnn_lab.train.rundir import RunDir, default_command
+
+CPU_DEFAULTS = Layer(
+    "default on cpu", {"train": {"batch_size": 8, "seq_len": 128}, "eval": {"tokens": 16384}}
+)
+"""A step of 32 x 512 bytes takes a laptop many seconds; these let a first run learn something in a minute."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose every value is decided, before anything is written."""
+
+    resolved: Resolved
+    spec: ModelSpec
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Every section with every value decided; config.toml holds the same."""
+        return self.resolved.config.model_dump(mode="json") | {"model": self.spec.table()}
+
+    def origins(self) -> dict[str, str]:
+        """The layer that set each `section.key`; the solver and aliases count as layers of the model."""
+        return {
+            f"{section}.{key}": self.resolved.origins.get(f"{section}.{key}")
+            or (self.spec.origins.get(key, "default") if section == "model" else "default")
+            for section, table in self.tables().items()
+            for key in table
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form: every section's values, each with the layer that set it."""
+        origins = self.origins()
+        return {
+            "config": {
+                section: {
+                    key: {"value": v, "origin": origins[f"{section}.{key}"]} for key, v in table.items()
+                }
+                for section, table in self.tables().items()
+            },
+            "certificate": self.spec.certificate.as_dict(),
+            "flops_per_token": 3 * self.spec.flops_per_token(self.resolved.config.train.seq_len),
+        }
+
+
+def plan_run(layers: list[Layer], found: Registry) -> Plan:
+    """Resolve configuration layers (weakest first), device-dependent defaults and the model's size.
+
+    Raises:
+        ConfigError: anything in the layers that cannot be used.
+        BudgetTooSmall: the token budget does not hold one step.
+    """
+    asked = resolve(layers).config
+    defaults = [CPU_DEFAULTS] if pick_device(asked.train.device).type == "cpu" else []
+    if asked.data.path is None:
+        corpus = str(default_corpus())
+        defaults.append(Layer("default (embedded corpus)", {"data": {"path": corpus}}))
+    resolved = _with_absolute_paths(resolve([*defaults, *layers]))
+    cfg = resolved.config
+    if cfg.train.batch_size % cfg.train.grad_accum:
+        raise ConfigError(
+            f"train.grad_accum = {cfg.train.grad_accum} does not divide train.batch_size = {cfg.train.batch_size}"
+        )
+    found.load("optimizers", cfg.optimizer.name)
+    for name in cfg.log.trackers:
+        found.load("trackers", name)
+    Budget.of(cfg.train)
+    return Plan(resolved, model_spec(cfg.model, found, resolved.origins))
+
+
+def _with_absolute_paths(resolved: Resolved) -> Resolved:
+    """A run must find its data again from any folder."""
+    data = resolved.config.data
+    paths = {key: str(Path(value).resolve()) for key, value in data.model_dump().items() if value is not None}
+    return Resolved(
+        resolved.config.model_copy(update={"data": data.model_copy(update=paths)}), resolved.origins
+    )
+
+
+def start_run(plan: Plan, out: Path, found: Registry, observer: Observer) -> dict[str, Any]:
+    """Train a planned run in the new folder `out`.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        RnnLabError: see `_execute`; the folder then says how far it came.
+    """
+    clock = Clock()
+    cfg = plan.resolved.config
+    split = open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
+    run = RunDir.create(out)
+    run.lock()
+    try:
+        run.write_env(default_command())
+        run.write_config(plan.tables(), plan.origins())
+        return _execute(plan, run, split, found, observer, clock, None)
+    finally:
+        run.unlock()
+
+
+def resume_run(path: Path, extend: dict[str, Any], found: Registry, observer: Observer) -> dict[str, Any]:
+    """Go on with a run from its newest intact checkpoint, or from its first step if it has none yet.
+
+    Args:
+        path: the run's folder.
+        extend: new limits for `train.steps`, `train.tokens` or `train.minutes`.
+        found: the registry.
+        observer: who watches.
+
+    Raises:
+        ConfigError: not a run, or it is finished and nothing extends it.
+        CheckpointError: no checkpoint is intact, or the data changed.
+    """
+    run = RunDir.open(path)
+    run.lock()
+    try:
+        resolved = run.read_config()
+        saved = ckpt.load_latest(run.checkpoints, observer.note)
+        clock = Clock(saved.state["clock"] if saved else None)
+        if extend:
+            resolved = _extended(resolved, extend)
+        plan = Plan(resolved, model_spec(resolved.config.model, found, must_reach=False))
+        done, seconds = (saved.step, saved.state["clock"]["train"]) if saved else (0, 0.0)
+        finished = (run.read_result() or {}).get("status") == "ok"
+        if finished and not Budget.of(resolved.config.train).allows(done, seconds):
+            raise ConfigError(
+                f"{path} has spent its budget at step {done}: extend it with `rnn-lab resume {path} --steps N`, "
+                "--tokens N or --minutes M"
+            )
+        if extend:
+            run.write_config(plan.tables(), plan.origins())
+        run.result.unlink(missing_ok=True)
+        cfg = resolved.config
+        split = open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
+        return _execute(plan, run, split, found, observer, clock, saved)
+    finally:
+        run.unlock()
+
+
+def _extended(resolved: Resolved, extend: dict[str, Any]) -> Resolved:
+    """The same configuration under new limits; limits that are not named anew no longer hold."""
+    cfg = resolved.config
+    limits = {"steps": None, "tokens": None, "minutes": None, **extend}
+    tables = cfg.model_dump(mode="json", exclude_none=True)
+    tables["model"] |= tables["model"].pop("fields")
+    tables["train"] = {k: v for k, v in {**tables["train"], **limits}.items() if v is not None}
+    changed = resolve([Layer("config.toml", tables)])
+    origins = {**resolved.origins, **{f"train.{key}": "resume" for key in extend}}
+    return Resolved(changed.config, origins)
+
+
+def build(plan: Plan, found: Registry) -> tuple[LM, torch.optim.Optimizer]:
+    """Model and optimizer of a plan, initialised from its seed, on its device.
+
+    The model is made on the CPU first, so that a seed gives the same weights on every device.
+    """
+    cfg = plan.resolved.config
+    torch.manual_seed(cfg.train.seed)
+    model = plan.spec.build().to(pick_device(cfg.train.device))
+    return model, found.load("optimizers", cfg.optimizer.name)(model, cfg.optimizer)
+
+
+def load_trained(path: Path, found: Registry, device: str, note: Any) -> tuple[LM, Plan, int]:
+    """Model of a run at its newest intact checkpoint, with the weights meant for evaluation.
+
+    Returns:
+        The model in eval mode, the plan, and the checkpoint's step.
+
+    Raises:
+        ConfigError: the folder is no run or has no checkpoint yet.
+    """
+    run = RunDir.open(path)
+    resolved = run.read_config()
+    cfg = resolved.config.model_copy(
+        update={"train": resolved.config.train.model_copy(update={"device": device})}
+    )
+    plan = Plan(Resolved(cfg, resolved.origins), model_spec(cfg.model, found, must_reach=False))
+    saved = ckpt.load_latest(run.checkpoints, note)
+    if saved is None:
+        raise ConfigError(f"{path} has no checkpoint yet: `rnn-lab resume {path}` trains it")
+    model, optimizer = build(plan, found)
+    model.load_state_dict(saved.tensors["model"])
+    ckpt.restore_optimizer(optimizer, saved.tensors["optimizer"], saved.state["optimizer"])
+    set_mode(optimizer, "eval")
+    return model.eval(), plan, saved.step
+
+
+def _execute(
+    plan: Plan, run: RunDir, split: Any, found: Registry, observer: Observer, clock: Clock,
+    saved: ckpt.Checkpoint | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train, validate, and write result.json whatever happens."""
+    cfg = plan.resolved.config
+    trainer: Trainer | None = None
+    status, error_text = "failed", None
+    final: dict[str, Any] = {}
+    try:
+        model, optimizer = build(plan, found)
+        dtype = pick_dtype(cfg.train.dtype, pick_device(cfg.train.device))
+        trainer = Trainer(
+            cfg=cfg, spec=plan.spec, run=run, split=split, model=model, optimizer=optimizer, dtype=dtype,
+            observer=observer, clock=clock,
+        )  # fmt: skip
+        if saved is not None:
+            trainer.restore(saved)
+        for name in cfg.log.trackers:
+            trainer.trackers.append(found.load("trackers", name)(run.path, cfg, trainer.step + 1))
+        clock.switch("other")
+        trainer.train()
+        status = "ok" if trainer.stop_signal is None else "interrupted"
+        if status == "ok":
+            seen = trainer.last_line.get("val_loss") is not None
+            final = {k: trainer.last_line[k] for k in ("val_loss", "val_bpb")} if seen else trainer.validate()
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except Diverged as error:
+        status, error_text = "diverged", str(error)
+        raise
+    except (RnnLabError, OSError) as error:
+        error_text = str(error)
+        raise
+    except Exception as error:
+        error_text = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            status = "oom"
+            raise OutOfMemory(_advice(cfg)) from error
+        raise
+    finally:
+        result = _result(plan, trainer, status, error_text, final, clock)
+        run.write_result(result)
+        if trainer is not None:
+            if trainer.metrics is not None:
+                trainer.metrics.close()
+            for tracker in trainer.trackers:
+                tracker.close(result)
+    return result
+
+
+def _advice(cfg: Any) -> str:
+    """What to change when memory ran out."""
+    train = cfg.train
+    return (
+        f"out of memory with {train.batch_size // train.grad_accum} x {train.seq_len} bytes at once: "
+        f"use --grad-accum {train.grad_accum * 2} (same batch in smaller pieces), or lower --seq-len or --batch-size"
+    )
+
+
+def _result(
+    plan: Plan, trainer: Trainer | None, status: str, error: str | None, final: dict[str, Any], clock: Clock
+) -> dict[str, Any]:
+    """What result.json says; figures that do not exist are null."""
+    seconds = clock.seconds()
+    result: dict[str, Any] = {
+        "status": status,
+        "error": error,
+        "model": plan.spec.name,
+        "params": plan.spec.certificate.params,
+        "certificate": plan.spec.certificate.as_dict(),
+        "seed": plan.resolved.config.train.seed,
+        "clock": {"buckets": seconds, "total": sum(seconds.values()), "budget": "train"},
+    }
+    names = (
+        "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "tokens_per_s", "mfu",
+        "peak_memory_bytes", "device", "dtype", "data", "data_chain", "backends",
+    )  # fmt: skip
+    result |= dict.fromkeys(names)
+    if trainer is None:
+        return result
+    timed_flops = trainer.timed_steps * trainer.step_flops
+    last100 = trainer.metrics.last100 if trainer.metrics else None
+    train_seconds = seconds["train"]
+    result |= final
+    result |= {
+        "steps": trainer.step,
+        "tokens": trainer.step * trainer.budget.tokens_per_step,
+        "flops": trainer.step * trainer.step_flops,
+        "loss": trainer.last_line.get("loss"),
+        "last100": last100,
+        "bpb": bits_per_byte(last100),
+        "tokens_per_s": trainer.timed_steps * trainer.budget.tokens_per_step / train_seconds
+        if train_seconds
+        else None,
+        "mfu": timed_flops / train_seconds / trainer.peak if trainer.peak and train_seconds else None,
+        "peak_memory_bytes": peak_memory_bytes(trainer.device),
+        "device": str(trainer.device),
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "data": {"path": str(trainer.split.train.file.path), "fingerprint": trainer.data_fingerprint},
+        "data_chain": trainer.chain.hexdigest,
+        "backends": backends(trainer.model),
+    }
+    return result
+
+
+def backends(model: LM) -> list[dict[str, Any]]:
+    """Which backend ran each operation of each layer, and why no faster one; equal layers share a row."""
+    rows: dict[str, dict[str, Any]] = {}
+    for i, layer in enumerate(model.layers):
+        for choice in getattr(layer, "backends", {}).values():
+            row = rows.setdefault(repr(choice), {**choice.as_dict(), "layers": []})
+            row["layers"].append(i)
+    return list(rows.values())

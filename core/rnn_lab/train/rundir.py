@@ -1,0 +1,195 @@
+"""A run's folder: its names, its lock, and what is written once at the start and at the end.
+
+config.toml       the resolved configuration; [origins] names the layer that set each value
+env.json          versions, machine, command
+metrics.jsonl     one line per optimizer step
+events.*          TensorBoard
+checkpoints/      step_N folders
+result.json       how it ended
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import tomli_w
+import torch
+
+from rnn_lab.atomic import write_text_atomic
+from rnn_lab.config import Layer, Resolved, read_toml, resolve
+from rnn_lab.errors import ConfigError, RnnLabError
+
+PACKAGES = ("rnn-lab-core", "torch", "triton", "numpy", "schedulefree", "safetensors")
+
+
+class RunDir:
+    """Paths of one run. `create` starts a new folder, `open` takes an existing one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.env = path / "env.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.result = path / "result.json"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDir":
+        """Make the folder of a new run.
+
+        Raises:
+            ConfigError: it exists and is not empty, or cannot be written.
+        """
+        if (path / "config.toml").exists():
+            raise ConfigError(
+                f"{path} is already a run: `rnn-lab resume {path}` goes on with it, or choose another --out"
+            )
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                raise ConfigError(f"{path} is not empty: choose another --out")
+            path.mkdir(parents=True, exist_ok=True)
+            (path / ".writable").touch()
+            (path / ".writable").unlink()
+        except OSError as error:
+            raise ConfigError(f"--out {path}: cannot write there: {error.strerror}") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        """The folder of an existing run.
+
+        Raises:
+            ConfigError: it holds no config.toml.
+        """
+        if not (path / "config.toml").is_file():
+            raise ConfigError(f"{path} is not a run: it has no config.toml (see `rnn-lab runs`)")
+        return cls(path)
+
+    def lock(self) -> None:
+        """Hold the run until this process ends, so that no two write to it.
+
+        Raises:
+            RnnLabError: another process holds it.
+        """
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RnnLabError(f"{self.path}: another process is training this run") from error
+
+    def unlock(self) -> None:
+        """Let go of the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def locked(self) -> bool:
+        """Whether a process is training this run now."""
+        try:
+            with (self.path / ".lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def write_config(self, tables: dict[str, dict[str, Any]], origins: dict[str, str]) -> None:
+        """config.toml with every field decided, and the origin of each value."""
+        known = {name: {k: v for k, v in table.items() if v is not None} for name, table in tables.items()}
+        shown = {
+            key: origin
+            for key, origin in origins.items()
+            if key.partition(".")[2] in known[key.partition(".")[0]]
+        }
+        write_text_atomic(self.config, tomli_w.dumps({**known, "origins": shown}))
+
+    def read_config(self) -> Resolved:
+        """The configuration as written.
+
+        Raises:
+            ConfigError: edited into something that is not valid.
+        """
+        tables = read_toml(self.config)
+        origins = tables.pop("origins", {})
+        resolved = resolve([Layer(str(self.config), tables)])
+        return Resolved(resolved.config, {str(k): str(v) for k, v in origins.items()})
+
+    def write_env(self, command: list[str]) -> None:
+        """env.json: what a reader needs to judge and repeat the run."""
+        write_text_atomic(self.env, json.dumps(environment() | {"command": command}, indent=1) + "\n")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """result.json, complete or not at all."""
+        write_text_atomic(self.result, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """result.json, or None while there is none."""
+        try:
+            result: dict[str, Any] = json.loads(self.result.read_text())
+        except (OSError, ValueError):
+            return None
+        return result
+
+    def status(self) -> str:
+        """`running`, the status of result.json, or `killed` for a run that ended without one."""
+        if self.locked():
+            return "running"
+        result = self.read_result()
+        return str(result["status"]) if result else "killed"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and GPU, for env.json and `rnn-lab doctor`."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "gpu": gpu,
+        "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if gpu else None,
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "git": _git_commit(),
+    }
+
+
+def default_command() -> list[str]:
+    """The command line of this process."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree that rnn-lab runs from, with `+` where it has uncommitted changes."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    where = Path(__file__).parent
+
+    def ask(*args: str) -> str:
+        return subprocess.run(
+            [str(git), "-C", str(where), *args], capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        return ask("rev-parse", "HEAD").strip() + (
+            "+" if ask("status", "--porcelain", "-uno").strip() else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
