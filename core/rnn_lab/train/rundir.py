@@ -83,6 +83,7 @@ class RunDir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.unlock()
             raise RnnLabError(f"{self.path}: another process is training this run") from error
 
     def unlock(self) -> None:
