@@ -50,9 +50,7 @@ class ModelSection(StrictModel):
     name: str = Field(description="registered model or alias")
     target: Count | None = Field(None, description="parameter target that the solver sizes the model to")
     depth: int | None = Field(None, ge=1, le=1024, description="number of layers")
-    norm: Literal["rms", "layer"] | None = Field(
-        None, description="norm of the language model around the layers"
-    )
+    norm: Literal["rms", "layer"] | None = Field(None, description="norm of the language model around the layers")
     fields: dict[str, Any] = Field(default_factory=dict, description="fields of the model's own Config")
 
 
@@ -60,9 +58,7 @@ class DataSection(StrictModel):
     """`[data]`: bytes to learn from."""
 
     path: str | None = Field(None, description="raw byte file; default: the embedded corpus")
-    val_path: str | None = Field(
-        None, description="validation bytes; default: the corpus's own part or its last 1 %"
-    )
+    val_path: str | None = Field(None, description="validation bytes; default: the corpus's own part or its last 1 %")
 
 
 class TrainSection(StrictModel):
@@ -73,14 +69,10 @@ class TrainSection(StrictModel):
     minutes: float | None = Field(None, gt=0, le=10**6, description="budget in minutes of the training clock")
     batch_size: int = Field(32, ge=1, le=2**20, description="sequences per optimizer step")
     seq_len: int = Field(512, ge=1, le=2**24, description="bytes predicted per sequence")
-    grad_accum: int = Field(
-        1, ge=1, le=2**16, description="micro-batches that one optimizer step is split into"
-    )
+    grad_accum: int = Field(1, ge=1, le=2**16, description="micro-batches that one optimizer step is split into")
     seed: int = Field(42, ge=0, lt=2**63, description="seed of initialisation and of the batches")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16: autocast over fp32 master weights"
-    )
+    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16: autocast over fp32 master weights")
     clip: float = Field(1.0, ge=0, description="global gradient norm limit; 0 turns clipping off")
     carry_state: bool = Field(False, description="carry states across steps over contiguous streams (TBPTT)")
 
@@ -107,9 +99,7 @@ class EvalSection(StrictModel):
 class CheckpointSection(StrictModel):
     """`[checkpoint]`: what survives a crash."""
 
-    every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; default: about every two minutes"
-    )
+    every: int | None = Field(None, ge=1, description="steps between checkpoints; default: about every two minutes")
     keep: int = Field(2, ge=1, le=10**6, description="checkpoints kept; the newest survive")
 
 

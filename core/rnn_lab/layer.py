@@ -116,8 +116,9 @@ class Layer(nn.Module, ABC):
     def prepare(self) -> None:
         """Advance what changes once per optimizer step and is frozen elsewhere, such as power iterations."""
         for module in self.children():
-            if hasattr(module, "prepare"):
-                module.prepare()
+            advance = getattr(module, "prepare", None)
+            if callable(advance):
+                advance()
 
 
 class SearchSpace(StrictModel):
@@ -129,4 +130,4 @@ class SearchSpace(StrictModel):
 
     dim_multiple: int = 16
     depth: tuple[int, int] = (2, 48)
-    choices: dict[str, tuple[Any, ...]] = {}
+    choices: dict[str, tuple[Any, ...]] = Field(default_factory=dict)

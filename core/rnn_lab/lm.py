@@ -22,9 +22,7 @@ class LMConfig(StrictModel):
     """Fields of the model around the layers."""
 
     depth: int = Field(6, ge=1, le=1024, description="number of layers")
-    norm: Literal["rms", "layer"] = Field(
-        "rms", description="RMSNorm, or LayerNorm with bias (January generation)"
-    )
+    norm: Literal["rms", "layer"] = Field("rms", description="RMSNorm, or LayerNorm with bias (January generation)")
     norm_eps: float = Field(1e-5, gt=0, le=1, description="eps of every norm")
 
 

@@ -75,9 +75,7 @@ def model_spec(
     else:
         cfg, lm_cfg = solve(layer_cls, fields, lm_fields, target)
     certificate = certify(layer_cls, cfg, lm_cfg, target)
-    decided = dict.fromkeys(preset, f"alias {section.name}") | dict.fromkeys(
-        layer_cls.lm_defaults, "model's shell"
-    )
+    decided = dict.fromkeys(preset, f"alias {section.name}") | dict.fromkeys(layer_cls.lm_defaults, "model's shell")
     if target is not None:
         free = {"dim", "depth", *layer_cls.search_space(cfg).choices} - fields.keys() - lm_fields.keys()
         decided |= dict.fromkeys(free, "solver")

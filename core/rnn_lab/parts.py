@@ -210,9 +210,7 @@ class CausalConv(nn.Module):
         self.weight = _parameter((channels, 1, kernel), uniform_fan_in(kernel))
         self.bias = _parameter((channels,), uniform_fan_in(kernel)) if bias else None
 
-    def forward(
-        self, x_BTd: Tensor, past_BKd: Tensor, reset_BT: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTd: Tensor, past_BKd: Tensor, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Convolved x and the new past.
 
         Args:
@@ -227,18 +225,14 @@ class CausalConv(nn.Module):
         K = self.kernel - 1
         full = torch.cat([past_BKd.to(x_BTd.dtype), x_BTd], 1)
         if reset_BT is None:
-            y = F.conv1d(
-                full.transpose(1, 2), self.weight.to(full.dtype), None, groups=full.shape[2]
-            ).transpose(1, 2)
+            y = F.conv1d(full.transpose(1, 2), self.weight.to(full.dtype), None, groups=full.shape[2]).transpose(1, 2)
             new_past = full[:, full.shape[1] - K :]
         else:
             document = F.pad(reset_BT.long().cumsum(1), (K, 0))
             y, T = torch.zeros_like(x_BTd), x_BTd.shape[1]
             for tap in range(self.kernel):
                 same = document[:, tap : tap + T] == document[:, K:]
-                y = y + torch.where(same[..., None], full[:, tap : tap + T], 0) * self.weight[:, 0, tap].to(
-                    full.dtype
-                )
+                y = y + torch.where(same[..., None], full[:, tap : tap + T], 0) * self.weight[:, 0, tap].to(full.dtype)
             alive = document[:, -K:] == document[:, -1:]
             new_past = torch.where(alive[..., None], full[:, full.shape[1] - K :], 0)
         if self.bias is not None:

@@ -14,7 +14,8 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -145,9 +146,7 @@ def models_in(package: str) -> list[ModelRef]:
     """
     folder = Path(str(sys.modules[package].__file__)).parent
     family = package.removeprefix("rnn_lab_")
-    return [
-        ModelRef(p.stem, family, f"{package}.{p.stem}", p, read_model_doc(p)) for p in _model_files(folder)
-    ]
+    return [ModelRef(p.stem, family, f"{package}.{p.stem}", p, read_model_doc(p)) for p in _model_files(folder)]
 
 
 def models_in_folder(folder: Path) -> list[ModelRef]:
@@ -169,9 +168,7 @@ def build_registry(plugins_dir: Path | None = None) -> Registry:
     """Load every selected entry point, then the single-file models of `plugins_dir`."""
     found = Registry()
     found.manager.add_hookspecs(hookspecs)
-    _load_plugin(
-        found, PluginInfo("builtin", BUILTIN, "rnn-lab-core"), lambda: importlib.import_module(BUILTIN)
-    )
+    _load_plugin(found, PluginInfo("builtin", BUILTIN, "rnn-lab-core"), lambda: importlib.import_module(BUILTIN))
     selected = os.environ.get("RNN_LAB_LOAD_PLUGINS")
     for point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda point: point.name):
         if selected is not None and point.name not in selected.split(","):
@@ -181,7 +178,7 @@ def build_registry(plugins_dir: Path | None = None) -> Registry:
         _load_plugin(found, info, point.load)
     if plugins_dir is not None:
         info = PluginInfo(str(plugins_dir), "(folder)")
-        with _isolated(info):
+        with isolated(info):
             _add_models(found, info, models_in_folder(plugins_dir))
         found.plugins.append(info)
     return found
@@ -190,7 +187,7 @@ def build_registry(plugins_dir: Path | None = None) -> Registry:
 def _load_plugin(found: Registry, info: PluginInfo, load: Callable[[], ModuleType]) -> None:
     began = time.perf_counter()
     found.plugins.append(info)
-    with _isolated(info), time_limit(float(os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10"))):
+    with isolated(info), time_limit(float(os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10"))):
         module = load()
         needs = getattr(module, "PLUGIN_API", hookspecs.PLUGIN_API)
         if needs > hookspecs.PLUGIN_API:
@@ -207,7 +204,7 @@ def _collect(found: Registry, info: PluginInfo, module: ModuleType) -> None:
     """Call the hooks of one plugin; what it registers is kept only if the whole hook succeeds."""
     others = [plugin for plugin in found.manager.get_plugins() if plugin is not module]
     info.hooks = [caller.name for caller in found.manager.get_hookcallers(module) or []]
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "register_optimizers": found.optimizers,
         "register_protocols": found.protocols,
         "register_trackers": found.trackers,
@@ -235,9 +232,7 @@ def _add_models(found: Registry, info: PluginInfo, models: Iterable[ModelRef]) -
                 f"model {model.name!r} is already registered by {taken[model.name]}: rename one of them"
             )
             continue
-        found.models[model.name] = ModelRef(
-            model.name, model.family, model.module, model.path, model.doc, info.name
-        )
+        found.models[model.name] = ModelRef(model.name, model.family, model.module, model.path, model.doc, info.name)
         info.models.append(model.name)
         for alias, fields in model.doc.aliases.items():
             if alias in found.models or alias in found.aliases:
@@ -254,21 +249,17 @@ def _add_entries(table: dict[str, Any], entries: dict[str, Any], info: PluginInf
             table[name] = value
 
 
-class _isolated:
+@contextmanager
+def isolated(info: PluginInfo) -> Iterator[None]:
     """Turn whatever a plugin raises into a problem of its row, unless strict mode asks to see it."""
-
-    def __init__(self, info: PluginInfo) -> None:
-        self.info = info
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if error is None or isinstance(error, KeyboardInterrupt) or _strict():
-            return False
-        text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-        self.info.problems.append(text)
-        return True
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if _strict():
+            raise
+        info.problems.append(str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}")
 
 
 def _strict() -> bool:

@@ -64,7 +64,8 @@ class _Candidate:
 
 def preferred_depth(target: int) -> int:
     """6 layers at 1M, growing with the fourth root: 11 at 10M, 19 at 100M, 34 at 1B."""
-    return max(2, min(48, round(6 * (target / 1e6) ** 0.25)))
+    depth = 6 * (target / 1e6) ** 0.25
+    return max(2, min(48, round(float(depth))))
 
 
 def solve(
@@ -149,6 +150,8 @@ def certify(layer_cls: type[Layer], cfg: Any, lm_cfg: LMConfig, target: int | No
         counted = counted_params(LM(layer_cls, cfg, lm_cfg))
     wrong = {key for key in claimed.keys() | counted.keys() if claimed.get(key, 0) != counted.get(key, 0)}
     if wrong:
-        lines = [f"{key}: closed form {claimed.get(key, 0):,}, counted {counted.get(key, 0):,}" for key in sorted(wrong)]
+        lines = [
+            f"{key}: closed form {claimed.get(key, 0):,}, counted {counted.get(key, 0):,}" for key in sorted(wrong)
+        ]
         raise RnnLabError(f"size certificate of {layer_cls.__module__} fails: " + "; ".join(lines))
     return Certificate(target, sum(claimed.values()), claimed)

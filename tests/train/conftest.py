@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from rnn_lab.config import Layer
 from rnn_lab.registry import registry
 from rnn_lab.train.run import Plan, plan_run, resume_run, start_run

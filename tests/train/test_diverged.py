@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-
 from rnn_lab.errors import Diverged, OutOfMemory
-from rnn_lab.train import loop, run as runs
+from rnn_lab.train import loop
+from rnn_lab.train import run as runs
 from rnn_lab.train.checkpoint import load_latest
 
 from .conftest import resume, run

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from rnn_lab.errors import CheckpointError, ConfigError, RnnLabError
 from rnn_lab.train.checkpoint import list_checkpoints, load_checkpoint
 from rnn_lab.train.metrics import read_metrics
@@ -27,7 +26,9 @@ def facts(path: Path) -> list[dict]:
 
 def weights(path: Path, step: int) -> dict[str, torch.Tensor]:
     saved = load_checkpoint(path / "checkpoints" / f"step_{step}")
-    return {f"{group}.{k}": t for group, tensors in saved.tensors.items() if group != "random" for k, t in tensors.items()}
+    return {
+        f"{group}.{k}": t for group, tensors in saved.tensors.items() if group != "random" for k, t in tensors.items()
+    }
 
 
 def assert_same_run(a: Path, b: Path, step: int) -> None:

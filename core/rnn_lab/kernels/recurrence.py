@@ -53,9 +53,7 @@ def reference(
         weights = tuple(w.to(dtype) for w in weights)
         inputs_T = [x.to(dtype).unbind(1) for x in inputs]
         queries_T = [q.to(dtype).unbind(1) for q in queries]
-        resets_T = (
-            None if reset_BT is None else reset_BT.view(*reset_BT.shape, *[1] * (h.dim() - 1)).unbind(1)
-        )
+        resets_T = None if reset_BT is None else reset_BT.view(*reset_BT.shape, *[1] * (h.dim() - 1)).unbind(1)
         out = []
         for t in range(inputs[0].shape[1]):
             if resets_T is not None:

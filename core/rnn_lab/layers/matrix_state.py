@@ -14,7 +14,8 @@ from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer
 
 def normalise(k: Tensor, eps: float = 1e-6) -> Tensor:
     """K / (|k| + eps) over the last axis."""
-    return k / (k.norm(dim=-1, keepdim=True) + eps)
+    length: Tensor = torch.linalg.vector_norm(k, dim=-1, keepdim=True)
+    return k / (length + eps)
 
 
 def retrieve(S: Tensor, k: Tensor) -> Tensor:

@@ -75,25 +75,23 @@ class ProjectedLayer(Layer):
     def search_space(cls, cfg: Any) -> SearchSpace:
         """Expansion may be 1, 1.5 or 2, the model's own default first."""
         preferred = cls.Config.model_fields["expansion"].default
-        return SearchSpace(
-            choices={"expansion": tuple(sorted((1.0, 1.5, 2.0), key=lambda e: (e != preferred, e)))}
-        )
+        return SearchSpace(choices={"expansion": tuple(sorted((1.0, 1.5, 2.0), key=lambda e: (e != preferred, e)))})
 
     def activate(self, x_BTd: Tensor) -> Tensor:
         """Activation between projection and cell."""
         return F.silu(x_BTd)
 
-    @abstractmethod
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Everything `update` needs that does not depend on the state, for all T at once."""
+        """Everything `update` needs that does not depend on the state, for all T at once; overridden by a cell."""
+        raise NotImplementedError
 
     def weights(self) -> tuple[Tensor, ...]:
         """Tensors without a time axis for `update`."""
         return ()
 
-    def queries(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Tensors `[B, T, ...]` for `cell().read`."""
-        return ()
+    def streams(self, x_BTd: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """`inputs`, and what `read` takes besides the state; overridden where a read-out has queries."""
+        return self.inputs(x_BTd), ()
 
     def cell(self) -> Cell:
         """The step of the recurrence: the static methods `update` and, where it exists, `read`."""
@@ -110,7 +108,7 @@ class ProjectedLayer(Layer):
 
     def run_cell(self, x_BTd: Tensor, h: Tensor, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The recurrence alone, between activation and gate: read-outs `[B, T, ...]` and the last state."""
-        inputs, queries = self.inputs(x_BTd), self.queries(x_BTd)
+        inputs, queries = self.streams(x_BTd)
         return recurrence(self.backends, self.cell(), h, inputs, self.weights(), queries, reset_BT)
 
     def forward(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from rnn_lab.config import RunConfig
 
@@ -27,7 +27,7 @@ class TensorBoardTracker:
     """Writes `events.*` files beside metrics.jsonl; steps after `first_step` of an earlier session are purged."""
 
     def __init__(self, run_dir: Path, cfg: RunConfig, first_step: int) -> None:
-        self.writer = SummaryWriter(str(run_dir), purge_step=first_step if first_step > 1 else None)
+        self.writer: Any = SummaryWriter(str(run_dir), purge_step=first_step if first_step > 1 else None)
         self.hparams = _flat(cfg)
 
     def log(self, step: int, line: dict[str, Any]) -> None:
@@ -39,9 +39,11 @@ class TensorBoardTracker:
     def close(self, result: dict[str, Any]) -> None:
         """The run's settings beside its final figures, in the HPARAMS tab."""
         final = {f"final/{key}": result[key] for key in METRICS if result.get(key) is not None}
+        summaries: Any = hparams_summaries(self.hparams, final)  # type: ignore[no-untyped-call]
         # add_hparams would open a second writer in a sub-folder and show the run twice.
-        for summary in hparams(self.hparams, final):
-            self.writer.file_writer.add_summary(summary)
+        file_writer = self.writer._get_file_writer()
+        for summary in summaries:
+            file_writer.add_summary(summary)
         for tag, value in final.items():
             self.writer.add_scalar(tag, value, result["steps"])
         self.writer.close()

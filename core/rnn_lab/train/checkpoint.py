@@ -49,13 +49,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        files = {
-            f"{name}.safetensors": save_safetensors(_plain(group))
-            for name, group in checkpoint.tensors.items()
-        }
-        files["state.json"] = json.dumps(
-            {"step": checkpoint.step, **checkpoint.state}, allow_nan=False
-        ).encode()
+        files = {f"{name}.safetensors": save_safetensors(_plain(group)) for name, group in checkpoint.tensors.items()}
+        files["state.json"] = json.dumps({"step": checkpoint.step, **checkpoint.state}, allow_nan=False).encode()
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         files[MANIFEST] = json.dumps(sums, indent=1).encode()
         for name, data in files.items():
@@ -133,13 +128,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, values
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Inverse of `optimizer_tensors`; dtypes of the state are kept as saved."""
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(entries) for index, entries in values["state"].items()
-    }
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values["state"].items()}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor

@@ -26,9 +26,7 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"train.device = {name!r}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"train.device = {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here"
-        )
+        raise ConfigError(f"train.device = {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here")
     return device
 
 

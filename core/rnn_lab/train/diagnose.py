@@ -20,11 +20,7 @@ def first_offender(model: nn.Module, forward: Any) -> str:
         if not torch.isfinite(parameter).all():
             return f"parameter {name}"
     found: list[str] = []
-    hooks = [
-        module.register_forward_hook(_watch(name, found))
-        for name, module in model.named_modules()
-        if name != ""
-    ]
+    hooks = [module.register_forward_hook(_watch(name, found)) for name, module in model.named_modules() if name != ""]
     try:
         with torch.no_grad():
             forward()

@@ -36,9 +36,7 @@ def averaged_weights(model: LM, optimizer: torch.optim.Optimizer) -> Iterator[No
 
 
 @torch.no_grad()
-def evaluate(
-    model: LM, region: Region, *, seq_len: int, batch_size: int, tokens: int, dtype: torch.dtype
-) -> float:
+def evaluate(model: LM, region: Region, *, seq_len: int, batch_size: int, tokens: int, dtype: torch.dtype) -> float:
     """Mean next-byte loss in nats over evenly spaced windows of `region`, every window from a zero state."""
     device = model.embedding.weight.device
     starts = eval_windows(region, seq_len, tokens)

@@ -23,9 +23,7 @@ def schedule_free_adamw(model: nn.Module, cfg: OptimizerSection) -> torch.optim.
 
 def adamw(model: nn.Module, cfg: OptimizerSection) -> torch.optim.Optimizer:
     """torch's AdamW at a constant rate after a linear warm-up."""
-    return WarmupAdamW(
-        _groups(model, cfg), lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, warmup_steps=cfg.warmup_steps
-    )
+    return WarmupAdamW(_groups(model, cfg), lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, warmup_steps=cfg.warmup_steps)
 
 
 class WarmupAdamW(torch.optim.AdamW):

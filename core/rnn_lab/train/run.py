@@ -9,7 +9,7 @@ import torch
 from rnn_lab.config import Layer, Resolved, resolve
 from rnn_lab.data.corpus import open_split
 from rnn_lab.data.default import default_corpus
-from rnn_lab.errors import BudgetTooSmall, ConfigError, Diverged, OutOfMemory, RnnLabError
+from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
 from rnn_lab.registry import Registry
@@ -22,9 +22,7 @@ from rnn_lab.train.metrics import bits_per_byte
 from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.rundir import RunDir, default_command
 
-CPU_DEFAULTS = Layer(
-    "default on cpu", {"train": {"batch_size": 8, "seq_len": 128}, "eval": {"tokens": 16384}}
-)
+CPU_DEFAULTS = Layer("default on cpu", {"train": {"batch_size": 8, "seq_len": 128}, "eval": {"tokens": 16384}})
 """A step of 32 x 512 bytes takes a laptop many seconds; these let a first run learn something in a minute."""
 
 
@@ -53,9 +51,7 @@ class Plan:
         origins = self.origins()
         return {
             "config": {
-                section: {
-                    key: {"value": v, "origin": origins[f"{section}.{key}"]} for key, v in table.items()
-                }
+                section: {key: {"value": v, "origin": origins[f"{section}.{key}"]} for key, v in table.items()}
                 for section, table in self.tables().items()
             },
             "certificate": self.spec.certificate.as_dict(),
@@ -92,9 +88,7 @@ def _with_absolute_paths(resolved: Resolved) -> Resolved:
     """A run must find its data again from any folder."""
     data = resolved.config.data
     paths = {key: str(Path(value).resolve()) for key, value in data.model_dump().items() if value is not None}
-    return Resolved(
-        resolved.config.model_copy(update={"data": data.model_copy(update=paths)}), resolved.origins
-    )
+    return Resolved(resolved.config.model_copy(update={"data": data.model_copy(update=paths)}), resolved.origins)
 
 
 def start_run(plan: Plan, out: Path, found: Registry, observer: Observer) -> dict[str, Any]:
@@ -192,9 +186,7 @@ def load_trained(path: Path, found: Registry, device: str, note: Any) -> tuple[L
     """
     run = RunDir.open(path)
     resolved = run.read_config()
-    cfg = resolved.config.model_copy(
-        update={"train": resolved.config.train.model_copy(update={"device": device})}
-    )
+    cfg = resolved.config.model_copy(update={"train": resolved.config.train.model_copy(update={"device": device})})
     plan = Plan(Resolved(cfg, resolved.origins), model_spec(cfg.model, found, must_reach=False))
     saved = ckpt.load_latest(run.checkpoints, note)
     if saved is None:
@@ -298,9 +290,7 @@ def _result(
         "loss": trainer.last_line.get("loss"),
         "last100": last100,
         "bpb": bits_per_byte(last100),
-        "tokens_per_s": trainer.timed_steps * trainer.budget.tokens_per_step / train_seconds
-        if train_seconds
-        else None,
+        "tokens_per_s": trainer.timed_steps * trainer.budget.tokens_per_step / train_seconds if train_seconds else None,
         "mfu": timed_flops / train_seconds / trainer.peak if trainer.peak and train_seconds else None,
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "device": str(trainer.device),

@@ -107,9 +107,7 @@ class RunDir:
         """config.toml with every field decided, and the origin of each value."""
         known = {name: {k: v for k, v in table.items() if v is not None} for name, table in tables.items()}
         shown = {
-            key: origin
-            for key, origin in origins.items()
-            if key.partition(".")[2] in known[key.partition(".")[0]]
+            key: origin for key, origin in origins.items() if key.partition(".")[2] in known[key.partition(".")[0]]
         }
         write_text_atomic(self.config, tomli_w.dumps({**known, "origins": shown}))
 
@@ -184,13 +182,9 @@ def _git_commit() -> str | None:
     where = Path(__file__).parent
 
     def ask(*args: str) -> str:
-        return subprocess.run(
-            [str(git), "-C", str(where), *args], capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run([str(git), "-C", str(where), *args], capture_output=True, text=True, check=True).stdout
 
     try:
-        return ask("rev-parse", "HEAD").strip() + (
-            "+" if ask("status", "--porcelain", "-uno").strip() else ""
-        )
+        return ask("rev-parse", "HEAD").strip() + ("+" if ask("status", "--porcelain", "-uno").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -31,9 +31,7 @@ class Config(ProjectedConfig):
     """Fields of `fit --model gru`."""
 
     expansion: float = Field(2.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
-    form: Literal["cudnn", "one_bias"] = Field(
-        "cudnn", description="torch.nn.GRU's equations or the source's own"
-    )
+    form: Literal["cudnn", "one_bias"] = Field("cudnn", description="torch.nn.GRU's equations or the source's own")
 
 
 class Model(PlainLayer):

@@ -30,9 +30,7 @@ class Config(ProjectedConfig):
     """Fields of `fit --model lstm`."""
 
     expansion: float = Field(2.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
-    form: Literal["cudnn", "one_bias"] = Field(
-        "cudnn", description="torch.nn.LSTM's two bias vectors, or one"
-    )
+    form: Literal["cudnn", "one_bias"] = Field("cudnn", description="torch.nn.LSTM's two bias vectors, or one")
 
 
 class Model(PlainLayer):

@@ -31,9 +31,7 @@ class Config(ProjectedConfig):
     """Fields of `fit --model e68`."""
 
     expansion: float = Field(2.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
-    form: Literal["standard", "inverse"] = Field(
-        "standard", description="what a large state does to the write"
-    )
+    form: Literal["standard", "inverse"] = Field("standard", description="what a large state does to the write")
 
 
 class Model(ProjectedLayer):

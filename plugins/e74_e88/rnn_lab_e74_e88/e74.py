@@ -48,19 +48,13 @@ PROJECTIONS = {
 class Config(MatrixStateConfig):
     """Fields of `fit --model e74`."""
 
-    projection: Literal["no_z", "full", "tied_kq", "tied_kvq"] = Field(
-        "no_z", description="which matrices are shared"
-    )
-    nonlinearity: Literal["tanh", "linear", "rmsnorm", "frobnorm"] = Field(
-        "tanh", description="f on the new state"
-    )
+    projection: Literal["no_z", "full", "tied_kq", "tied_kvq"] = Field("no_z", description="which matrices are shared")
+    nonlinearity: Literal["tanh", "linear", "rmsnorm", "frobnorm"] = Field("tanh", description="f on the new state")
     update: Literal["delta", "simple", "ema", "residual", "ntm", "retrieved_gate"] = Field(
         "delta", description="what is written"
     )
     gate: Literal["output", "input", "state", "retain"] = Field("output", description="output or write gate")
-    activation: Literal["silu", "none"] = Field(
-        "silu", description="between projection and cell; the seeds' had none"
-    )
+    activation: Literal["silu", "none"] = Field("silu", description="between projection and cell; the seeds' had none")
     block_size: int | None = Field(None, ge=1, description="side of the blocks of a block-diagonal state")
 
     @model_validator(mode="after")
@@ -121,7 +115,7 @@ class Model(MatrixStateLayer):
     @classmethod
     def recurrence_flops(cls, cfg: Any, seq_len: int) -> int:
         """2 n^2 for each of: read-out, write, and the retrieval that only some updates do."""
-        square = cfg.n_state * (cfg.block_size or cfg.n_state)
+        square: int = cfg.n_state * (cfg.block_size or cfg.n_state)
         products = {"simple": 2, "ema": 2, "ntm": 2, "residual": 2}.get(cfg.update, 3)
         return 2 * square * products
 
@@ -131,40 +125,34 @@ class Model(MatrixStateLayer):
 
     def _blocks(self, x_BTn: Tensor) -> Tensor:
         b = self.cfg.block_size
-        return x_BTn if b is None else x_BTn.unflatten(-1, (-1, b))
+        return x_BTn if b is None else x_BTn.view(*x_BTn.shape[:-1], -1, b)
 
-    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Normalised key, value, and the update's own projections."""
-        k_BTn = self.W_k(x_BTd)
-        v_BTn = k_BTn if self.cfg.projection == "tied_kvq" else self.W_v(x_BTd)
+    def streams(self, x_BTd: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Normalised key, value and the update's own projections; the query is the raw key when tied."""
+        cfg, k_BTn = self.cfg, self.W_k(x_BTd)
+        v_BTn = k_BTn if cfg.projection == "tied_kvq" else self.W_v(x_BTd)
+        q_BTn = k_BTn if cfg.projection.startswith("tied") else self.W_q(x_BTd)
         # Normalised in the dtype of the state: a bf16 key would no longer have length one.
         wide = torch.promote_types(k_BTn.dtype, torch.float32)
-        streams = [normalise(self._blocks(k_BTn).to(wide), EPS), self._blocks(v_BTn)]
+        inputs = [normalise(self._blocks(k_BTn).to(wide), EPS), self._blocks(v_BTn)]
         if hasattr(self, "W_z"):
-            streams.append(self.W_z(x_BTd))
-        if self.cfg.update == "retrieved_gate":
-            streams.append(self.W_a(x_BTd))
-        elif self.cfg.update == "ema":
-            streams.append(torch.sigmoid(self.W_a(x_BTd)))
-        elif self.cfg.update == "ntm":
-            streams += [torch.sigmoid(self.W_e(x_BTd)), torch.sigmoid(self.W_w(x_BTd))]
-        return tuple(streams)
+            inputs.append(self.W_z(x_BTd))
+        if cfg.update == "retrieved_gate":
+            inputs.append(self.W_a(x_BTd))
+        elif cfg.update == "ema":
+            inputs.append(torch.sigmoid(self.W_a(x_BTd)))
+        elif cfg.update == "ntm":
+            inputs += [torch.sigmoid(self.W_e(x_BTd)), torch.sigmoid(self.W_w(x_BTd))]
+        return tuple(inputs), (self._blocks(q_BTn),)
 
     def weights(self) -> tuple[Tensor, ...]:
         """Constants of the update: the decay, the residual scale, or the write gate's d_g and b_g."""
         names = ("theta", "residual_scale", "d_g", "b_g")
         return tuple(getattr(self, name) for name in names if hasattr(self, name))
 
-    def queries(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """The un-normalised key when tied, else W_q x~."""
-        tied = self.cfg.projection.startswith("tied")
-        return (self._blocks(self.W_k(x_BTd) if tied else self.W_q(x_BTd)),)
-
     def cell(self) -> Cell:
-        """F of the chosen update; read S q."""
-        return Cell(
-            partial(step, UPDATES[self.cfg.update], NONLINEARITIES[self.cfg.nonlinearity], self.cfg), retrieve
-        )
+        """f of the chosen update; read S q."""
+        return Cell(partial(step, UPDATES[self.cfg.update], NONLINEARITIES[self.cfg.nonlinearity], self.cfg), retrieve)
 
     def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
         """o * silu(o), or gated by the input."""

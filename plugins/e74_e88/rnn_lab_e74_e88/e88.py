@@ -41,9 +41,7 @@ class Config(LayerConfig):
     n_heads: int = Field(8, ge=1, le=2**16, description="heads H")
     expansion: float = Field(1.0, gt=0, le=64, description="value size V over key size N")
     nonlinearity: Literal["tanh", "linear"] = Field("tanh", description="on the new state")
-    decay: Literal["mamba", "simple", "constant", "none"] = Field(
-        "mamba", description="what the state decays by"
-    )
+    decay: Literal["mamba", "simple", "constant", "none"] = Field("mamba", description="what the state decays by")
     gate: Literal["none", "sigmoid", "silu"] = Field("none", description="output gate")
     output_norm: bool = Field(False, description="RMS norm per head before the gate (on in the 500M study)")
     use_conv: bool = Field(False, description="causal convolution of 4 taps on q, k and v")
@@ -147,13 +145,13 @@ class Model(Layer):
     @classmethod
     def state_shapes(cls, cfg: Any) -> dict[str, tuple[int, ...]]:
         """S per head and, with a convolution, its past inputs."""
-        conv = {"conv": (3, sum(cfg.widths))} if cfg.use_conv else {}
-        return {"S": (cfg.n_heads, cfg.n_state, cfg.d_value)} | conv
+        shapes: dict[str, tuple[int, ...]] = {"S": (cfg.n_heads, cfg.n_state, cfg.d_value)}
+        return shapes | ({"conv": (3, sum(cfg.widths))} if cfg.use_conv else {})
 
     @classmethod
     def recurrence_flops(cls, cfg: Any, seq_len: int) -> int:
         """Retrieve, write and read: 2 N V each, per head."""
-        return 6 * cfg.n_heads * cfg.n_state * int(cfg.d_value)
+        return 6 * int(cfg.n_heads * cfg.n_state * cfg.d_value)
 
     @classmethod
     def search_space(cls, cfg: Any) -> SearchSpace:
@@ -167,7 +165,8 @@ class Model(Layer):
         """See Layer.forward."""
         cfg = self.cfg
         state = self.init_state(x_BTD.shape[0]) if state is None else state
-        qkv, new = self.qkv_proj(x_BTD), State()
+        qkv = self.qkv_proj(x_BTD)
+        new: State = {}
         if cfg.use_conv:
             qkv, new["conv"] = self.conv(qkv, state["conv"], reset_BT)
         if cfg.use_silu:

@@ -1,0 +1,1 @@
+"""Golden vectors of the source's own models, read, run through ours and compared."""
