@@ -32,7 +32,10 @@ def parse_count(text: object) -> int:
     match = _COUNT.match(str(text))
     if not match:
         raise ValueError(f"expected a count such as 1000, 250k, 100M or 1.5B, got {text!r}")
-    return round(float(match[1]) * _SCALE[match[2].lower()])
+    count = float(match[1]) * _SCALE[match[2].lower()]
+    if count == float("inf"):
+        raise ValueError(f"{text!r} is too large for a count")
+    return round(count)
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1, le=10**15)]

@@ -72,8 +72,11 @@ class Layer(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def state_shapes(cls, cfg: Any) -> dict[str, tuple[int, ...]]:
-        """Shape of every state tensor for one sequence, without the batch axis."""
+    def state_shapes(cls, cfg: Any, seq_len: int = 0) -> dict[str, tuple[int, ...]]:
+        """Shape of every state tensor of one sequence after `seq_len` steps, without the batch axis.
+
+        Recurrent states do not grow; a cache of keys and values has `seq_len` rows, none at the start.
+        """
 
     @classmethod
     def recurrence_flops(cls, cfg: Any, seq_len: int) -> int:
@@ -97,8 +100,8 @@ class Layer(nn.Module, ABC):
 
     @classmethod
     def state_bytes(cls, cfg: Any, seq_len: int) -> int:
-        """Bytes of fp32 state per sequence."""
-        meta = {k: torch.empty(s, device="meta") for k, s in cls.state_shapes(cfg).items()}
+        """Bytes of fp32 state per sequence after `seq_len` steps."""
+        meta = {k: torch.empty(s, device="meta") for k, s in cls.state_shapes(cfg, seq_len).items()}
         return sum(t.numel() * t.element_size() for t in meta.values())
 
     def init_state(self, batch: int) -> State:

@@ -149,14 +149,6 @@ def models_in(package: str) -> list[ModelRef]:
     return [ModelRef(p.stem, family, f"{package}.{p.stem}", p, read_model_doc(p)) for p in _model_files(folder)]
 
 
-def models_in_folder(folder: Path) -> list[ModelRef]:
-    """References to the single-file models of a plain folder (`--plugins-dir`)."""
-    if not folder.is_dir():
-        raise ConfigError(f"--plugins-dir {folder}: no such folder")
-    files = _model_files(folder)
-    return [ModelRef(p.stem, folder.name, f"rnn_lab_folder_{p.stem}", p, read_model_doc(p)) for p in files]
-
-
 @cache
 def registry() -> Registry:
     """The registry of this process; built once."""
@@ -177,11 +169,20 @@ def build_registry(plugins_dir: Path | None = None) -> Registry:
         info = PluginInfo(point.name, point.value, dist.name if dist else "", dist.version if dist else "")
         _load_plugin(found, info, point.load)
     if plugins_dir is not None:
-        info = PluginInfo(str(plugins_dir), "(folder)")
-        with isolated(info):
-            _add_models(found, info, models_in_folder(plugins_dir))
-        found.plugins.append(info)
+        _load_folder(found, plugins_dir)
     return found
+
+
+def _load_folder(found: Registry, folder: Path) -> None:
+    """Add the single-file models of a plain folder; a file that is not one does not hide the others."""
+    if not folder.is_dir():
+        raise ConfigError(f"--plugins-dir {folder}: no such folder")
+    info = PluginInfo(str(folder), "(folder)")
+    for path in _model_files(folder):
+        with isolated(info):
+            name = f"rnn_lab_folder_{path.stem}"
+            _add_models(found, info, [ModelRef(path.stem, folder.name, name, path, read_model_doc(path))])
+    found.plugins.append(info)
 
 
 def _load_plugin(found: Registry, info: PluginInfo, load: Callable[[], ModuleType]) -> None:

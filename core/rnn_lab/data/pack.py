@@ -97,7 +97,7 @@ def _check_arguments(paths: PackPaths, delimiter: int, val_fraction: float, max_
 def _refuse_existing(paths: PackPaths, val_fraction: float, overwrite: bool) -> None:
     for path in (paths.out, paths.val) if val_fraction else (paths.out,):
         if path.exists() and not overwrite:
-            raise ConfigError(f"{path} exists; choose another name, or overwrite it with overwrite=True")
+            raise ConfigError(f"{path} exists; choose another name, or overwrite it: --overwrite (overwrite=True)")
 
 
 def _plan(
@@ -118,7 +118,7 @@ def _check_plan(paths: PackPaths, old: Plan, new: Plan) -> None:
     if changed := [key for key in now if before[key] != now[key]]:
         raise ConfigError(
             f"{paths.partial} was begun with other {', '.join(changed)}; repeat them to go on, "
-            "or start over with resume=False"
+            "or start over: --no-resume (resume=False)"
         )
 
 

@@ -67,7 +67,7 @@ class ProjectedLayer(Layer):
         return (cfg.d_inner,)
 
     @classmethod
-    def state_shapes(cls, cfg: Any) -> dict[str, tuple[int, ...]]:
+    def state_shapes(cls, cfg: Any, seq_len: int = 0) -> dict[str, tuple[int, ...]]:
         """`h` and, with a convolution, its past inputs."""
         return {"h": cls.hidden_shape(cfg)} | ({"conv": (3, cfg.d_inner)} if cfg.use_conv else {})
 

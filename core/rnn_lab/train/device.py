@@ -61,4 +61,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch raised this for want of memory, on a GPU or the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("not enough memory", "can't allocate memory")
+    )

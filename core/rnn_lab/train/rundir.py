@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import tomli_w
-import torch
 
 from rnn_lab.atomic import write_text_atomic
 from rnn_lab.config import Layer, Resolved, read_toml, resolve
@@ -148,6 +147,8 @@ class RunDir:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and GPU, for env.json and `rnn-lab doctor`."""
+    import torch  # not above: `rnn-lab runs` reads run folders without it
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),

@@ -143,7 +143,7 @@ class Model(Layer):
         return parts | mix[cfg.head_mix]
 
     @classmethod
-    def state_shapes(cls, cfg: Any) -> dict[str, tuple[int, ...]]:
+    def state_shapes(cls, cfg: Any, seq_len: int = 0) -> dict[str, tuple[int, ...]]:
         """S per head and, with a convolution, its past inputs."""
         shapes: dict[str, tuple[int, ...]] = {"S": (cfg.n_heads, cfg.n_state, cfg.d_value)}
         return shapes | ({"conv": (3, sum(cfg.widths))} if cfg.use_conv else {})

@@ -1,0 +1,28 @@
+"""The commands that rnn-lab brings itself, through the same hook as everybody else's."""
+
+from typing import Any
+
+from rnn_lab.hookspecs import hookimpl
+
+COMMANDS = {
+    "list-models": ("list_models:list_models", "Every model: name, family, equation, parent, aliases."),
+    "show": ("show:show", "One model: mathematics, fields, state, sizes, kernels usable here."),
+    "size": ("size:size", "Shape of a model at a parameter target, with its certificate."),
+    "fit": ("fit:fit", "Train a model."),
+    "resume": ("resume:resume", "Go on with a run, or extend its budget."),
+    "sample": ("sample:sample", "Text from a trained model."),
+    "runs": ("runs:runs", "Every run below a folder, with its status and losses."),
+    "data": ("data:data", "Describe, pack or fetch byte corpora."),
+    "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),
+    "plugins": ("plugins:plugins", "What is installed, what it brought, and what is wrong with it."),
+    "doctor": ("doctor:doctor", "Whether this machine has what rnn-lab needs."),
+    "tensorboard": ("tensorboard:tensorboard", "Show the curves of runs in the browser."),
+    "completion": ("completion:completion", "Script that completes commands, options and models in a shell."),
+}
+
+
+@hookimpl
+def register_commands(cli: Any) -> None:
+    """Everything under rnn_lab_cli/commands."""
+    for name, (target, text) in COMMANDS.items():
+        cli.add_lazy(name, f"rnn_lab_cli.commands.{target}", help=text)

@@ -1,0 +1,56 @@
+"""`rnn-lab check`."""
+
+import click
+from rnn_lab.errors import ConfigError, did_you_mean
+from rnn_lab.registry import registry
+
+from rnn_lab_cli.names import complete_model_or_plugin
+from rnn_lab_cli.output import emit_json, json_option
+
+WORDS = {"pass": "pass", "fail": "FAIL", "skip": "skip"}
+
+
+@click.command()
+@click.argument("subject", metavar="MODEL|PLUGIN", shell_complete=complete_model_or_plugin)
+@click.option("--only", multiple=True, metavar="ID", help="Only this check; may be repeated.")
+@json_option
+@click.pass_context
+def check(ctx: click.Context, subject: str, only: tuple[str, ...], as_json: bool) -> None:
+    """Hold a model, or every model of a plugin, to the contract that all models keep."""
+    models = _models(subject)
+    from rnn_lab.testing import check_model
+
+    rows = []
+    for model in models:
+        if len(models) > 1 and not as_json:
+            click.echo(f"{model}:")
+        for result in check_model(model, only=only or None):
+            rows.append(
+                {
+                    "model": model,
+                    "id": result.id,
+                    "status": result.status,
+                    "message": result.message,
+                    "seconds": round(result.seconds, 3),
+                }
+            )
+            if not as_json:
+                click.echo(f"{WORDS[result.status]} {result.id} {result.message}".rstrip())
+    if as_json:
+        emit_json(rows)
+    if any(row["status"] == "fail" for row in rows):
+        ctx.exit(1)
+
+
+def _models(subject: str) -> list[str]:
+    """The model of that name, or the models of the plugin of that name."""
+    found = registry()
+    if subject.lower() in found.models | found.aliases:
+        return [subject]
+    plugins = {info.name: info.models for info in found.plugins}
+    if plugins.get(subject):
+        return plugins[subject]
+    if subject in plugins:
+        raise ConfigError(f"plugin {subject!r} brings no models: see `rnn-lab plugins`")
+    hint = did_you_mean(subject, [*found.models, *found.aliases, *plugins])
+    raise ConfigError(f"{subject!r} is neither a model nor a plugin.{hint} See `rnn-lab list-models`.")

@@ -1,0 +1,87 @@
+"""From options to configuration layers, each value with the option that set it as its origin."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rnn_lab.config import Layer, parse_override, read_toml
+from rnn_lab.errors import ConfigError, did_you_mean
+from rnn_lab.registry import Registry
+
+OPTION_KEYS = {
+    "model": "model.name",
+    "target": "model.target",
+    "depth": "model.depth",
+    "norm": "model.norm",
+    "steps": "train.steps",
+    "tokens": "train.tokens",
+    "minutes": "train.minutes",
+    "data": "data.path",
+    "val_data": "data.val_path",
+    "seed": "train.seed",
+    "device": "train.device",
+    "dtype": "train.dtype",
+    "batch_size": "train.batch_size",
+    "seq_len": "train.seq_len",
+    "grad_accum": "train.grad_accum",
+    "carry_state": "train.carry_state",
+    "lr": "optimizer.lr",
+    "optimizer": "optimizer.name",
+    "checkpoint_every": "checkpoint.every",
+    "keep_checkpoints": "checkpoint.keep",
+    "eval_every": "eval.every",
+}
+"""The configuration key that each option of `fit` sets."""
+
+
+def config_layers(
+    options: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    overrides: Iterable[str],
+    found: Registry,
+    *,
+    config: str | None = None,
+    protocol: str | None = None,
+) -> list[Layer]:
+    """Layers of a run, weakest first: protocol, file, options, `-o`.
+
+    Args:
+        options: values by option name; None where an option was not given.
+        fields: fields of the model's Config that options set.
+        overrides: texts of `-o`.
+        found: registry to find the protocol in.
+        config: path of `--config`.
+        protocol: name of `--protocol`.
+
+    Raises:
+        ConfigError: no such protocol, or a file or override that cannot be read.
+
+    """
+    layers = []
+    if protocol is not None:
+        layers.append(protocol_layer(protocol, found))
+    if config is not None:
+        layers.append(Layer(config, read_toml(Path(config))))
+    for option, value in options.items():
+        if option in OPTION_KEYS and value is not None:
+            section, _, key = OPTION_KEYS[option].partition(".")
+            layers.append(Layer(f"option --{option.replace('_', '-')}", {section: {key: value}}))
+    for name, value in fields.items():
+        layers.append(Layer(f"option --{name.replace('_', '-')}", {"model": {name: value}}))
+    layers += [Layer("-o", parse_override(text)) for text in overrides]
+    return layers
+
+
+def protocol_layer(name: str, found: Registry) -> Layer:
+    """The layer of a registered protocol; its description is no section.
+
+    Raises:
+        ConfigError: no such protocol, or its file cannot be read.
+
+    """
+    if name not in found.protocols:
+        known = f" Known: {', '.join(found.protocols)}." if found.protocols else " None is registered."
+        raise ConfigError(f"unknown protocol {name!r}.{did_you_mean(name, list(found.protocols))}{known}")
+    values = read_toml(found.protocols[name])
+    values.pop("description", None)
+    return Layer(f"protocol {name}", values)

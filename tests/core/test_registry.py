@@ -1,0 +1,46 @@
+"""Discovery of single-file models."""
+
+import pytest
+
+from rnn_lab.errors import ConfigError, PluginError
+from rnn_lab.registry import build_registry
+
+MODEL = '''"""y = x
+
+Aliases     twin: form = b
+"""
+'''
+
+
+@pytest.fixture(autouse=True)
+def no_entry_points(monkeypatch):
+    monkeypatch.setenv("RNN_LAB_LOAD_PLUGINS", "")
+
+
+def test_a_broken_file_does_not_hide_its_neighbours(tmp_path):
+    (tmp_path / "a_silent.py").write_text("x = 1\n")
+    (tmp_path / "fine.py").write_text(MODEL)
+    (tmp_path / "syntax.py").write_text("def (")
+    (tmp_path / "_helper.py").write_text("")
+    found = build_registry(tmp_path)
+    assert list(found.models) == ["fine"] and found.aliases == {"twin": ("fine", {"form": "b"})}
+    problems = found.plugins[-1].problems
+    assert len(problems) == 2 and "a_silent.py" in problems[0] and "syntax.py" in problems[1]
+
+
+def test_a_model_without_a_model_class_is_named_when_it_is_used(tmp_path):
+    (tmp_path / "fine.py").write_text(MODEL)
+    with pytest.raises(PluginError, match=r"model 'fine' .*fine\.py.* cannot be loaded: AttributeError"):
+        build_registry(tmp_path).models["fine"].load()
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        build_registry(tmp_path / "nowhere")
+
+
+def test_strict_mode_shows_the_error_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNN_LAB_STRICT_PLUGINS", "1")
+    (tmp_path / "syntax.py").write_text("def (")
+    with pytest.raises(PluginError, match=r"syntax\.py"):
+        build_registry(tmp_path)
