@@ -46,7 +46,7 @@ def tiny(corpus: Path) -> Callable[..., Plan]:
     """Plans of tiny runs: `tiny(steps=3, model={"name": "e1"}, optimizer={…})`."""
 
     def plan(model: dict[str, Any] | None = None, **sections: Any) -> Plan:
-        train = {"batch_size": 4, "seq_len": 16, **sections.pop("train", {})}
+        train = {"batch_size": 4, "seq_len": 16, "device": "cpu", **sections.pop("train", {})}
         values = {
             "model": {"name": "e61", "dim": 16, "depth": 2, **(model or {})},
             "data": {"path": str(corpus)},

@@ -71,9 +71,7 @@ def _start(plan: "Plan", out: Path, found: Registry, watcher: "Watcher") -> dict
         f"depth {spec.lm_cfg.depth}, on {device}, to {out}"
     )
     try:
-        choices = probe_backends(
-            spec.layer_cls, spec.layer_cfg, device, dtype, batch=batch, seq_len=train.seq_len
-        )
+        choices = probe_backends(spec.layer_cls, spec.layer_cfg, device, dtype, batch=batch, seq_len=train.seq_len)
         watcher.note(backends_line(choices, spec.lm_cfg.depth))
     except KernelUnavailable:
         raise

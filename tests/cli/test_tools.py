@@ -1,0 +1,121 @@
+"""data, check, doctor, completion."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from rnn_lab import testing
+from rnn_lab.testing.checks import CheckResult
+from rnn_lab_cli import diagnosis
+
+from .helpers import environment
+
+COMPLETE = {"COMP_CWORD": "", "COMP_WORDS": ""}
+
+
+def test_data_info_describes_a_file(rnn_lab, corpus):
+    page = rnn_lab("data", "info", str(corpus), "--json").json
+    assert page["bytes"] == corpus.stat().st_size and page["documents"] == 500 and page["utf8_error"] is None
+    assert sum(page["histogram"]) == page["bytes"]
+    assert "documents\t500" in rnn_lab("data", "info", str(corpus)).out
+    assert rnn_lab("data", "info", str(corpus.parent)).code == 2
+
+
+def test_data_pack_writes_one_file(rnn_lab, tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": f"text {i}"}) + "\n" for i in range(9)))
+    out = tmp_path / "out.bin"
+    argv = ["data", "pack", str(tmp_path / "a.jsonl"), "--out", str(out), "--column", "body"]
+    done = rnn_lab(*argv)
+    assert done.code == 0 and "documents\t9" in done.out and out.read_bytes().count(b"\x1e") == 8
+    done = rnn_lab(*argv)
+    assert done.code == 2 and "--overwrite" in done.err
+    page = rnn_lab(*argv, "--overwrite", "--max-bytes", "13", "--no-resume", "--json").json
+    assert page["documents"] == 2 and page["bytes"] == out.stat().st_size == 13
+    assert rnn_lab(*argv, "--overwrite", "--max-bytes", "lots").code == 2
+    assert rnn_lab("data", "pack", str(tmp_path / "nix"), "--out", str(out)).code == 2
+
+
+def test_data_fetch_gives_the_default_corpus(rnn_lab):
+    page = rnn_lab("data", "fetch", "--json").json
+    assert page["bytes"] > 6_000_000 and rnn_lab("data", "fetch").out.strip() == page["path"]
+
+
+def test_check_prints_a_line_per_rule_and_fails_with_1(rnn_lab, monkeypatch):
+    seen = []
+
+    def contract(model, fields=None, only=None):
+        seen.append((model, only))
+        return [
+            CheckResult("shapes", "pass", "", 0.1),
+            CheckResult("causal", "fail" if model == "e88" else "pass", "step 3 sees step 4", 0.2),
+            CheckResult("compile", "skip", "needs shapes", 0.0),
+        ]
+
+    monkeypatch.setattr(testing, "check_model", contract, raising=False)
+    done = rnn_lab("check", "e61")
+    assert done.code == 0
+    assert done.out.splitlines() == ["pass shapes", "pass causal step 3 sees step 4", "skip compile needs shapes"]
+    done = rnn_lab("check", "e74_e88", "--only", "shapes")
+    assert done.code == 1 and "FAIL causal step 3 sees step 4" in done.out and "e88:" in done.out
+    assert seen[1:] == [("e74", ("shapes",)), ("e88", ("shapes",))]
+    rows = rnn_lab("check", "e88", "--json").json
+    assert rows[1] == {
+        "model": "e88", "id": "causal", "status": "fail", "message": "step 3 sees step 4", "seconds": 0.2,
+    }  # fmt: skip
+    assert rnn_lab("check", "builtin").code == 2
+
+
+def test_check_runs_the_real_contract(rnn_lab):
+    done = rnn_lab("check", "e61", "--only", "shapes", "--json")
+    assert done.code == 0 and [(row["id"], row["status"]) for row in done.json] == [("shapes", "pass")]
+    assert rnn_lab("check", "e61", "--only", "nix").code == 2
+
+
+def test_doctor_reports_every_part(rnn_lab):
+    done = rnn_lab("doctor", "--json")
+    rows = {row["check"]: row for row in done.json}
+    assert done.code == 0 and {row["status"] for row in rows.values()} <= {"ok", "warn"}
+    assert rows.keys() >= {"python", "cpu", "torch", "cuda", "triton", "cache", "plugins", "default corpus", "pyarrow"}
+    assert all(row["advice"] for row in rows.values() if row["status"] != "ok")
+    assert rnn_lab("doctor").out.splitlines()[0] == "status\tcheck\tdetail\tadvice"
+
+
+def test_doctor_fails_with_1_and_says_what_to_do(rnn_lab, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RNN_LAB_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(diagnosis, "_torch", lambda: iter(()))
+    done = rnn_lab("doctor", "--json")
+    rows = {row["check"]: row for row in done.json}
+    assert done.code == 1 and rows["cache"]["status"] == "fail" and "RNN_LAB_CACHE" in rows["cache"]["advice"]
+    assert rows["default corpus"]["status"] == "fail"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(rnn_lab, shell):
+    done = rnn_lab("completion", shell)
+    assert done.code == 0 and "_RNN_LAB_COMPLETE" in done.out and "rnn-lab" in done.out
+    assert done.err.count("\n") == 1
+
+
+def complete(*words: str) -> list[str]:
+    code = (
+        "import sys\nfrom rnn_lab_cli.main import main\n"
+        "try:\n    main([])\nfinally:\n    assert 'torch' not in sys.modules and 'rich' not in sys.modules"
+    )
+    env = environment(
+        _RNN_LAB_COMPLETE="bash_complete", COMP_WORDS=" ".join(["rnn-lab", *words]), COMP_CWORD=str(len(words))
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+def test_the_shell_completes_commands_models_and_options_without_torch():
+    assert complete("li") == ["list-models"]
+    assert {"fit", "size", "doctor"} <= set(complete(""))
+    assert complete("data", "in") == ["info"]
+    assert {"e74", "e88", "61b"} <= set(complete("fit", "--model", ""))
+    assert complete("size", "e7") == ["e74"]
+    assert "e74_e88" in complete("check", "e74")
+    assert "--seq-len" in complete("fit", "--seq")
