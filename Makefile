@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # offered; `make run TORCH="torch>=2.11"` takes whatever pip prefers.
 TORCH  ?= torch==2.13.0
 WORKERS ?= 2
-SOURCES := core cli plugins tests docs/generate.py bench
+SOURCES := core cli plugins tests docs bench
 
 .PHONY: setup run test lint types docs bench check clean
 

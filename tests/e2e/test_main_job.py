@@ -86,7 +86,7 @@ def test_tensorboard_serves_scalars_and_hparams(whole):
 def wait_for_json(url: str, body: bytes | None = None):
     for _ in range(150):
         try:
-            request = urllib.request.Request(url, data=body)
+            request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=10) as response:
                 found = json.loads(response.read())
             if found:
