@@ -25,9 +25,7 @@ def write_jsonl(path: Path, documents: list[str]) -> Path:
 
 
 def write_parquet(path: Path, documents: list[str], rows: int = 2) -> Path:
-    pq.write_table(
-        pa.table({"id": list(range(len(documents))), "text": documents}), path, row_group_size=rows
-    )
+    pq.write_table(pa.table({"id": list(range(len(documents))), "text": documents}), path, row_group_size=rows)
     return path
 
 

@@ -116,9 +116,7 @@ def test_windows_leave_room_for_the_horizon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [RandomWindows, ContiguousStreams])
-def test_region_of_exactly_one_window(
-    tmp_path: Path, kind: type[RandomWindows] | type[ContiguousStreams]
-) -> None:
+def test_region_of_exactly_one_window(tmp_path: Path, kind: type[RandomWindows] | type[ContiguousStreams]) -> None:
     assert kind(region_of(tmp_path, TEXT, stop=25), 0, 2, 8).batch(1).starts_B.tolist() == [0, 0]
     with pytest.raises(DataError, match="24 bytes are shorter than one window, which needs 25"):
         kind(region_of(tmp_path, TEXT, stop=24), 0, 2, 8)

@@ -116,9 +116,7 @@ def test_two_builds_at_once(tmp_path: Path, built: Path) -> None:
     )
     environment = os.environ | {"RNN_LAB_CACHE": str(tmp_path)}
     runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
     answers = [run.communicate(timeout=60) for run in runs]

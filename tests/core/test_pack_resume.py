@@ -202,9 +202,7 @@ def test_existing_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_disk_full_keeps_the_partial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None, code: int
-) -> None:
+def test_disk_full_keeps_the_partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None, code: int) -> None:
     source, out = write_jsonl(tmp_path / "d.jsonl", many(60)), tmp_path / "out.bin"
     write, written = os.write, 0
 

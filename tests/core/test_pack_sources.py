@@ -71,9 +71,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
         pack([source], tmp_path / "out")
 
 
-def test_parquet_groups_before_the_start_are_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_groups_before_the_start_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = records.ParquetRows(write_parquet(tmp_path / "d.parquet", list("abcdefg"), rows=2), "text")
     read: list[int] = []
     group = records.ParquetRows._group

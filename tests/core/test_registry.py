@@ -1,7 +1,6 @@
 """Discovery of single-file models."""
 
 import pytest
-
 from rnn_lab.errors import ConfigError, PluginError
 from rnn_lab.registry import build_registry
 

@@ -60,9 +60,7 @@ def _vector_run(case: Case, subject: Subject, run: str) -> list[Entry]:
         Entry(f"{run}.h_final", last, case.get(f"{run}.h_final")),
     ]
     if f"{run}.loss" in case:
-        entries.append(
-            Entry(f"{run}.loss", loss.reshape(1), case.get(f"{run}.loss"), scale=signed_scale(*terms))
-        )
+        entries.append(Entry(f"{run}.loss", loss.reshape(1), case.get(f"{run}.loss"), scale=signed_scale(*terms)))
     if f"{run}.cell_out" in case and subject.pre_out is not None:
         entries.append(Entry(f"{run}.cell_out", subject.pre_out.transpose(0, 1), case.get(f"{run}.cell_out")))
     elif f"{run}.cell_out" in case:  # without an output projection the layer's output is the cell's
@@ -118,10 +116,7 @@ def check_matrix(case: Case, setting: Setting) -> list[Entry]:
 def _turned(entries: list[Entry], turn: View, state: View) -> list[Entry]:
     """Gradients of x and S0, golden side in our layout."""
     views = {"x": turn, "S0": state}
-    return [
-        replace(entry, golden=views.get(entry.what.partition(".")[2], _same)(entry.golden))
-        for entry in entries
-    ]
+    return [replace(entry, golden=views.get(entry.what.partition(".")[2], _same)(entry.golden)) for entry in entries]
 
 
 def _same(tensor: Tensor) -> Tensor:

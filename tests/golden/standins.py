@@ -28,9 +28,7 @@ def draw(*shape: int, scale: float = 0.5) -> Tensor:
 def save(folder: Path, name: str, sidecar: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
     """Write one case; its path without suffix."""
     (folder / f"{name}.json").write_text(json.dumps(sidecar))
-    save_file(
-        {k: v.detach().contiguous().clone() for k, v in tensors.items()}, folder / f"{name}.safetensors"
-    )
+    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, folder / f"{name}.safetensors")
     return folder / name
 
 
@@ -197,9 +195,7 @@ def lm_case(folder: Path, name: str, norm: str, d: int = 9) -> Path:
         loss = F.cross_entropy(logits.flatten(0, 1), chunk[:, 1:].flatten())
         grads = torch.autograd.grad(loss, list(p.values()))
         tensors |= {f"{letter}.grad.{k}": g for k, g in zip(p, grads, strict=True)}
-        tensors |= {f"{letter}.hidden.{i}": h for i, h in enumerate(hidden)} | {
-            f"{letter}.loss": loss.reshape(1)
-        }
+        tensors |= {f"{letter}.hidden.{i}": h for i, h in enumerate(hidden)} | {f"{letter}.loss": loss.reshape(1)}
         hidden = [h.detach() for h in hidden]
         if letter == "A":
             each = -logits.log_softmax(-1).gather(-1, chunk[:, 1:, None])[..., 0]

@@ -50,9 +50,7 @@ def e74(c: Config, prefix: str = "cell.cell.", silu: bool = True) -> Run:
         for t in range(x.shape[1]):
             k_t, v_t, q_t = (s[:, t].reshape(*S.shape[:-1]) for s in (k, v, q))
             kn = k_t / (k_t.norm(dim=-1, keepdim=True) + EPS)
-            S = _nonlinear(
-                str(c.get("nonlin_type", c.get("nonlin"))), _e74_step(p, update, gate, S, kn, v_t, xi[:, t])
-            )
+            S = _nonlinear(str(c.get("nonlin_type", c.get("nonlin"))), _e74_step(p, update, gate, S, kn, v_t, xi[:, t]))
             states.append(S)
             reads.append(torch.einsum("...ij,...j->...i", S, q_t).flatten(1))
         u = torch.stack(reads, 1)

@@ -19,11 +19,7 @@ E74_CASES = [
     *[(p, f, u, "output") for p in PROJECTIONS for f in ("tanh", "linear") for u in ("delta", "simple")],
     *[(p, "tanh", "delta", g) for p in ("no_z", "full") for g in ("retain", "state", "input")],
     *[("no_z", f, "delta", "output") for f in ("rmsnorm", "frobnorm")],
-    *[
-        (p, "tanh", u, "output")
-        for p in ("no_z", "full")
-        for u in ("ema", "residual", "ntm", "retrieved_gate")
-    ],
+    *[(p, "tanh", u, "output") for p in ("no_z", "full") for u in ("ema", "residual", "ntm", "retrieved_gate")],
     ("no_z", "tanh", "retrieved_gate", "input"),
 ]
 OFF: dict[str, object] = {"use_conv": False, "use_gate": False, "use_output_norm": True}
@@ -76,9 +72,7 @@ def test_e74_block_diagonal(tmp_path: Path, projection: str, named: bool) -> Non
     params, run = e74_params(config), e74(config)
     if not named:
         del config["block_size"]
-    passes(
-        matrix_case(tmp_path, "case", {"source": ABLATION, "config": config}, params, run, draw(B, 2, 3, 3))
-    )
+    passes(matrix_case(tmp_path, "case", {"source": ABLATION, "config": config}, params, run, draw(B, 2, 3, 3)))
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)

@@ -68,9 +68,7 @@ def test_forward_is_the_plain_loop(name: str, oracle: Oracle, fields: dict[str, 
     x_BTD, state, key = inputs(layer)
     y_BTD, last = layer(x_BTD, state)
     for b in range(B):
-        wanted, final = oracle(
-            arrays(layer), x_BTD[b].numpy(), state[key][b].numpy().copy(), layer.cfg.model_dump()
-        )
+        wanted, final = oracle(arrays(layer), x_BTD[b].numpy(), state[key][b].numpy().copy(), layer.cfg.model_dump())
         close(y_BTD[b], wanted)
         close(last[key][b], final)
 
@@ -89,9 +87,7 @@ def test_power_iteration_is_three_rounds() -> None:
     [CASES[IDS.index(i)] for i in ("e1-spectral", "e68-standard", "e68-inverse", "e74-4-full")] + [CASES[-1]],
     ids=["e1", "e68", "e68i", "e74", "e88"],
 )
-def test_gradients_are_the_oracle_s_finite_differences(
-    name: str, oracle: Oracle, fields: dict[str, Any]
-) -> None:
+def test_gradients_are_the_oracle_s_finite_differences(name: str, oracle: Oracle, fields: dict[str, Any]) -> None:
     layer = build(name, fields)
     x_BTD, state, key = inputs(layer)
     x_TD, first = x_BTD[0].numpy().copy(), state[key][0].numpy().copy()

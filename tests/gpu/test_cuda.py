@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-
 from rnn_lab.config import Layer
 from rnn_lab.errors import OutOfMemory
 from rnn_lab.lm import LM, LMConfig

@@ -74,8 +74,7 @@ class Region:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= len(self.file):
             raise ConfigError(
-                f"region [{self.start}, {self.stop}) is empty or leaves {self.file.path} "
-                f"of {len(self.file)} bytes"
+                f"region [{self.start}, {self.stop}) is empty or leaves {self.file.path} of {len(self.file)} bytes"
             )
 
     def __len__(self) -> int:
@@ -130,8 +129,7 @@ def open_split(data_path: str | Path, val_path: str | Path | None = None, *, seq
         val_file = ByteFile(val_path)
         if val_file.path.samefile(file.path):
             raise ConfigError(
-                f"{val_path} is the training file itself; "
-                "leave the validation file out to hold back the last 1 %"
+                f"{val_path} is the training file itself; leave the validation file out to hold back the last 1 %"
             )
         _check_size(val_file, read_sidecar(val_path))
         return Split(_whole(file, need, "training"), _whole(val_file, need, "validation"), "given")

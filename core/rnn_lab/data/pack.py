@@ -100,9 +100,7 @@ def _refuse_existing(paths: PackPaths, val_fraction: float, overwrite: bool) -> 
             raise ConfigError(f"{path} exists; choose another name, or overwrite it: --overwrite (overwrite=True)")
 
 
-def _plan(
-    sources: list[Source], column: str, delimiter: int, val_fraction: float, max_bytes: int | None
-) -> Plan:
+def _plan(sources: list[Source], column: str, delimiter: int, val_fraction: float, max_bytes: int | None) -> Plan:
     identities = "\n".join(source.identity for source in sources).encode(errors="surrogateescape")
     return Plan(
         sources=hashlib.sha256(identities).hexdigest(),

@@ -133,8 +133,7 @@ class PartWriter:
             left -= len(block)
         if left:
             raise DataError(
-                f"{self.path} is {left} bytes shorter than its journal says; "
-                "remove it and its journal, then pack again"
+                f"{self.path} is {left} bytes shorter than its journal says; remove it and its journal, then pack again"
             )
         return digest
 

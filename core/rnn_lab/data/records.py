@@ -59,9 +59,7 @@ class JsonLines:
 
     def _parse(self, line: bytes, where: str) -> bytes | None:
         if len(line) > texts.MAX_DOCUMENT:
-            raise DataError(
-                f"{where}: the line is longer than {texts.MAX_DOCUMENT} bytes; split the document"
-            )
+            raise DataError(f"{where}: the line is longer than {texts.MAX_DOCUMENT} bytes; split the document")
         if not line.strip():
             return b""
         try:

@@ -81,9 +81,7 @@ def read_sidecar(path: str | Path) -> Sidecar | None:
     try:
         text = where.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{where}: cannot read the sidecar ({error.strerror}); fix its permissions"
-        ) from error
+        raise DataError(f"{where}: cannot read the sidecar ({error.strerror}); fix its permissions") from error
     if FORMAT.encode() not in text:
         return None
     try:

@@ -55,9 +55,7 @@ class Suite:
 
     """
 
-    def __init__(
-        self, model: ModelRef | str, fields: Mapping[str, Any] | None = None, device: str = "cpu"
-    ) -> None:
+    def __init__(self, model: ModelRef | str, fields: Mapping[str, Any] | None = None, device: str = "cpu") -> None:
         ref, preset = registry().find_model(model) if isinstance(model, str) else (model, {})
         self.subject = Subject(ref, {**preset, **(fields or {})}, device)
         assert self.subject.variants

@@ -59,9 +59,7 @@ def check(
                 try:
                     note = function(subject, variant.cfg)
                 except Exception as error:
-                    text = (
-                        str(error) if isinstance(error, ContractError) else f"{type(error).__name__}: {error}"
-                    )
+                    text = str(error) if isinstance(error, ContractError) else f"{type(error).__name__}: {error}"
                     raise ContractError(f"[{variant.label}] {text}") from error
                 notes.append(note)
             return next(filter(None, notes), None)

@@ -61,14 +61,11 @@ def _gradients(loss: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradient by every leaf, zeros where the loss does not depend on it."""
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(leaf) if g is None else g
-        for (name, leaf), g in zip(leaves.items(), found, strict=True)
+        name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in zip(leaves.items(), found, strict=True)
     }
 
 
-@check(
-    "gradients", "autograd agrees with finite differences, initial and final states included", ("prepare",)
-)
+@check("gradients", "autograd agrees with finite differences, initial and final states included", ("prepare",))
 def gradients(subject: Subject, cfg: Any) -> None:
     """Directional derivatives in fp64, one tensor at a time, with and without resets."""
     layer = subject.layer(cfg, dtype=torch.float64)
@@ -100,9 +97,7 @@ def gradients(subject: Subject, cfg: Any) -> None:
             )
 
 
-@check(
-    "backends", "the reference and every usable kernel agree with fp64, gradients included", ("gradients",)
-)
+@check("backends", "the reference and every usable kernel agree with fp64, gradients included", ("gradients",))
 def backends(subject: Subject, cfg: Any) -> str | None:
     """Fp32 to r < 1e-5 forward and 1e-4 in every gradient; bf16 autocast to twice the reference's own error.
 
@@ -151,9 +146,7 @@ def _everything(
     return {"forward": results, "gradient": found}
 
 
-def _expect_agreement(
-    label: str, actual: dict[str, dict[str, Tensor]], exact: dict[str, dict[str, Tensor]]
-) -> None:
+def _expect_agreement(label: str, actual: dict[str, dict[str, Tensor]], exact: dict[str, dict[str, Tensor]]) -> None:
     expect_all_close(f"{label}, fp32 forward:", actual["forward"], exact["forward"], FORWARD)
     expect_all_close(f"{label}, fp32 gradient by", actual["gradient"], exact["gradient"], GRADIENT)
 
@@ -169,6 +162,4 @@ def _expect_no_worse(
             r = relative_error(actual[kind][name], truth)
             allowed = 2 * relative_error(reference[kind][name], truth)
             if not r <= max(allowed, FORWARD):
-                raise ContractError(
-                    f"{label}, bf16 {kind} {name}: r = {r:.2g}, reference has {allowed / 2:.2g}"
-                )
+                raise ContractError(f"{label}, bf16 {kind} {name}: r = {r:.2g}, reference has {allowed / 2:.2g}")

@@ -42,9 +42,7 @@ def state_precision(subject: Subject, cfg: Any) -> str | None:
             left_out.append(key)
             continue
         r = relative_error(found, true)
-        expect(
-            r <= _ALLOWED, f"state {key!r} is rounded to bf16 on the way: its answer to 2^-11 has r = {r:.2g}"
-        )
+        expect(r <= _ALLOWED, f"state {key!r} is rounded to bf16 on the way: its answer to 2^-11 has r = {r:.2g}")
     return f"forgotten within {_SHORT} steps: {', '.join(left_out)}" if left_out else None
 
 

@@ -46,9 +46,7 @@ def causal(subject: Subject, cfg: Any) -> None:
             (gradient,) = torch.autograd.grad(y_BTD[0, t] @ weight, x_BTD, retain_graph=True)
             scale = EXACT * gradient.abs().max()
             leak = gradient[0, t + 1 :].abs().max()
-            expect(
-                leak <= scale, f"gradient of the output at t = {t} by later inputs is {leak:.2g}, not zero"
-            )
+            expect(leak <= scale, f"gradient of the output at t = {t} by later inputs is {leak:.2g}, not zero")
             leak = gradient[1].abs().max()
             expect(leak <= scale, f"gradient of an output by another sequence is {leak:.2g}, not zero")
 
@@ -81,18 +79,14 @@ def _in_chunks(
     layer: Layer, x_BTD: Tensor, state: State, reset_BT: Tensor | None, sizes: Sequence[int]
 ) -> tuple[Tensor, State]:
     outputs = []
-    resets: Sequence[Tensor | None] = (
-        [None] * len(sizes) if reset_BT is None else torch.split(reset_BT, list(sizes), 1)
-    )
+    resets: Sequence[Tensor | None] = [None] * len(sizes) if reset_BT is None else torch.split(reset_BT, list(sizes), 1)
     for x, reset in zip(torch.split(x_BTD, list(sizes), 1), resets, strict=True):
         y, state = layer(x, state, reset)
         outputs.append(y)
     return torch.cat(outputs, 1), state
 
 
-@check(
-    "reset", "a reset at t equals a fresh start at t, the convolution's past included", needs=("streaming",)
-)
+@check("reset", "a reset at t equals a fresh start at t, the convolution's past included", needs=("streaming",))
 def reset(subject: Subject, cfg: Any) -> None:
     """Resets at 0, in the middle, several, and in one sequence only; whole and cut into chunks."""
     layer, x_BTD = subject.layer(cfg, dtype=torch.float64), subject.x(cfg, dtype=torch.float64)
@@ -109,9 +103,7 @@ def reset(subject: Subject, cfg: Any) -> None:
                 _expect_same(f"resets {label}, chunks of {sizes}", cut, expected)
 
 
-def _afresh(
-    layer: Layer, x_BTD: Tensor, start: State, rows: tuple[tuple[int, ...], ...]
-) -> tuple[Tensor, State]:
+def _afresh(layer: Layer, x_BTD: Tensor, start: State, rows: tuple[tuple[int, ...], ...]) -> tuple[Tensor, State]:
     """The same documents run one at a time, each from a zero state."""
     outputs, states = [], []
     for row, steps in enumerate(rows):

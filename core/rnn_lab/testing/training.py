@@ -17,9 +17,7 @@ _COMPILED_TIME = 3
 _EQUAL = 1e-12
 
 
-@check(
-    "learns", "two layers learn a cycle of bytes in 40 steps", ("gradients", "backends"), every_variant=False
-)
+@check("learns", "two layers learn a cycle of bytes in 40 steps", ("gradients", "backends"), every_variant=False)
 def learns(subject: Subject, cfg: Any) -> str:
     """The loss stays finite and falls below ln 2.
 
