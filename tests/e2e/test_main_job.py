@@ -14,25 +14,8 @@ from pathlib import Path
 import pytest
 
 CLI = [sys.executable, "-m", "rnn_lab_cli"]
-FIT = [
-    "fit",
-    "--model",
-    "e74",
-    "--n-state",
-    "16",
-    "--dim",
-    "64",
-    "--depth",
-    "2",
-    "--steps",
-    "120",
-    "--lr",
-    "3e-3",
-    "--checkpoint-every",
-    "25",
-    "--eval-every",
-    "40",
-]
+SHAPE = "--model e74 --n-state 16 --dim 64 --depth 2"
+FIT = f"fit {SHAPE} --steps 120 --lr 3e-3 --checkpoint-every 25 --eval-every 40".split()
 TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes"}
 
 
