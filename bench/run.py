@@ -23,13 +23,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What the lab itself costs.")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     parser.add_argument("--only", metavar="ROW", action="append", help="only this row; may be repeated")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch; default: one per core")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch; default: 1")
     options = parser.parse_args()
     for name in ("RNN_LAB_KERNELS", "RNN_LAB_LOAD_PLUGINS", "RNN_LAB_PLUGINS_DIR"):
         os.environ.pop(name, None)
     import torch
 
-    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(options.threads)
     from rows import ROWS, Missing
 
     unknown = set(options.only or ()) - {row.name for row in ROWS}
@@ -37,7 +37,7 @@ def main() -> int:
         parser.error(f"unknown row {sorted(unknown)}; there are: {', '.join(row.name for row in ROWS)}")
     header = describe()
     say("\n".join(f"{name:<8} {value}" for name, value in header.items()) + "\n")
-    say(f"{'what':<14}{'measured':<34}{'target':<22}verdict")
+    say(f"{'what':<14}{'measured':<40}{'target':<22}verdict")
     found: list[dict[str, Any]] = []
     failed = False
     for row in ROWS:
@@ -49,7 +49,7 @@ def main() -> int:
         except Missing as error:
             value, shown, verdict, failed = None, str(error), "not measured", True
         found.append({"name": row.name, "value": value, "shown": shown, "target": row.target, "verdict": verdict})
-        say(f"{row.name:<14}{shown:<34}{row.target:<22}{verdict}")
+        say(f"{row.name:<14}{shown:<40}{row.target:<22}{verdict}")
     header["load at end"] = load()
     say(f"\nload at end: {header['load at end']}")
     if options.json:

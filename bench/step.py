@@ -18,7 +18,7 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WARM, STEPS = 3, 25
+WARM, STEPS = 3, 20
 
 
 class PlainE1(nn.Module):
@@ -126,7 +126,7 @@ class PlainSide:
 def compare_steps(folder: Path) -> tuple[float, float, float, int]:
     """Median seconds of a step of the lab and of the plain loop, the largest difference of losses, timed steps."""
     values = {
-        "model": {"name": "e1", "dim": 128, "depth": 6},
+        "model": {"name": "e1", "dim": 128, "depth": 4},
         "train": {"steps": WARM + STEPS, "device": "cpu", "dtype": "fp32"},
         "eval": {"tokens": 128},
         "checkpoint": {"every": 10**6},

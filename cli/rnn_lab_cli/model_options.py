@@ -52,7 +52,8 @@ class ModelCommand(click.Command):
         fields: list[click.Option] = ctx.meta.get(_OPTIONS, [])
         own = [param for param in self.get_params(ctx) if param not in fields]
         for title, params in (("Options", own), (ctx.meta.get(_TITLE, ""), fields)):
-            rows = [row for param in params if (row := param.get_help_record(ctx)) is not None]
+            records = [param.get_help_record(ctx) for param in params if isinstance(param, click.Option)]
+            rows = [row for row in records if row is not None]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

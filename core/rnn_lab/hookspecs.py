@@ -26,7 +26,7 @@ def register_models(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_optimizers(register: Callable[..., None]) -> None:
-    """Contribute optimizers: `register(name, "module:factory")`; the factory takes (model, OptimizerConfig)."""
+    """Contribute optimizers: `register(name, "module:factory")`; the factory takes (model, OptimizerSection)."""
 
 
 @hookspec
@@ -36,7 +36,7 @@ def register_protocols(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_trackers(register: Callable[..., None]) -> None:
-    """Contribute trackers: `register(name, "module:factory")`; the factory takes (run_dir, RunConfig)."""
+    """Contribute trackers: `register(name, "module:factory")`; the factory takes (run_dir, RunConfig, first_step)."""
 
 
 @hookspec

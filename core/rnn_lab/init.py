@@ -9,6 +9,13 @@ from torch import Tensor
 Init = Callable[[Tensor], object]
 
 
+def fill(tensor: Tensor, init: Init) -> None:
+    """Initialise in place; nothing on the meta device, which holds no values."""
+    if not tensor.is_meta:
+        with torch.no_grad():
+            init(tensor)
+
+
 def xavier(gain: float = 1.0) -> Init:
     """U(-a, a) with a = gain * sqrt(6 / (rows + columns))."""
     return lambda w: torch.nn.init.xavier_uniform_(w, gain=gain)

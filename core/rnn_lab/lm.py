@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnn_lab.config import StrictModel
+from rnn_lab.init import fill, normal
 from rnn_lab.layer import Layer, State
 
 VOCAB = 256
@@ -39,8 +40,9 @@ class LM(nn.Module):
     def __init__(self, layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> None:
         super().__init__()
         self.cfg, self.layer_cls, self.layer_cfg = cfg, layer_cls, layer_cfg
-        self.embedding = nn.Embedding(VOCAB, layer_cfg.dim)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        # Without a weight of ours, nn.Embedding draws one, which on the meta device makes torch import dynamo.
+        self.embedding = nn.Embedding(VOCAB, layer_cfg.dim, _weight=torch.empty(VOCAB, layer_cfg.dim))
+        fill(self.embedding.weight, normal(0.02))
         self.norms = nn.ModuleList(_norm(layer_cfg.dim, cfg) for _ in range(cfg.depth))
         self.layers = nn.ModuleList(layer_cls(layer_cfg) for _ in range(cfg.depth))
         self.final_norm = _norm(layer_cfg.dim, cfg)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnn_lab.init import Init, constant, orthogonal, uniform_fan_in, xavier
+from rnn_lab.init import Init, constant, fill, orthogonal, uniform_fan_in, xavier
 
 
 class Part(Protocol):
@@ -51,13 +51,10 @@ class Dense:
 
     def build(self) -> nn.Linear:
         """An initialised nn.Linear."""
-        # skip_init would build on the CPU whatever the device context says, the meta device included.
-        module = nn.Linear(self.d_in, self.d_out, bias=self.bias is not None, device="meta")
-        module = module.to_empty(device=torch.get_default_device())
-        with torch.no_grad():
-            self.init(module.weight)
-            if self.bias is not None:
-                module.bias.fill_(self.bias)
+        module = _Linear(self.d_in, self.d_out, bias=self.bias is not None)
+        fill(module.weight, self.init)
+        if self.bias is not None:
+            fill(module.bias, constant(self.bias))
         return module
 
 
@@ -77,6 +74,13 @@ class Weight:
     def build(self) -> nn.Parameter:
         """An initialised nn.Parameter."""
         return _parameter(self.shape, self.init)
+
+
+class _Linear(nn.Linear):
+    """nn.Linear that leaves its first values to the part that builds it."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
 
 
 def vector(size: int, value: float) -> Weight:
@@ -242,6 +246,5 @@ class CausalConv(nn.Module):
 
 def _parameter(shape: tuple[int, ...], init: Init) -> nn.Parameter:
     parameter = nn.Parameter(torch.empty(shape))
-    with torch.no_grad():
-        init(parameter)
+    fill(parameter, init)
     return parameter

@@ -114,7 +114,7 @@ class Registry:
         known = [*self.models, *self.aliases]
         raise ConfigError(
             f"unknown model {name!r}.{did_you_mean(key, known)} See `rnn-lab list-models`."
-            + ("" if self.models else " No plugin is loaded: see `rnn-lab plugins`.")
+            + (" A single-file model needs its --plugins-dir." if self.models else " No plugin is loaded.")
         )
 
     def load(self, kind: str, name: str) -> Any:

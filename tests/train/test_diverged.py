@@ -65,13 +65,14 @@ def test_parameters_stay_finite_after_divergence(tiny, tmp_path, monkeypatch):
     assert all(torch.equal(p, saved.tensors["model"][n]) for n, p in kept["model"].named_parameters())
 
 
-def test_out_of_memory_says_what_to_change(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("pieces", "advice"), [(1, "use --grad-accum 2 "), (4, r"once: lower --seq-len")])
+def test_out_of_memory_says_what_to_change(tiny, tmp_path, monkeypatch, pieces, advice):
     def step(self, k):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(loop.Trainer, "_optimizer_step", step)
-    with pytest.raises(OutOfMemory, match=r"4 x 16 bytes at once: use --grad-accum 2"):
-        run(tiny(train={"steps": 3}), tmp_path / "r")
+    with pytest.raises(OutOfMemory, match=rf"with {4 // pieces} x 16 bytes at .*{advice}"):
+        run(tiny(train={"steps": 3, "grad_accum": pieces}), tmp_path / "r")
     assert json.loads((tmp_path / "r" / "result.json").read_text())["status"] == "oom"
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     try:
         files = {f"{name}.safetensors": save_safetensors(_plain(group)) for name, group in checkpoint.tensors.items()}
         files["state.json"] = json.dumps({"step": checkpoint.step, **checkpoint.state}, allow_nan=False).encode()
-        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        files[MANIFEST] = json.dumps(sums, indent=1).encode()
-        for name, data in files.items():
-            write_bytes_atomic(temporary / name, data)
+        with ThreadPoolExecutor(1) as hashing:
+            sums = {name: hashing.submit(_sha256, data) for name, data in files.items()}
+            for name, data in files.items():
+                write_bytes_atomic(temporary / name, data)
+            manifest = {name: found.result() for name, found in sums.items()}
+        write_bytes_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -82,7 +85,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         sums = json.loads((path / MANIFEST).read_bytes())
         files = {name: (path / name).read_bytes() for name in sums}
-        wrong = [name for name, data in files.items() if hashlib.sha256(data).hexdigest() != sums[name]]
+        wrong = [name for name, data in files.items() if _sha256(data) != sums[name]]
         if wrong or "state.json" not in files:
             raise CheckpointError(f"{path}: sha256 of {', '.join(wrong) or 'state.json'} does not match")
         state = json.loads(files.pop("state.json"))
@@ -142,9 +145,13 @@ def _group(group: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if name == "betas" else value for name, value in group.items()}
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _plain(group: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU that share no memory, as the format requires."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
+    """Contiguous tensors on the CPU, as the format requires; it refuses those that share memory."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
 
 
 def random_state() -> dict[str, Tensor]:

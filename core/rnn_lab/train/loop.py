@@ -235,7 +235,8 @@ class Trainer:
         with self.clock.book("eval"), averaged_weights(self.model, self.optimizer):
             loss = evaluate(
                 self.model, self.split.val, seq_len=self.cfg.train.seq_len, dtype=self.dtype,
-                batch_size=max(1, self.cfg.train.batch_size // self.cfg.train.grad_accum),
+                # Without gradients four micro-batches fit where one trains.
+                batch_size=4 * self.cfg.train.batch_size // self.cfg.train.grad_accum,
                 tokens=self.cfg.eval.tokens,
             )  # fmt: skip
         return {"val_loss": loss, "val_bpb": bits_per_byte(loss)}

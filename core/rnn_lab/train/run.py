@@ -252,10 +252,11 @@ def _execute(
 def _advice(cfg: Any) -> str:
     """What to change when memory ran out."""
     train = cfg.train
-    return (
-        f"out of memory with {train.batch_size // train.grad_accum} x {train.seq_len} bytes at once: "
-        f"use --grad-accum {train.grad_accum * 2} (same batch in smaller pieces), or lower --seq-len or --batch-size"
+    micro = train.batch_size // train.grad_accum
+    smaller = (
+        f"use --grad-accum {train.grad_accum * 2} (same batch in smaller pieces), or lower" if micro > 1 else "lower"
     )
+    return f"out of memory with {micro} x {train.seq_len} bytes at once: {smaller} --seq-len, --batch-size or --target"
 
 
 def _result(
