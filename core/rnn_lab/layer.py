@@ -30,6 +30,12 @@ class LayerConfig(StrictModel):
 
     dim: int = Field(256, ge=1, le=2**17, description="model width D")
 
+    def derived(self) -> dict[str, Any]:
+        """What follows from the fields, for people: every public property of the configuration's own classes."""
+        own = [cls for cls in reversed(type(self).__mro__) if issubclass(cls, LayerConfig)]
+        names = [name for cls in own for name, value in vars(cls).items() if isinstance(value, property)]
+        return {name: getattr(self, name) for name in dict.fromkeys(names) if not name.startswith("_")}
+
 
 class Layer(nn.Module, ABC):
     """One layer: `[B, T, D]` in, `[B, T, D]` out, with explicit state.
@@ -82,6 +88,20 @@ class Layer(nn.Module, ABC):
     def recurrence_flops(cls, cfg: Any, seq_len: int) -> int:
         """Forward FLOPs per token inside the recurrence that no part accounts for."""
         return 0
+
+    @classmethod
+    def normalises_input(cls, cfg: Any) -> bool:
+        """Whether the layer takes the residual stream itself and the language model leaves out its norm."""
+        return False
+
+    @classmethod
+    def diverges(cls, cfg: Any) -> str | None:
+        """Why this configuration blows up in training, or None.
+
+        A declaration of what its mathematics does, for configurations kept to reproduce a source. The contract
+        holds it against what happens; it excuses nothing else.
+        """
+        return None
 
     @classmethod
     def search_space(cls, cfg: Any) -> "SearchSpace":

@@ -1,13 +1,18 @@
 """The one language model: bytes -> embedding -> [norm, layer, +] x depth -> norm -> logits.
 
 The embedding is tied to the head. The residual stream stays in fp32 under autocast. Parameters:
-256 D + depth (layer + n) + n with n = D for `rms` and 2 D for `layer` norm.
+256 D + depth (layer + n) + n with n = D for `rms` and 2 D for `layer` norm. A layer that normalises its own input
+sees the residual stream itself: 256 D + depth layer + n.
+
+`shell = "e74"` is what E74's seed runs had around their layers, with the same count as `rms`: norms of eps 1e-6 that
+also take away the mean before a layer (LayerNorm without bias) and not at the end; an embedding that enters the
+residual stream twice; in_proj and out_proj drawn from N(0, 0.02).
 """
 
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +22,7 @@ from rnn_lab.layer import Layer, State
 
 VOCAB = 256
 """Every byte is a token."""
+E74_EPS = 1e-6
 
 
 class LMConfig(StrictModel):
@@ -24,7 +30,14 @@ class LMConfig(StrictModel):
 
     depth: int = Field(6, ge=1, le=1024, description="number of layers")
     norm: Literal["rms", "layer"] = Field("rms", description="RMSNorm, or LayerNorm with bias (January generation)")
-    norm_eps: float = Field(1e-5, gt=0, le=1, description="eps of every norm")
+    norm_eps: float = Field(1e-5, gt=0, le=1, description="eps of every norm; 1e-6 in shell e74")
+    shell: Literal["common", "e74"] = Field("common", description="e74: the one that E74's seed runs had")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "LMConfig":
+        if self.shell == "e74" and self.norm != "rms":
+            raise ValueError(f"shell e74 has norms of its own, with the count of rms; it takes no norm = {self.norm}")
+        return self
 
 
 class LM(nn.Module):
@@ -43,9 +56,14 @@ class LM(nn.Module):
         # Without a weight of ours, nn.Embedding draws one, which on the meta device makes torch import dynamo.
         self.embedding = nn.Embedding(VOCAB, layer_cfg.dim, _weight=torch.empty(VOCAB, layer_cfg.dim))
         fill(self.embedding.weight, normal(0.02))
-        self.norms = nn.ModuleList(_norm(layer_cfg.dim, cfg) for _ in range(cfg.depth))
+        own = layer_cls.normalises_input(layer_cfg)
+        self.norms = nn.ModuleList(nn.Identity() if own else _norm(layer_cfg.dim, cfg) for _ in range(cfg.depth))
         self.layers = nn.ModuleList(layer_cls(layer_cfg) for _ in range(cfg.depth))
-        self.final_norm = _norm(layer_cfg.dim, cfg)
+        self.final_norm = _norm(layer_cfg.dim, cfg, final=True)
+        if cfg.shell == "e74":
+            for name, parameter in self.layers.named_parameters():
+                if name.endswith(("in_proj.weight", "out_proj.weight")):
+                    fill(parameter, normal(0.02))
 
     def forward(
         self, tokens_BT: Tensor, states: list[State] | None = None, reset_BT: Tensor | None = None
@@ -62,6 +80,8 @@ class LM(nn.Module):
 
         """
         x_BTD = self.embedding(tokens_BT.long())
+        if self.cfg.shell == "e74":
+            x_BTD = x_BTD + x_BTD
         new: list[State] = []
         for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
             y_BTD, state = layer(norm(x_BTD), None if states is None else states[i], reset_BT)
@@ -92,7 +112,9 @@ class LM(nn.Module):
             layer.prepare()
 
 
-def _norm(dim: int, cfg: LMConfig) -> nn.Module:
+def _norm(dim: int, cfg: LMConfig, *, final: bool = False) -> nn.Module:
+    if cfg.shell == "e74":
+        return nn.RMSNorm(dim, eps=E74_EPS) if final else nn.LayerNorm(dim, eps=E74_EPS, bias=False)
     return nn.RMSNorm(dim, eps=cfg.norm_eps) if cfg.norm == "rms" else nn.LayerNorm(dim, eps=cfg.norm_eps)
 
 
@@ -100,7 +122,8 @@ def lm_n_params(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> dict[s
     """Closed-form count of the whole model per component; the values sum to the total exactly."""
     norm = layer_cfg.dim * (1 if cfg.norm == "rms" else 2)
     parts = {f"layers.{name}": cfg.depth * n for name, n in layer_cls.n_params(layer_cfg).items()}
-    return {"embedding": VOCAB * layer_cfg.dim, **parts, "norms": cfg.depth * norm, "final_norm": norm}
+    norms = 0 if layer_cls.normalises_input(layer_cfg) else cfg.depth * norm
+    return {"embedding": VOCAB * layer_cfg.dim, **parts, "norms": norms, "final_norm": norm}
 
 
 def counted_params(model: LM) -> dict[str, int]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnn_lab.init import Init, constant, fill, orthogonal, uniform_fan_in, xavier
+from rnn_lab.init import Init, constant, fill, uniform_fan_in, xavier
+from rnn_lab.spectral import ClippedMatrix, FreeMatrix, ScaledOrthogonal, SpectralMatrix, SpectralProduct
 
 
 class Part(Protocol):
@@ -59,12 +60,40 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Rescaled:
+    """Linear map `[d_out, d_in]` whose matrix is always rescaled to spectral norm `radius`."""
+
+    d_in: int
+    d_out: int
+    radius: float
+    init: Init = field(default_factory=xavier)
+
+    @property
+    def n_params(self) -> int:
+        """d_in * d_out."""
+        return self.d_in * self.d_out
+
+    @property
+    def flops(self) -> int:
+        """2 * d_in * d_out."""
+        return 2 * self.d_in * self.d_out
+
+    def build(self) -> SpectralMatrix:
+        """A module whose call gives the effective matrix."""
+        return SpectralMatrix(_parameter((self.d_out, self.d_in), self.init), self.radius)
+
+
+@dataclass(frozen=True)
 class Weight:
-    """Bare parameter of any shape; `flops` says what one token costs where it enters a matrix product."""
+    """Bare parameter of any shape; `flops` says what one token costs where it enters a matrix product.
+
+    Without `trained` it takes no gradient and no weight decay, yet counts and is saved as a parameter.
+    """
 
     shape: tuple[int, ...]
     init: Init
     flops: int = 0
+    trained: bool = True
 
     @property
     def n_params(self) -> int:
@@ -73,7 +102,9 @@ class Weight:
 
     def build(self) -> nn.Parameter:
         """An initialised nn.Parameter."""
-        return _parameter(self.shape, self.init)
+        parameter = _parameter(self.shape, self.init)
+        parameter.requires_grad = self.trained
+        return parameter
 
 
 class _Linear(nn.Linear):
@@ -90,16 +121,18 @@ def vector(size: int, value: float) -> Weight:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """Square recurrent matrix `[size, size]`, one product per step, free or held to a spectral norm.
+    """Square recurrent matrix `[size, size]`, free or held to a spectral norm.
 
-    `constraint`: `none`; `spectral` rescales the matrix to norm `radius`; `orthogonal` is sigmoid(w) * Q with a
-    fixed orthogonal Q and one trained scalar w.
+    `constraint`: `none`; `spectral` rescales the matrix to norm `radius`; `clip` only where the norm is above it;
+    `orthogonal` is sigmoid(w) * Q with a fixed orthogonal Q and one trained scalar w. `products` counts the
+    vectors that it meets per token.
     """
 
     size: int
     init: Init
     constraint: str = "none"
     radius: float = 0.99
+    products: int = 1
 
     @property
     def n_params(self) -> int:
@@ -108,78 +141,42 @@ class Recurrent:
 
     @property
     def flops(self) -> int:
-        """2 * size^2."""
-        return 2 * self.size**2
+        """2 * size^2 per product."""
+        return 2 * self.size**2 * self.products
 
     def build(self) -> nn.Module:
         """A module whose call gives the effective matrix `[size, size]`."""
         if self.constraint == "orthogonal":
             return ScaledOrthogonal(self.size)
         matrix = _parameter((self.size, self.size), self.init)
-        return SpectralMatrix(matrix, self.radius) if self.constraint == "spectral" else FreeMatrix(matrix)
+        if self.constraint == "none":
+            return FreeMatrix(matrix)
+        return (ClippedMatrix if self.constraint == "clip" else SpectralMatrix)(matrix, self.radius)
 
 
-class FreeMatrix(nn.Module):
-    """A matrix without constraint."""
+@dataclass(frozen=True)
+class RecurrentProduct:
+    """Recurrent matrix U V of rank r, `[size, r]` and `[r, size]`, rescaled together to spectral norm `radius`."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
+    size: int
+    rank: int
+    init: Init
+    radius: float
 
-    def forward(self) -> Tensor:
-        """The matrix itself."""
-        return self.weight
+    @property
+    def n_params(self) -> int:
+        """2 * size * rank."""
+        return 2 * self.size * self.rank
 
+    @property
+    def flops(self) -> int:
+        """4 * size * rank."""
+        return 4 * self.size * self.rank
 
-class SpectralMatrix(nn.Module):
-    """W * radius / (s + 1e-8), s = |u' W v| the largest singular value by power iteration.
-
-    u and v are persistent buffers, so a resumed run goes on exactly; `prepare` advances them by three rounds,
-    once per optimizer step, and they are constants for autograd. Always rescales, also upwards.
-    """
-
-    u: Tensor
-    v: Tensor
-    ROUNDS = 3
-
-    def __init__(self, weight: nn.Parameter, radius: float) -> None:
-        super().__init__()
-        self.weight, self.radius = weight, radius
-        u = torch.randn(weight.shape[0], device=weight.device)
-        self.register_buffer("u", u / (u.norm() + 1e-8))
-        self.register_buffer("v", torch.zeros(weight.shape[1], device=weight.device))
-        self.prepare()
-
-    @torch.no_grad()
-    def prepare(self) -> None:
-        """Three rounds of v <- W'u / |W'u|, u <- W v / |W v|."""
-        for _ in range(self.ROUNDS):
-            v = self.weight.T @ self.u
-            self.v.copy_(v / (v.norm() + 1e-8))
-            u = self.weight @ self.v
-            self.u.copy_(u / (u.norm() + 1e-8))
-
-    def forward(self) -> Tensor:
-        """The rescaled matrix, differentiated through its own norm."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            # The buffers are cloned so that a later prepare() cannot touch what backward needs.
-            s = torch.dot(self.u.clone(), torch.mv(self.weight, self.v.clone())).abs()
-            return self.weight * (self.radius / (s + 1e-8))
-
-
-class ScaledOrthogonal(nn.Module):
-    """sigmoid(w) * Q with Q a fixed orthogonal matrix and w a trained scalar that starts at -0.01."""
-
-    Q: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(-0.01))
-        self.register_buffer("Q", _parameter((size, size), orthogonal()).detach())
-
-    def forward(self) -> Tensor:
-        """The scaled matrix."""
-        return torch.sigmoid(self.log_scale) * self.Q
+    def build(self) -> SpectralProduct:
+        """A module whose call gives the effective U and V."""
+        U, V = _parameter((self.size, self.rank), self.init), _parameter((self.rank, self.size), self.init)
+        return SpectralProduct(U, V, self.radius)
 
 
 @dataclass(frozen=True)

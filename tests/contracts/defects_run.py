@@ -76,6 +76,17 @@ def reset_ignored_at_the_first_step(ground: Ground):
     return Model
 
 
+@defect("reset", "llama")
+def growing_state_forgets_the_reset(ground: Ground):
+    class Model(ground.Model):
+        def forward(self, x_BTD, state=None, reset_BT=None):
+            state = self.init_state(len(x_BTD)) if state is None else state
+            y_BTD, new = super().forward(x_BTD, state, reset_BT)
+            return y_BTD, {**new, "start": state["start"]}
+
+    return Model
+
+
 @defect("gradients", "e68")
 def initial_state_detached(ground: Ground):
     class Model(ground.Model):
@@ -110,6 +121,16 @@ def gradient_truncated_at_resets(ground: Ground):
         def run_cell(self, x_BTd, h, reset_BT=None):
             x_BTd = x_BTd if reset_BT is None else x_BTd.detach()
             return super().run_cell(x_BTd, h, reset_BT)
+
+    return Model
+
+
+@defect("gradients", "e68")
+def parameter_frozen_without_a_declaration(ground: Ground):
+    class Model(ground.Model):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.b_g.requires_grad_(False)
 
     return Model
 
@@ -215,6 +236,16 @@ def blows_up_once_trained(ground: Ground):
         def output(self, o_BTd, x_BTd, z_BTd):
             moved = (self.d_g - 0.5).abs().mean()
             return super().output(o_BTd, x_BTd, z_BTd) * torch.where(moved > 0.1, torch.inf, 1.0)
+
+    return Model
+
+
+@defect("learns", "e74d")
+def declared_to_diverge_without_doing_so(ground: Ground):
+    class Model(ground.Model):
+        @classmethod
+        def diverges(cls, cfg):
+            return "a bound is missing"
 
     return Model
 

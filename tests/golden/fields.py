@@ -14,6 +14,7 @@ from rnn_lab.layer import Layer
 from rnn_lab.registry import registry
 
 from .cases import Case, CaseError, NotInstalledError
+from .fields_baselines import BASELINES, Baseline
 
 Source = Mapping[str, Any]
 
@@ -24,10 +25,12 @@ VECTOR = {
     "rank": "rank",
     "n_slots": "n_slots",
     "diag": "diag",
+    "spectral_radius": "spectral_radius",
     "use_tanh": "tanh",
     "r_h_mode": "constraint",
     "w_h_mode": "constraint",
 }
+MATRIX = VECTOR | {"n_state": "n_state", "variant": "form", "decay_init": "decay"}
 E74 = {
     "dim": "dim",
     "expansion": "expansion",
@@ -58,10 +61,12 @@ E88 = {
     "use_value_residual": "value_residual",
 }
 CONSTRAINTS = {"spectral_norm": "spectral", "scaled_orthogonal": "orthogonal", "none": "none"}
+FORMS = {"e2": {True: "diagonal", False: "full"}, "e3": {True: "diagonal", False: "low_rank"}}
+"""Our `form` for the source's `diag`."""
 NEUTRAL = {"use_conv": False, "expansion": 1.0, "constraint": "none", "tanh": False, "diag": False}
 """What a model without the field does."""
 CHECKED = ("d_inner", "d_conv", "spectral_radius")
-"""Keys that are no fields of ours: `expect` holds them for a look at the built layer."""
+"""Keys that `expect` holds for a look at the built layer, where they are no fields of ours."""
 
 E88_DEFAULTS = {
     "87568a08": {"use_conv": True, "use_gate": True, "gate_activation": "sigmoid", "use_output_norm": True},
@@ -70,7 +75,7 @@ E88_DEFAULTS = {
 """Class defaults of the source by commit, for keys that a case leaves out."""
 
 FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"e74_fused_gpu|E74DiagonalCell", ("e74diag", "e74d", "e74_diagonal")),
+    (r"e74_fused_gpu|E74DiagonalCell", ("e74d",)),
     (r"e74_ablations", ("e74",)),
     (r"e88_fla_hybrid", ("e88",)),
     (r"e63m_matrix", ("e63m",)),
@@ -122,17 +127,20 @@ def matrix_plan(case: Case) -> Plan:
     plan = Plan(name, _load(name), dict(fields))
     if name == "e74":
         _e74(plan, case, config, source)
+    elif name == "e74d":
+        _e74d(plan, config, source)
     elif name == "e88":
         _e88(plan, case, config, source)
-    elif name in ("gru", "lstm"):
-        plan.fields["expansion"] = 1.0
-        _translate(plan, config, VECTOR)
+    elif re.fullmatch(r"e63m|e7[0-3]", name):
+        _translate(plan, config, MATRIX)
+    elif name in BASELINES:
+        _baseline(plan, config, BASELINES[name])
     else:
         raise CaseError(f"no adapter translates the configuration of {name}: add one to {__name__}")
     return plan
 
 
-def _matrix_model(case: Case, config: Source, source: str) -> tuple[str, dict[str, str]]:
+def _matrix_model(case: Case, config: Source, source: str) -> tuple[str, dict[str, Any]]:
     names: tuple[str, ...] = ()
     for pattern, known in FILES:
         if match := re.search(pattern, source):
@@ -150,13 +158,15 @@ def _matrix_model(case: Case, config: Source, source: str) -> tuple[str, dict[st
     raise NotInstalledError(names[0])
 
 
-def _find(name: str) -> tuple[str, dict[str, str]]:
+def _find(name: str) -> tuple[str, dict[str, Any]]:
+    """The model called `name`, and the fields that the name sets, as values of its Config."""
     for candidate in (name, f"e{name}"):
         try:
             ref, fields = registry().find_model(candidate)
         except RnnLabError:
             continue
-        return ref.name, fields
+        cfg = ref.load().Config(**fields)
+        return ref.name, {key: getattr(cfg, key) for key in fields}
     raise CaseError(f"level key {name!r} is no model or alias of ours")
 
 
@@ -170,7 +180,7 @@ def _translate(plan: Plan, table: Source, names: Mapping[str, str]) -> None:
     for key, value in table.items():
         if value is None:
             continue
-        if key in CHECKED:
+        if key in CHECKED and key not in known:
             plan.expect[key] = value
             continue
         if key not in names:
@@ -180,6 +190,8 @@ def _translate(plan: Plan, table: Source, names: Mapping[str, str]) -> None:
             if value not in CONSTRAINTS:
                 raise CaseError(f"config key {key!r} = {value!r} is no constraint of ours")
             value = CONSTRAINTS[value]
+        if ours == "diag" and plan.model in FORMS:
+            ours, value = "form", FORMS[plan.model][value]
         if ours not in known:
             if ours in NEUTRAL and NEUTRAL[ours] == value:
                 continue
@@ -207,6 +219,18 @@ def _e74(plan: Plan, case: Case, config: dict[str, Any], source: str) -> None:
     _translate(plan, config, E74)
 
 
+def _e74d(plan: Plan, config: dict[str, Any], source: str) -> None:
+    for key in ("state_type", "block_size", "rank"):  # the model's name says the first; the others are of other states
+        config.pop(key, None)
+    if "e74_fused_gpu" in source:
+        plan.fields.update(definition="fused", activation="none")
+        if (decay := config.pop("decay", 0.9)) != 0.9:
+            raise CaseError(f"config key 'decay' = {decay!r}: the decay of our definition fused is 0.9")
+    if "expansion" not in config:
+        config["expansion"] = config["d_inner"] / config["dim"]
+    _translate(plan, config, E74)
+
+
 def _e88(plan: Plan, case: Case, config: dict[str, Any], source: str) -> None:
     defaults = next((table for commit, table in E88_DEFAULTS.items() if commit in source), None)
     if defaults is None:
@@ -220,3 +244,11 @@ def _e88(plan: Plan, case: Case, config: dict[str, Any], source: str) -> None:
     if "head_v_dim" in case.sidecar:
         plan.expect["d_value"] = case.sidecar["head_v_dim"]
     _translate(plan, config, E88)
+
+
+def _baseline(plan: Plan, config: dict[str, Any], baseline: Baseline) -> None:
+    plan.fields.update(baseline.fields)
+    for key, value in baseline.always.items():
+        if config.pop(key, value) != value:
+            raise CaseError(f"config key {key!r}: model {plan.model} only knows {value!r}")
+    _translate(plan, config, baseline.names)

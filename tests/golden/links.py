@@ -26,35 +26,58 @@ class Link:
 
 
 SHELL = {"conv1d.weight": "conv.weight", "conv1d.bias": "conv.bias"}
+GATED = {
+    "W_alpha": "leak.weight",
+    "b_alpha": "leak.bias",
+    "W_v": "value.weight",
+    "b_v": "value.bias",
+    "W_x": "value.weight",
+    "W": "value.weight",
+    "b": "value.bias",
+    "W_k": "write.weight",
+    "b_k": "write.bias",
+    "W_beta": "write.weight",
+    "b_beta": "write.bias",
+    "d_alpha": "d_a",
+    "U_alpha": "U_a",
+    "V_alpha": "V_a",
+    "U_beta": "U_b",
+}
+"""The gated family: a leak, a candidate and a write gate, by whichever name a model of the source calls them."""
+E74 = {
+    "W": "W_k.weight",
+    "W_kvq": "W_k.weight",
+    "W_kq": "W_k.weight",
+    "log_alpha": "theta",
+    "W_alpha": "W_a.weight",
+    "b_alpha": "W_a.bias",
+    "W_erase": "W_e.weight",
+    "b_erase": "W_e.bias",
+    "W_write": "W_w.weight",
+    "b_write": "W_w.bias",
+    "W_gate": "W_a.weight",
+    "b_gate": "W_a.bias",
+    "W_z_gate": "W_gz.weight",
+    "b_z_gate": "W_gz.bias",
+}
 NAMES: dict[str, dict[str, str]] = {
     "e0": {"W_gate": "W_g.weight", "b_gate": "W_g.bias", "b": "W_x.bias", "w_h_log_scale": "W_h.log_scale"},
     "e1": {"b": "W_x.bias"},
-    "e61": {
-        "W_alpha": "leak.weight",
-        "b_alpha": "leak.bias",
-        "W_v": "value.weight",
-        "b_v": "value.bias",
-        "W": "value.weight",
-        "b": "value.bias",
-    },
-    "e68": {"W_alpha": "leak.weight", "b_alpha": "leak.bias", "W_x": "value.weight", "b_v": "value.bias"},
-    "e74": {
-        "W": "W_k.weight",
-        "W_kvq": "W_k.weight",
-        "W_kq": "W_k.weight",
-        "log_alpha": "theta",
-        "W_alpha": "W_a.weight",
-        "b_alpha": "W_a.bias",
-        "W_erase": "W_e.weight",
-        "b_erase": "W_e.bias",
-        "W_write": "W_w.weight",
-        "b_write": "W_w.bias",
-        "W_gate": "W_a.weight",
-        "b_gate": "W_a.bias",
-        "W_z_gate": "W_gz.weight",
-        "b_z_gate": "W_gz.bias",
-    },
+    "e2": {"b": "W_x.bias"},
+    "e3": {"b": "W_x.bias"},
+    "e4": {"b": "W_x.bias", "U": "W_h.U", "V": "W_h.V"},
+    "e5": {"b": "U_x.bias"},
+    **dict.fromkeys(("e61", "e62", "e63", "e64", "e65", "e66", "e67", "e68"), GATED),
+    "e63m": {"b": "W_x.bias"},
+    **dict.fromkeys(("e74", "e74d"), E74),
     "e88": {"value_residual": "D_v", "decay_logit": "theta", "o_norm.weight": "o_norm_weight"},
+    "mingru": {"to_hidden_and_gate.weight": "in_proj.weight", "to_out.weight": "out_proj.weight"},
+    "minlstm": {"to_hidden_and_gates.weight": "in_proj.weight", "to_out.weight": "out_proj.weight"},
+    "llama": {
+        **{f"block.{norm}.weight": norm for norm in ("attention_norm", "ffn_norm")},
+        **{f"block.attention.{w}.weight": f"{w}.weight" for w in ("wq", "wk", "wv", "wo")},
+        **{f"block.ffn.{w}.weight": f"{w}.weight" for w in ("w1", "w2", "w3")},
+    },
 }
 UNUSED = {"e88": ("o_norm_weight",)}
 """Parameters that the source keeps although nothing uses them; ignored only where the case says so."""
@@ -76,7 +99,7 @@ def link_all(model: str, layer: Layer, case: Case, prefix: str = "") -> dict[str
         if not full.startswith(prefix):
             continue
         name = full.removeprefix(prefix)
-        link = _heads(name, layer.cfg) if model == "e88" else None
+        link = _heads(name, layer.cfg) if model in ("e88", "gdn") else None
         if link is None:
             symbol = str(symbols.get(f"param.{name}", symbols.get(name, "")))
             link = _by_name(model, name, symbol, own)
@@ -107,9 +130,9 @@ def _by_name(model: str, name: str, symbol: str, own: Mapping[str, Tensor]) -> L
 
 
 def _heads(name: str, cfg: Any) -> Link | None:
-    """What E88's source keeps apart: q, k, v of projection and convolution, heads of the output."""
+    """What E88's and GDN's sources keep apart: q, k, v of projection and convolution, heads of the output."""
     stream, _, rest = name.partition("_")
-    if stream in ("q", "k", "v") and rest in ("proj.weight", "conv.weight"):
+    if stream in ("q", "k", "v") and rest in ("proj.weight", "conv.weight", "conv1d.weight"):
         index = "qkv".index(stream)
         if index >= len(cfg.widths):
             raise CaseError(f"tensor param.{name}: our values are tied to the keys")

@@ -32,32 +32,41 @@ def save(folder: Path, name: str, sidecar: Mapping[str, Any], tensors: Mapping[s
     return folder / name
 
 
-def vector_case(folder: Path, name: str, sidecar: dict[str, Any], params: Params, run: Run) -> Path:
-    """A case with runs A and B."""
-    d = params["out_proj.weight"].shape[1]
-    tensors = {f"param.{k}": v for k, v in params.items()}
+def vector_case(
+    folder: Path,
+    name: str,
+    sidecar: dict[str, Any],
+    params: Params,
+    run: Run,
+    h0: Tensor | None = None,
+    aux: Mapping[str, Tensor] | None = None,
+    stack: Callable[[Tensor], Tensor] = lambda states: states,
+) -> Path:
+    """A case with runs A and B; `h0` where the state is no `[B, d]`, `stack` is the case's layout of all states."""
+    h0 = draw(B, params["out_proj.weight"].shape[1]) if h0 is None else h0
+    tensors = {f"param.{k}": v for k, v in params.items()} | dict(aux or {})
     tensors |= {
         "in.x": draw(B, T, D),
         "in.dout": draw(B, T, D),
-        "in.h0": draw(B, d),
-        "in.dh_final": draw(B, d),
+        "in.h0": h0,
+        "in.dh_final": draw(*h0.shape),
     }
     for letter in "AB":
-        leaves = _leaves(params, tensors["in.x"], tensors["in.h0"] if letter == "B" else None)
+        leaves = _leaves(params, tensors["in.x"], h0 if letter == "B" else None)
         result = run({k: leaves[f"param.{k}"] for k in params}, leaves["x"], leaves.get("h0"))
         loss = (result["y"] * tensors["in.dout"]).sum()
         loss = loss + ((result["S"] * tensors["in.dh_final"]).sum() if letter == "B" else 0)
-        zero = leaves.get("h0", torch.zeros(B, d, dtype=torch.float64))
+        zero = leaves.get("h0", torch.zeros_like(h0))
         tensors |= {
             f"{letter}.out": result["y"],
             f"{letter}.h_final": result["S"],
             f"{letter}.loss": loss.reshape(1),
             f"{letter}.cell_out": result["pre_out"].transpose(0, 1),
-            f"{letter}.h_all": torch.cat([zero[None], result["traj"]]),
+            f"{letter}.h_all": stack(torch.cat([zero[None], result["traj"]])),
         }
         tensors |= _grads(loss, leaves, f"{letter}.grad.")
-    layouts = {"h_all": "[T+1,B,d]"}
-    return save(folder, name, {"layouts": layouts, "dim": D, "d_inner": d} | sidecar, tensors)
+    sides = {"layouts": {"h_all": "[T+1,B,d]"}, "dim": D, "d_inner": h0.shape[-1]}
+    return save(folder, name, sides | sidecar, tensors)
 
 
 def matrix_case(
@@ -178,20 +187,30 @@ def gru_params() -> Params:
     return {f"cell.{name}": draw(*shape) for name, shape in shapes.items()}
 
 
-def lm_case(folder: Path, name: str, norm: str, d: int = 9) -> Path:
-    """A language model of two `e61` layers, with `RMSNorm` or `LayerNorm`."""
+def lm_case(
+    folder: Path,
+    name: str,
+    norm: str,
+    *,
+    level: int = 61,
+    layer_params: Callable[[int], Params] = e61_params,
+    run: Run = e61,
+    rank: int | None = None,
+) -> Path:
+    """A language model of two layers, with `RMSNorm` or `LayerNorm`; `layer_params` takes the inner width."""
+    d = 9
     params = {"embedding.weight": draw(256, D)}
     for place in ("layer_norms.0", "layer_norms.1", "norm"):
         params[f"{place}.weight"] = draw(D)
         params |= {f"{place}.bias": draw(D)} if norm == "LayerNorm" else {}
-    params |= {f"layers.{i}.{k}": v for i in range(2) for k, v in e61_params(d).items()}
+    params |= {f"layers.{i}.{k}": v for i in range(2) for k, v in layer_params(d).items()}
     chunks = {f"in.chunk{i}": torch.randint(256, (B, T + 1)) for i in (1, 2)}
     lengths = torch.tensor([T + 1, 4])
     tensors = {f"param.{k}": v for k, v in params.items()} | chunks | {"in.actual_length": lengths}
     hidden: list[Tensor] | None = None
     for letter, chunk in zip("AB", chunks.values(), strict=True):
         p = {k: v.clone().requires_grad_() for k, v in params.items()}
-        logits, hidden = _lm(p, chunk[:, :-1], hidden)
+        logits, hidden = _lm(p, chunk[:, :-1], hidden, run)
         loss = F.cross_entropy(logits.flatten(0, 1), chunk[:, 1:].flatten())
         grads = torch.autograd.grad(loss, list(p.values()))
         tensors |= {f"{letter}.grad.{k}": g for k, g in zip(p, grads, strict=True)}
@@ -201,18 +220,18 @@ def lm_case(folder: Path, name: str, norm: str, d: int = 9) -> Path:
             each = -logits.log_softmax(-1).gather(-1, chunk[:, 1:, None])[..., 0]
             counted = torch.stack([torch.arange(T) < length - 1 for length in lengths])
             tensors |= {"A.logits": logits, "C.loss": each[counted].mean().reshape(1)}
-    ctor = {"vocab_size": 256, "dim": D, "depth": 2, "level": 61, "expansion": 1.5, "r_h_mode": "none"}
+    ctor = {"vocab_size": 256, "dim": D, "depth": 2, "level": level, "expansion": 1.5, "r_h_mode": "none"}
     sidecar = {
-        "family": "e61",
-        "level_key": 61,
+        "family": f"e{level}",
+        "level_key": level,
         "norm": f"{norm}(eps=1e-5, weight)",
         "ctor": ctor,
         "d_inner": d,
     }
-    return save(folder, name, sidecar | {"level_resolved": {"rank": None, "w_h_mode": "none"}}, tensors)
+    return save(folder, name, sidecar | {"level_resolved": {"rank": rank, "w_h_mode": "none"}}, tensors)
 
 
-def _lm(p: Params, tokens: Tensor, hidden: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+def _lm(p: Params, tokens: Tensor, hidden: list[Tensor] | None, run: Run) -> tuple[Tensor, list[Tensor]]:
     def norm(place: str, r: Tensor) -> Tensor:
         if f"{place}.bias" in p:
             return F.layer_norm(r, (D,), p[f"{place}.weight"], p[f"{place}.bias"], 1e-5)
@@ -221,7 +240,7 @@ def _lm(p: Params, tokens: Tensor, hidden: list[Tensor] | None) -> tuple[Tensor,
     r, last = p["embedding.weight"][tokens], []
     for i in range(2):
         inner = {k.removeprefix(f"layers.{i}."): v for k, v in p.items() if k.startswith(f"layers.{i}.")}
-        result = e61(inner, norm(f"layer_norms.{i}", r), None if hidden is None else hidden[i])
+        result = run(inner, norm(f"layer_norms.{i}", r), None if hidden is None else hidden[i])
         r = r + result["y"]
         last.append(result["S"])
     return norm("norm", r) @ p["embedding.weight"].T, last

@@ -121,16 +121,17 @@ def gradients(
 ) -> list[Entry]:
     """Entries for every gradient of `loss`: inputs under prefixes[0], parameters under prefixes[1]."""
     own = dict(module.named_parameters())
-    found = torch.autograd.grad(loss, [*leaves.values(), *own.values()], retain_graph=True, allow_unused=True)
+    trained = {name: parameter for name, parameter in own.items() if parameter.requires_grad}
+    found = torch.autograd.grad(loss, [*leaves.values(), *trained.values()], retain_graph=True, allow_unused=True)
     by_leaf = dict(zip(leaves, found, strict=False))
-    by_own = dict(zip(own, found[len(leaves) :], strict=True))
+    by_own = dict(zip(trained, found[len(leaves) :], strict=True))
     entries = [
         Entry(prefixes[0] + name, _or_zero(by_leaf[name], leaf), case.get(prefixes[0] + name), GRADIENT)
         for name, leaf in leaves.items()
     ]
     frozen = case.sidecar.get("params_without_gradient") or ()
     for name, link in links.items():
-        grad = link.take(_or_zero(by_own[link.own], own[link.own]))
+        grad = link.take(_or_zero(by_own.get(link.own), own[link.own]))
         key = f"{prefixes[1]}{name}"
         if name in frozen and key not in case:
             entries.append(Entry(f"{key} (none in the source)", grad, torch.zeros(grad.shape), GRADIENT))

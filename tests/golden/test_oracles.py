@@ -9,7 +9,7 @@ from rnn_lab.layer import Layer
 from rnn_lab.registry import registry
 from torch import Tensor, nn
 
-from . import oracles
+from . import oracles, oracles_memory
 from .oracles import Array, Oracle, power_iteration
 
 B, T, D = 2, 6, 6
@@ -24,6 +24,10 @@ CASES: list[tuple[str, Oracle, dict[str, Any]]] = [
     ("e74", oracles.e74, {"n_state": 4}),
     ("e74", oracles.e74, {"n_state": 4, "projection": "full"}),
     ("e74", oracles.e74, {"n_state": 4, "update": "simple"}),
+    ("e74", oracles_memory.e74_low_rank, {"n_state": 4, "state": "low_rank", "rank": 3}),
+    ("e74", oracles_memory.e74_low_rank, {"n_state": 4, "state": "low_rank", "rank": 3, "nonlinearity": "linear"}),
+    *[("e63m", oracles_memory.e63m, {"n_slots": 4, "form": f}) for f in ("full", "lite", "rnn")],
+    *[("e75", oracles_memory.e75, {"n_state": 4, "n_heads": 3, "nonlinearity": f}) for f in ("tanh", "linear")],
     ("e88", oracles.e88, {"n_state": 4, "n_heads": 3, "gate": "silu", "output_norm": True}),
 ]
 IDS = [f"{name}-{'-'.join(str(v) for v in fields.values())}" for name, _, fields in CASES]

@@ -1,8 +1,23 @@
 """Layer shapes that families share: a model file adds only what is its own."""
 
-from rnn_lab.layers.matrix_state import MatrixStateConfig, MatrixStateLayer, normalise, retrieve, write
+from rnn_lab.layers.matrix_state import (
+    MatrixStateConfig,
+    MatrixStateLayer,
+    TiedConfig,
+    TiedLayer,
+    normalise,
+    retrieve,
+    write,
+)
 from rnn_lab.layers.plain import PlainLayer
-from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, TwoBranchLayer, self_gate
+from rnn_lab.layers.projected import (
+    ProjectedConfig,
+    ProjectedLayer,
+    TwoBranchLayer,
+    gate,
+    self_gate,
+    widen,
+)
 
 __all__ = [
     "MatrixStateConfig",
@@ -10,9 +25,13 @@ __all__ = [
     "PlainLayer",
     "ProjectedConfig",
     "ProjectedLayer",
+    "TiedConfig",
+    "TiedLayer",
     "TwoBranchLayer",
+    "gate",
     "normalise",
     "retrieve",
     "self_gate",
+    "widen",
     "write",
 ]

@@ -1,19 +1,31 @@
-"""Layers whose state is a square matrix per sequence (or per block): S_t from S_{t-1}, keys and values.
+"""Layers whose state is a matrix per sequence (or per head, or per block): S_t from S_{t-1}, keys and values.
 
 Orientation: row i of S belongs to value i, column j to key j; S is read as S q and written as v k'.
 """
 
-from typing import Any
+import math
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer
+from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, self_gate, widen
+from rnn_lab.parts import Dense, Part
+
+PROJECTIONS = {
+    "full": ("W_k", "W_v", "W_q"),
+    "no_z": ("W_k", "W_v", "W_q"),
+    "tied_kq": ("W_k", "W_v"),
+    "tied_kvq": ("W_k",),
+}
+"""Matrices that a sharing leaves; without W_v the key is the value too, without W_q the query."""
 
 
 def normalise(k: Tensor, eps: float = 1e-6) -> Tensor:
-    """K / (|k| + eps) over the last axis."""
+    """K / (|k| + eps) over the last axis, in the dtype of the state: a bf16 key would not have length one."""
+    k = widen(k)
     length: Tensor = torch.linalg.vector_norm(k, dim=-1, keepdim=True)
     return k / (length + eps)
 
@@ -38,9 +50,18 @@ class MatrixStateConfig(ProjectedConfig):
 
 
 class MatrixStateLayer(ProjectedLayer):
-    """Projected shell around a state `[B, n, n]`; the read-out has width n."""
+    """Projected shell around a state `[B, n, n]`, or `[B, H, n, n]`, that is read as S q.
 
-    Config = MatrixStateConfig
+    `update(S, k, v, *gates, *weights)` is the model's own; every state of the H has its part of k, v and q.
+    """
+
+    Config: ClassVar[type[ProjectedConfig]] = MatrixStateConfig
+    unit_keys: ClassVar[bool] = False
+    """Whether keys are normalised where S is retrieved and written; queries and tied values never are."""
+    read = staticmethod(retrieve)
+    W_k: nn.Linear
+    W_v: nn.Linear
+    W_q: nn.Linear
 
     @classmethod
     def d_read(cls, cfg: Any) -> int:
@@ -51,3 +72,66 @@ class MatrixStateLayer(ProjectedLayer):
     def hidden_shape(cls, cfg: Any) -> tuple[int, ...]:
         """(n, n)."""
         return (cfg.n_state, cfg.n_state)
+
+    @classmethod
+    def cell_parts(cls, cfg: Any) -> dict[str, Part]:
+        """W_k, W_v, W_q; to be extended by a cell."""
+        sharing = getattr(cfg, "projection", "no_z")
+        return {name: Dense(cfg.d_inner, cls.d_read(cfg)) for name in PROJECTIONS[sharing]}
+
+    @classmethod
+    def products(cls, cfg: Any) -> int:
+        """Products of the size of S per step: retrieve, write, read."""
+        return 3
+
+    @classmethod
+    def recurrence_flops(cls, cfg: Any, seq_len: int) -> int:
+        """2 per entry of S and product."""
+        return 2 * cls.products(cfg) * math.prod(cls.hidden_shape(cfg))
+
+    def project(self, x_BTd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Key, value, query."""
+        k_BTn: Tensor = self.W_k(x_BTd)
+        v_BTn = self.W_v(x_BTd) if hasattr(self, "W_v") else k_BTn
+        q_BTn = self.W_q(x_BTd) if hasattr(self, "W_q") else k_BTn
+        return k_BTn, v_BTn, q_BTn
+
+    def gates(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
+        """What `update` takes per step besides key and value."""
+        return ()
+
+    def split(self, x_BTn: Tensor) -> Tensor:
+        """`[B, T, H n]` -> `[B, T, H, n]` where the state has heads or blocks."""
+        heads = self.hidden_shape(self.cfg)[:-2]
+        return x_BTn.view(*x_BTn.shape[:-1], *heads, -1) if heads else x_BTn
+
+    def streams(self, x_BTd: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Key, value and gates for `update`; the query for `read`."""
+        k, v, q = (self.split(part) for part in self.project(x_BTd))
+        gates = (self.split(gate) for gate in self.gates(x_BTd))
+        return (normalise(k) if self.unit_keys else k, v, *gates), (q,)
+
+    def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
+        """Heads side by side, each read-out gated by itself."""
+        return self_gate(self.together(o_BTd))
+
+    def together(self, o_BTn: Tensor) -> Tensor:
+        """Undo `split`."""
+        return o_BTn.flatten(-2) if self.hidden_shape(self.cfg)[:-2] else o_BTn
+
+
+class TiedConfig(MatrixStateConfig):
+    """Fields of layers whose key, value and query may share matrices."""
+
+    projection: Literal["no_z", "full", "tied_kq", "tied_kvq"] = Field("no_z", description="which matrices are shared")
+    activation: Literal["silu", "none"] = Field("silu", description="between projection and cell; the seeds' had none")
+
+
+class TiedLayer(MatrixStateLayer):
+    """A MatrixStateLayer with `projection` and `activation`."""
+
+    Config = TiedConfig
+
+    def activate(self, x_BTd: Tensor) -> Tensor:
+        """SiLU unless switched off."""
+        return F.silu(x_BTd) if self.cfg.activation == "silu" else x_BTd

@@ -7,6 +7,7 @@ generation all come from the same two definitions.
 from abc import abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +15,16 @@ from torch.nn import functional as F
 from rnn_lab.kernels.recurrence import Cell, recurrence
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import CausalConv, Conv, Dense, Part
+
+
+def widen(x: Tensor) -> Tensor:
+    """X in the dtype of a state: fp32, or fp64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def gate(logits: Tensor) -> Tensor:
+    """Sigmoid in fp32 or wider: in bf16 a leak above 0.998 would be 1, and what it holds would never fade."""
+    return torch.sigmoid(widen(logits))
 
 
 def self_gate(o: Tensor) -> Tensor:

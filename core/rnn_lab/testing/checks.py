@@ -11,7 +11,7 @@ import torch
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.registry import ModelRef, registry
 from rnn_lab.testing import accounting, building, configuration, numerics, precision, streaming, training
-from rnn_lab.testing.contract import Check, CheckResult
+from rnn_lab.testing.contract import Check, CheckResult, NotApplicableError
 from rnn_lab.testing.measure import kernels
 from rnn_lab.testing.subject import Subject
 
@@ -84,6 +84,8 @@ class Suite:
             setting = os.environ.get("RNN_LAB_KERNELS") if check.id in _ANY_BACKEND else "reference"
             with kernels(setting), _one_thread():
                 note = check.run(self.subject)
+        except NotApplicableError as declared:
+            return CheckResult(check.id, "skip", str(declared), time.perf_counter() - began)
         except Exception as error:
             return CheckResult(check.id, "fail", str(error), time.perf_counter() - began)
         return CheckResult(check.id, "pass", note or "", time.perf_counter() - began)

@@ -15,6 +15,10 @@ class ContractError(AssertionError):
     """A model broke the contract; the message says how, with figures."""
 
 
+class NotApplicableError(Exception):
+    """The model declares that the rule has no meaning for it; the text is its reason."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One rule of the contract.
@@ -58,6 +62,8 @@ def check(
             for variant in subject.variants if every_variant else subject.variants[:1]:
                 try:
                     note = function(subject, variant.cfg)
+                except NotApplicableError:
+                    raise
                 except Exception as error:
                     text = str(error) if isinstance(error, ContractError) else f"{type(error).__name__}: {error}"
                     raise ContractError(f"[{variant.label}] {text}") from error

@@ -32,11 +32,11 @@ def _resets(subject: Subject) -> Tensor:
 
 
 def _leaves(subject: Subject, layer: Layer, cfg: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Everything that a pass is differentiated by: the input, the initial state, every parameter."""
+    """Everything that a pass is differentiated by: the input, the initial state, every trained parameter."""
     leaves = {"input": subject.x(cfg, dtype=dtype).requires_grad_()}
     for key, tensor in subject.state(cfg, dtype=dtype).items():
         leaves[f"initial state {key}"] = tensor.requires_grad_()
-    return leaves | dict(layer.named_parameters())
+    return leaves | {name: p for name, p in layer.named_parameters() if p.requires_grad}
 
 
 def _run(layer: Layer, leaves: dict[str, Tensor], reset_BT: Tensor | None) -> dict[str, Tensor]:
@@ -69,8 +69,13 @@ def _gradients(loss: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 def gradients(subject: Subject, cfg: Any) -> None:
     """Directional derivatives in fp64, one tensor at a time, with and without resets."""
     layer = subject.layer(cfg, dtype=torch.float64)
+    declared = [name for name, part in subject.model.parts(cfg).items() if not getattr(part, "trained", True)]
     frozen = [name for name, p in layer.named_parameters() if not p.requires_grad]
-    expect(not frozen, f"parameters that take no gradient: {frozen}: make them buffers")
+    expect(
+        frozen == declared,
+        f"parameters that take no gradient: {frozen}, declared are {declared}: "
+        "make them buffers, or parts with trained = False",
+    )
     for reset_BT in (None, _resets(subject)):
         leaves = _leaves(subject, layer, cfg, torch.float64)
         with nan_filled():

@@ -121,9 +121,9 @@ class Subject:
 
 
 def _first_valid(config: Any, sizes: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
-    """Configuration from `fields` at small sizes, without the expansion where they do not go together."""
-    without = {name: value for name, value in sizes.items() if name != "expansion"}
-    for tiny in (sizes, without):
+    """Configuration from `fields` at small sizes, without one of them where they do not go together."""
+    for left_out in (None, "expansion", "rank"):
+        tiny = {name: value for name, value in sizes.items() if name != left_out}
         try:
             return config(**{**tiny, **fields})
         except ValidationError:

@@ -18,13 +18,15 @@ Source      E4 benchmark, row e0_stock: D 512, d 768, depth 19, LayerNorm = 48,7
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from rnn_lab.init import xavier
+from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.layers import ProjectedConfig, ProjectedLayer
 from rnn_lab.parts import Dense, Part, Recurrent
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rnn_lab_e0_e5._elman import dense
 
 
 class Config(ProjectedConfig):
@@ -64,10 +66,9 @@ class Model(ProjectedLayer):
         """The effective W_h."""
         return (self.W_h(),)
 
-    @staticmethod
-    def update(h: Tensor, u: Tensor, W_h: Tensor) -> Tensor:  # type: ignore[override]
+    def cell(self) -> Cell:
         """tanh(u + W_h h)."""
-        return torch.addmm(u, h, W_h.T).tanh()
+        return Cell(dense)
 
     def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
         """H * silu(W_g x~ + b_g)."""

@@ -18,12 +18,14 @@ Source      E4 benchmark, row e1_baseline: D 512, d 768, depth 21, LayerNorm = 4
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from rnn_lab.init import xavier
-from rnn_lab.layers import ProjectedConfig, TwoBranchLayer
-from rnn_lab.parts import Dense, Part, Recurrent
+from rnn_lab.kernels.recurrence import Cell
+from rnn_lab.layers import ProjectedConfig
+from rnn_lab.parts import Part, Recurrent
 from torch import Tensor, nn
+
+from rnn_lab_e0_e5._elman import ElmanLayer, dense
 
 
 class Config(ProjectedConfig):
@@ -33,31 +35,21 @@ class Config(ProjectedConfig):
     constraint: Literal["spectral", "none"] = Field("spectral", description="what holds W_h")
 
 
-class Model(TwoBranchLayer):
+class Model(ElmanLayer):
     """See the module docstring."""
 
     Config = Config
-    W_x: nn.Linear
     W_h: nn.Module
 
     @classmethod
     def cell_parts(cls, cfg: Any) -> dict[str, Part]:
         """W_x with b, W_h."""
-        d = cfg.d_inner
-        return {
-            "W_x": Dense(d, d, bias=0.0),
-            "W_h": Recurrent(d, xavier(0.1), cfg.constraint, radius=0.99),
-        }
-
-    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """W_x x~ + b."""
-        return (self.W_x(x_BTd),)
+        return super().cell_parts(cfg) | {"W_h": Recurrent(cfg.d_inner, xavier(0.1), cfg.constraint, radius=0.99)}
 
     def weights(self) -> tuple[Tensor, ...]:
         """The effective W_h."""
         return (self.W_h(),)
 
-    @staticmethod
-    def update(h: Tensor, u: Tensor, W_h: Tensor) -> Tensor:  # type: ignore[override]
+    def cell(self) -> Cell:
         """tanh(u + W_h h)."""
-        return torch.addmm(u, h, W_h.T).tanh()
+        return Cell(dense)

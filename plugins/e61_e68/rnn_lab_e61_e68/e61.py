@@ -20,47 +20,44 @@ Source      100M/10-minute benchmark, row E61: D 640, d 1280, depth 20 = 98,532,
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from rnn_lab.init import xavier
-from rnn_lab.layers import ProjectedConfig, ProjectedLayer
+from rnn_lab.kernels.recurrence import Cell
+from rnn_lab.layers import gate
 from rnn_lab.parts import Dense, Part
-from torch import Tensor, nn
+from torch import Tensor
+
+from rnn_lab_e61_e68._gated import GatedConfig, GatedLayer, linear
 
 
-class Config(ProjectedConfig):
+class Config(GatedConfig):
     """Fields of `fit --model e61`."""
 
-    expansion: float = Field(2.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
     form: Literal["convex", "additive", "tied"] = Field("convex", description="how v enters the state")
     tanh: bool = Field(False, description="bound the candidate by tanh (the tied form always does)")
 
 
-class Model(ProjectedLayer):
+class Model(GatedLayer):
     """See the module docstring."""
 
     Config = Config
-    leak: nn.Linear
-    value: nn.Linear
 
     @classmethod
     def cell_parts(cls, cfg: Any) -> dict[str, Part]:
         """W_a with b_a, W_v with b_v; one projection when tied."""
-        d = cfg.d_inner
-        if cfg.form == "tied":
-            return {"value": Dense(d, d, bias=0.0)}
-        gain = 0.1 if cfg.form == "additive" else 1.0
-        return {"leak": Dense(d, d, bias=2.0), "value": Dense(d, d, bias=0.0, init=xavier(gain))}
+        d, parts = cfg.d_inner, super().cell_parts(cfg)
+        if cfg.form == "additive":
+            parts["value"] = Dense(d, d, bias=0.0, init=xavier(0.1))
+        return {"value": parts["value"]} if cfg.form == "tied" else parts
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """Leak a and what is written per step."""
         v_BTd = self.value(x_BTd)
-        a_BTd = torch.sigmoid(v_BTd if self.cfg.form == "tied" else self.leak(x_BTd))
+        a_BTd = gate(v_BTd if self.cfg.form == "tied" else self.leak(x_BTd))
         if self.cfg.tanh or self.cfg.form == "tied":
             v_BTd = v_BTd.tanh()
         return a_BTd, v_BTd if self.cfg.form == "additive" else (1 - a_BTd) * v_BTd
 
-    @staticmethod
-    def update(h: Tensor, a: Tensor, u: Tensor) -> Tensor:  # type: ignore[override]
-        """A h + u."""
-        return a * h + u
+    def cell(self) -> Cell:
+        """a h + u."""
+        return Cell(linear)

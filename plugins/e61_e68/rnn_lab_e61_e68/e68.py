@@ -22,24 +22,22 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from rnn_lab.kernels.recurrence import Cell
-from rnn_lab.layers import ProjectedConfig, ProjectedLayer
-from rnn_lab.parts import Dense, Part, vector
+from rnn_lab.parts import Part, vector
 from torch import Tensor, nn
 
+from rnn_lab_e61_e68._gated import GatedConfig, GatedLayer, mix
 
-class Config(ProjectedConfig):
+
+class Config(GatedConfig):
     """Fields of `fit --model e68`."""
 
-    expansion: float = Field(2.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
     form: Literal["standard", "inverse"] = Field("standard", description="what a large state does to the write")
 
 
-class Model(ProjectedLayer):
+class Model(GatedLayer):
     """See the module docstring."""
 
     Config = Config
-    leak: nn.Linear
-    value: nn.Linear
     d_g: nn.Parameter
     b_g: nn.Parameter
 
@@ -47,16 +45,13 @@ class Model(ProjectedLayer):
     def cell_parts(cls, cfg: Any) -> dict[str, Part]:
         """W_a with b_a, W_x with b_v, d_g, b_g."""
         d = cfg.d_inner
-        return {
-            "leak": Dense(d, d, bias=2.0),
-            "value": Dense(d, d, bias=0.0),
-            "d_g": vector(d, 0.5),
-            "b_g": vector(d, 0.5 if cfg.form == "inverse" else 0.0),
-        }
+        b_g = 0.5 if cfg.form == "inverse" else 0.0
+        return super().cell_parts(cfg) | {"d_g": vector(d, 0.5), "b_g": vector(d, b_g)}
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """Leak a and candidate w."""
-        return torch.sigmoid(self.leak(x_BTd)), self.value(x_BTd).tanh()
+        a_BTd, u_BTd = super().inputs(x_BTd)
+        return a_BTd, u_BTd.tanh()
 
     def weights(self) -> tuple[Tensor, ...]:
         """d_g and b_g."""
@@ -68,10 +63,10 @@ class Model(ProjectedLayer):
 
 
 def standard(h: Tensor, a: Tensor, w: Tensor, d_g: Tensor, b_g: Tensor) -> Tensor:
-    """A h + (1 - a) w sigmoid(d_g h + b_g)."""
-    return a * h + (1 - a) * w * torch.sigmoid(d_g * h + b_g)
+    """a h + (1 - a) w sigmoid(d_g h + b_g)."""
+    return mix(h, a, w * torch.sigmoid(d_g * h + b_g))
 
 
 def inverse(h: Tensor, a: Tensor, w: Tensor, d_g: Tensor, b_g: Tensor) -> Tensor:
-    """A h + (1 - a) w sigmoid(b_g - d_g |h|)."""
-    return a * h + (1 - a) * w * torch.sigmoid(b_g - d_g * h.abs())
+    """a h + (1 - a) w sigmoid(b_g - d_g |h|)."""
+    return mix(h, a, w * torch.sigmoid(b_g - d_g * h.abs()))

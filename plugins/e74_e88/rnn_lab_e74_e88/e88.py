@@ -1,8 +1,7 @@
 """S_t = tanh(a_t S_{t-1} + k_t (v_t - S_{t-1}' k_t)'),  o_t = S_t' q_t   per head
 
-Many small delta-rule memories with a saturating state and Mamba's decay: E75's forget gate, heads as in
-Gated DeltaNet. H heads, keys of size N = n_state, values of size V = int(H N expansion) / H; S is `[N, V]`, row
-= key.
+Many small delta-rule memories with a saturating state and Mamba's decay. H heads, keys of size N = n_state, values
+of size V = int(H N expansion) / H; S is `[N, V]`, row = key. H N / D is the balance ratio.
 
     [q; k; v]_BT = W_qkv x_BTD               [HN; HN; HV], then conv?, SiLU; k and q to length one per head
     a_BTH        = exp(-exp(A_log) softplus(W_a x + dt_bias))      the state decays after it is retrieved
@@ -13,8 +12,6 @@ Gated DeltaNet. H heads, keys of size N = n_state, values of size V = int(H N ex
     gate       none, sigmoid or silu of W_g x on every value
     head_mix   concat; per_head starts one matrix per head; weighted_sum, input_weighted, sum add heads first
 
-H * N / D is the balance ratio.
-
 Parent      e75: the decay and the heads of Gated DeltaNet.
 Parameters  D*(2HN + HV) + D*H + 2H + D*HV per layer; a gate adds D*HV, the norm V, conv 4 per channel.
 Aliases     88:
@@ -23,15 +20,15 @@ Source      E88 500M study: D 3328, depth 24, H 32, N 48, no gate, norm on = 494
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
-from rnn_lab.init import constant, inverse_softplus_of_log_uniform, log_uniform, xavier
 from rnn_lab.kernels.recurrence import Cell, recurrence
-from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
-from rnn_lab.layers import normalise, retrieve, write
-from rnn_lab.parts import CausalConv, Conv, Dense, Part, Weight, vector
+from rnn_lab.layer import LayerConfig, SearchSpace, State
+from rnn_lab.layers import gate, normalise, retrieve, write
+from rnn_lab.parts import CausalConv, Conv, Dense, Part
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rnn_lab_e74_e88._heads import HeadsLayer, head_parts
 
 
 class Config(LayerConfig):
@@ -73,74 +70,29 @@ class Config(LayerConfig):
         key = self.n_heads * self.n_state
         return (key, key) if self.tie_kv else (key, key, self.n_heads * self.d_value)
 
-
-def _per_head(heads: int) -> Any:
-    """Xavier for each head's own output matrix `[D, V]`."""
-
-    def fill(w: Tensor) -> None:
-        for block in w.chunk(heads, dim=1):
-            block.copy_(xavier_block(block.shape))
-
-    def xavier_block(shape: torch.Size) -> Tensor:
-        fresh = torch.empty(shape)
-        xavier()(fresh)
-        return fresh
-
-    return fill
+    @property
+    def balance_ratio(self) -> float:
+        """H N / D: width of all keys over the model's."""
+        return self.n_heads * self.n_state / self.dim
 
 
-class Model(Layer):
+class Model(HeadsLayer):
     """See the module docstring."""
 
     Config = Config
     qkv_proj: nn.Linear
     conv: CausalConv
-    a_proj: nn.Linear
-    g_proj: nn.Linear
-    beta_proj: nn.Linear
     write_gate_proj: nn.Linear
-    head_attn: nn.Linear
-    o_proj: nn.Linear
-    A_log: nn.Parameter
-    dt_bias: nn.Parameter
-    theta: nn.Parameter
-    o_norm_weight: nn.Parameter
-    D_v: nn.Parameter
-    head_weights: nn.Parameter
 
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
-        """q, k, v together; decay; optional gates, norm and convolution; output."""
-        D, H, V = cfg.dim, cfg.n_heads, cfg.d_value
-        decay: dict[str, dict[str, Part]] = {
-            "mamba": {
-                "a_proj": Dense(D, H),
-                "A_log": Weight((H,), log_uniform(0, 16)),
-                "dt_bias": Weight((H,), inverse_softplus_of_log_uniform(1e-3, 1e-1, 1e-4)),
-            },
-            "simple": {"beta_proj": Dense(D, H)},
-            "constant": {"theta": vector(H, 4.0)},
-            "none": {},
-        }
-        mix: dict[str, dict[str, Part]] = {
-            "concat": {"o_proj": Dense(H * V, D)},
-            "per_head": {"o_proj": Dense(H * V, D, init=_per_head(H))},
-            "weighted_sum": {"head_weights": Weight((H,), constant(1 / H)), "o_proj": Dense(V, D)},
-            "input_weighted": {"head_attn": Dense(D, H), "o_proj": Dense(V, D)},
-            "sum": {"o_proj": Dense(V, D)},
-        }
-        parts: dict[str, Part] = {"qkv_proj": Dense(D, sum(cfg.widths))} | decay[cfg.decay]
+        """q, k, v together; convolution, write gate; what heads have."""
+        parts: dict[str, Part] = {"qkv_proj": Dense(cfg.dim, sum(cfg.widths))}
         if cfg.use_conv:
             parts["conv"] = Conv(sum(cfg.widths), bias=False)
         if cfg.write_gate:
-            parts["write_gate_proj"] = Dense(D, H)
-        if cfg.value_residual:
-            parts["D_v"] = Weight((H, V), constant(1.0))
-        if cfg.output_norm:
-            parts["o_norm_weight"] = vector(V, 1.0)
-        if cfg.gate != "none":
-            parts["g_proj"] = Dense(D, H * V)
-        return parts | mix[cfg.head_mix]
+            parts["write_gate_proj"] = Dense(cfg.dim, cfg.n_heads)
+        return parts | head_parts(cfg)
 
     @classmethod
     def state_shapes(cls, cfg: Any, seq_len: int = 0) -> dict[str, tuple[int, ...]]:
@@ -164,57 +116,22 @@ class Model(Layer):
     ) -> tuple[Tensor, State]:
         """See Layer.forward."""
         cfg = self.cfg
+        new: State = {}
         state = self.init_state(x_BTD.shape[0]) if state is None else state
         qkv = self.qkv_proj(x_BTD)
-        new: State = {}
         if cfg.use_conv:
             qkv, new["conv"] = self.conv(qkv, state["conv"], reset_BT)
-        if cfg.use_silu:
-            qkv = F.silu(qkv)
+        qkv = F.silu(qkv) if cfg.use_silu else qkv
         q_BTHN, k_BTHN, *rest = (part.unflatten(-1, (cfg.n_heads, -1)) for part in qkv.split(cfg.widths, -1))
         v_BTHV = rest[0] if rest else k_BTHN
-        wide = torch.promote_types(qkv.dtype, torch.float32)
         if cfg.l2_norm:
-            q_BTHN, k_BTHN = normalise(q_BTHN.to(wide)), normalise(k_BTHN.to(wide))
-        inputs = [k_BTHN, v_BTHV, self._decay(x_BTD, wide)]
+            q_BTHN, k_BTHN = normalise(q_BTHN), normalise(k_BTHN)
+        inputs = [k_BTHN, v_BTHV, self.decay(x_BTD)]
         if cfg.write_gate:
-            inputs.append(torch.sigmoid(self.write_gate_proj(x_BTD)))
+            inputs.append(gate(self.write_gate_proj(x_BTD)))
         cell = Cell(tanh_update if cfg.nonlinearity == "tanh" else linear_update, read)
-        o_BTHV, new["S"] = recurrence(
-            self.backends, cell, state["S"], tuple(inputs), queries=(q_BTHN,), reset_BT=reset_BT
-        )
-        return self._output(o_BTHV, v_BTHV, x_BTD).to(qkv.dtype), new
-
-    def _decay(self, x_BTD: Tensor, wide: torch.dtype) -> Tensor:
-        """a_BTH in (0, 1], computed in fp32 or wider."""
-        mode = self.cfg.decay
-        if mode == "mamba":
-            rate = F.softplus(self.a_proj(x_BTD).to(wide) + self.dt_bias)
-            return torch.exp(-torch.exp(self.A_log.to(wide)) * rate)
-        if mode == "simple":
-            return torch.sigmoid(self.beta_proj(x_BTD).to(wide))
-        shape = (*x_BTD.shape[:2], self.cfg.n_heads)
-        if mode == "constant":
-            return torch.sigmoid(self.theta.to(wide)).expand(shape)
-        return x_BTD.new_ones(shape, dtype=wide)
-
-    def _output(self, o_BTHV: Tensor, v_BTHV: Tensor, x_BTD: Tensor) -> Tensor:
-        cfg = self.cfg
-        if cfg.value_residual:
-            o_BTHV = o_BTHV + v_BTHV * self.D_v
-        if cfg.output_norm:
-            o_BTHV = o_BTHV * torch.rsqrt(o_BTHV.square().mean(-1, keepdim=True) + 1e-5) * self.o_norm_weight
-        if cfg.gate != "none":
-            act = F.silu if cfg.gate == "silu" else torch.sigmoid
-            o_BTHV = o_BTHV * act(self.g_proj(x_BTD)).view_as(o_BTHV)
-        if cfg.head_mix == "weighted_sum":
-            o_BTHV = o_BTHV * self.head_weights.softmax(-1)[:, None]
-        elif cfg.head_mix == "input_weighted":
-            o_BTHV = o_BTHV * self.head_attn(x_BTD).softmax(-1)[..., None]
-        together = cfg.head_mix in ("concat", "per_head")
-        o_BT = o_BTHV.flatten(-2) if together else o_BTHV.sum(-2)
-        y_BTD: Tensor = self.o_proj(o_BT.to(x_BTD.dtype))
-        return y_BTD
+        o_BTHV, new["S"] = recurrence(self.backends, cell, state["S"], tuple(inputs), (), (q_BTHN,), reset_BT)
+        return self.output(o_BTHV, v_BTHV, x_BTD).to(qkv.dtype), new
 
 
 def linear_update(S: Tensor, k: Tensor, v: Tensor, a: Tensor, w: Tensor | None = None) -> Tensor:

@@ -1,0 +1,77 @@
+"""What minGRU and minLSTM share: one projection of everything, a linear element-wise recurrence, a positive state."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from rnn_lab.kernels.recurrence import Cell, recurrence
+from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
+from rnn_lab.parts import Dense, Part
+from torch import Tensor, nn
+
+
+class MinConfig(LayerConfig):
+    """Fields of minGRU and minLSTM."""
+
+    expansion: float = Field(1.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
+
+    @property
+    def d_inner(self) -> int:
+        """Inner width d."""
+        return int(self.dim * self.expansion)
+
+
+class MinRNN(Layer):
+    """h = a h + u with a and u from the input alone; out_proj only where the expansion is not 1."""
+
+    Config = MinConfig
+    lm_defaults: ClassVar[Mapping[str, Any]] = {"norm": "layer"}
+    streams: ClassVar[int]
+    """Projections of the input: the candidate and the gates."""
+    in_proj: nn.Linear
+    out_proj: nn.Linear
+
+    @classmethod
+    def parts(cls, cfg: Any) -> dict[str, Part]:
+        """All projections of the input in one matrix; out_proj."""
+        parts: dict[str, Part] = {"in_proj": Dense(cfg.dim, cls.streams * cfg.d_inner)}
+        return parts if cfg.expansion == 1 else parts | {"out_proj": Dense(cfg.d_inner, cfg.dim)}
+
+    @classmethod
+    def state_shapes(cls, cfg: Any, seq_len: int = 0) -> dict[str, tuple[int, ...]]:
+        """The state h itself, not its logarithm."""
+        return {"h": (cfg.d_inner,)}
+
+    @classmethod
+    def search_space(cls, cfg: Any) -> SearchSpace:
+        """Expansion 1, which needs no out_proj, before 1.5 and 2."""
+        return SearchSpace(choices={"expansion": (1.0, 1.5, 2.0)})
+
+    @staticmethod
+    @abstractmethod
+    def gates(*streams_BTd: Tensor) -> tuple[Tensor, Tensor]:
+        """Decay a and what is written, u, from the candidate and the gates' pre-activations."""
+
+    def forward(
+        self, x_BTD: Tensor, state: State | None = None, reset_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """See Layer.forward."""
+        state = self.init_state(x_BTD.shape[0]) if state is None else state
+        projected = self.in_proj(x_BTD)
+        wide = torch.promote_types(projected.dtype, torch.float32)
+        inputs = self.gates(*projected.to(wide).chunk(self.streams, -1))
+        h_BTd, h = recurrence(self.backends, Cell(_update), state["h"], inputs, reset_BT=reset_BT)
+        h_BTd = h_BTd.to(projected.dtype)
+        return (h_BTd if self.cfg.expansion == 1 else self.out_proj(h_BTd)), {"h": h}
+
+
+def positive(u: Tensor) -> Tensor:
+    """g(u) = u + 1/2 for u >= 0, sigmoid(u) below: continuous and positive."""
+    return torch.where(u >= 0, u + 0.5, torch.sigmoid(u))
+
+
+def _update(h: Tensor, a: Tensor, u: Tensor) -> Tensor:
+    """a h + u."""
+    return a * h + u

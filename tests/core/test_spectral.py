@@ -1,0 +1,93 @@
+"""Spectral constraints: the norm that they promise, and what autograd sees of them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from rnn_lab.init import xavier
+from rnn_lab.parts import Recurrent, RecurrentProduct
+from torch import Tensor, nn
+
+ROUNDS = 200
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(3)
+
+
+def settled(module: nn.Module) -> nn.Module:
+    """The module in double precision after the power iteration has converged."""
+    module.double()
+    for _ in range(ROUNDS):
+        module.prepare()  # type: ignore[operator]
+    return module
+
+
+def norm(matrix: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(matrix.detach(), 2))
+
+
+@pytest.mark.parametrize("gain", [0.1, 10.0])
+def test_rescaled_matrix_has_the_norm_exactly(gain: float) -> None:
+    assert norm(settled(Recurrent(12, xavier(gain), "spectral", 0.99).build())()) == pytest.approx(0.99, abs=1e-6)
+
+
+def test_clipped_matrix_is_untouched_below_the_bound() -> None:
+    module = settled(Recurrent(12, xavier(0.1), "clip", 0.99).build())
+    assert torch.equal(module(), module.get_parameter("weight"))
+
+
+def test_clipped_matrix_stays_at_the_bound() -> None:
+    module = settled(Recurrent(12, xavier(10.0), "clip", 0.99).build())
+    assert norm(module()) == pytest.approx(0.99, abs=1e-6)
+
+
+def test_a_clip_is_a_constant_for_autograd() -> None:
+    module = Recurrent(12, xavier(10.0), "clip", 0.99).build().double()
+    given = torch.randn(12, 12, dtype=torch.float64)
+    (module() * given).sum().backward()
+    grad = module.get_parameter("weight").grad
+    assert grad is not None
+    torch.testing.assert_close(grad, given * module.get_buffer("scale"))
+    assert module.get_buffer("scale") < 1
+
+
+@pytest.mark.parametrize("factor", [0.1, 3.0])
+def test_product_has_the_norm_exactly_and_shares_the_factor(factor: float) -> None:
+    module = settled(RecurrentProduct(12, 4, lambda w: nn.init.normal_(w, std=factor), 0.95).build())
+    U, V = module()
+    assert norm(U @ V) == pytest.approx(0.95, abs=1e-5)
+    root = U / module.get_parameter("U")
+    torch.testing.assert_close(root, root.mean().expand_as(root))
+    torch.testing.assert_close(V / module.get_parameter("V"), root.mean().expand_as(V))
+
+
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "spectral": Recurrent(12, xavier(), "spectral").build,
+    "clip": Recurrent(12, xavier(10.0), "clip").build,
+    "product": RecurrentProduct(12, 4, xavier(), 0.95).build,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_prepare_between_forward_and_backward_does_no_harm(part: str) -> None:
+    module = PARTS[part]().double()
+    out = module()
+    loss = sum(m.square().sum() for m in (out if isinstance(out, tuple) else (out,)))
+    parameters = list(module.parameters())
+    wanted = torch.autograd.grad(loss, parameters, retain_graph=True)
+    module.prepare()  # type: ignore[operator]
+    for got, grad in zip(torch.autograd.grad(loss, parameters), wanted, strict=True):
+        assert torch.equal(got, grad)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_restored_iteration_goes_on_exactly(part: str) -> None:
+    module, other = PARTS[part](), PARTS[part]()
+    other.load_state_dict(module.state_dict())
+    for _ in range(2):
+        module.prepare()  # type: ignore[operator]
+        other.prepare()  # type: ignore[operator]
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
