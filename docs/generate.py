@@ -1,7 +1,7 @@
 """Write the pages that follow from the code: `python docs/generate.py`, or `--check` to see whether they are stale.
 
-Whole pages: cli.md, models.md, config.md, hooks.md. Blocks between `<!-- generated: NAME -->` and
-`<!-- end -->` in written pages: the results of README.md and performance.md, the model table of each family.
+Whole pages: cli.md, models.md, config.md, hooks.md, presets.md. Blocks between `<!-- generated: NAME -->` and
+`<!-- end -->` in written pages: the results of README.md and performance.md, the models and seed rows of each family.
 
 `--record RUN [NAME]` first keeps the figures of a finished run as docs/benchmarks/NAME.json; see results.py.
 """
@@ -25,6 +25,7 @@ os.environ["RNN_LAB_LOAD_PLUGINS"] = ",".join(FAMILIES)
 os.environ.pop("RNN_LAB_PLUGINS_DIR", None)
 
 import results  # noqa: E402
+import seeds  # noqa: E402
 from click import Group  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from rnn_lab import hookspecs  # noqa: E402
@@ -163,10 +164,10 @@ def _toml(value: object) -> str:
 def config_page() -> str:
     """Every section and key of the configuration."""
     intro = (
-        "A run is described by layers, weakest first: defaults, `--protocol NAME`, `--config FILE.toml`, options, "
-        "`-o SECTION.KEY=VALUE`. A later layer wins key by key. Unknown keys are errors that name the nearest "
-        "key. `fit --dry-run` prints every value and the layer that set it; `config.toml` of a run holds the "
-        "same. A count is an integer that may be written `250k`, `50M` or `1.5B`.\n\n"
+        "A run is described by layers, weakest first: defaults, `--protocol NAME`, `--preset NAME`, "
+        "`--config FILE.toml`, options, `-o SECTION.KEY=VALUE`. A later layer wins key by key. Unknown keys are errors "
+        "that name the nearest key. `fit --dry-run` prints every value and the layer that set it; `config.toml` of a "
+        "run holds the same. A count is an integer that may be written `250k`, `50M` or `1.5B`.\n\n"
         "On the CPU a layer called `default on cpu` stands between the defaults and everything else: it sets "
         f"{_cpu_defaults()}, so that a first run learns something in a minute.\n"
     )
@@ -277,12 +278,15 @@ def pages() -> dict[Path, str]:
         docs / "models.md": models_page(),
         docs / "config.md": config_page(),
         docs / "hooks.md": hooks_page(),
+        docs / "presets.md": "\n".join(["# Presets\n", NOTE, seeds.page(table)]),
     }
     blocks = [(ROOT / "README.md", "results", results.runs_block(docs / "benchmarks", table))]
     blocks += [(docs / "performance.md", "bench", results.bench_block(docs / "benchmarks", table))]
-    blocks += [(ROOT / "plugins" / name / "README.md", "models", family_table(name)) for name in FAMILIES]
+    for family in FAMILIES:
+        readme = ROOT / "plugins" / family / "README.md"
+        blocks += [(readme, "models", family_table(family)), (readme, "seeds", seeds.family_block(family, table))]
     for path, name, body in blocks:
-        found[path] = with_block(path.read_text(encoding="utf-8"), name, body)
+        found[path] = with_block(found.get(path) or path.read_text(encoding="utf-8"), name, body)
     return found
 
 

@@ -7,6 +7,7 @@ from rnn_lab.hookspecs import hookimpl
 COMMANDS = {
     "list-models": ("list_models:list_models", "Every model: name, family, equation, parent, aliases."),
     "show": ("show:show", "One model: mathematics, fields, state, sizes, kernels usable here."),
+    "presets": ("presets:presets", "Named configurations: the seeds' published rows, counted again."),
     "size": ("size:size", "Shape of a model at a parameter target, with its certificate."),
     "fit": ("fit:fit", "Train a model."),
     "resume": ("resume:resume", "Go on with a run, or extend its budget."),
@@ -14,6 +15,9 @@ COMMANDS = {
     "runs": ("runs:runs", "Every run below a folder, with its status and losses."),
     "data": ("data:data", "Describe, pack or fetch byte corpora."),
     "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),
+    "new-plugin": ("new_plugin:new_plugin", "Write a plugin that works at once: a cell, a kernel stub, tests."),
+    "install": ("install:install", "Install plugins without touching torch, triton and numpy."),
+    "uninstall": ("uninstall:uninstall", "Uninstall plugins."),
     "plugins": ("plugins:plugins", "What is installed, what it brought, and what is wrong with it."),
     "doctor": ("doctor:doctor", "Whether this machine has what rnn-lab needs."),
     "tensorboard": ("tensorboard:tensorboard", "Show the curves of runs in the browser."),

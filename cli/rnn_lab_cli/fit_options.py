@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rnn_lab_cli.names import complete_model, complete_protocol
+from rnn_lab_cli.names import complete_model, complete_preset, complete_protocol
 from rnn_lab_cli.output import json_option
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -21,6 +21,9 @@ override_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Any key of the configuration: -o train.clip=0.5.",
+)
+preset_option = click.option(
+    "--preset", shell_complete=complete_preset, metavar="NAME", help="Named configuration to start from: see presets."
 )
 budget_options = (
     click.option("--steps", metavar="N", help="Budget in optimizer steps."),
@@ -51,6 +54,7 @@ _options = (
     click.option(
         "--protocol", shell_complete=complete_protocol, metavar="NAME", help="Registered protocol to start from."
     ),
+    preset_option,
     click.option("--dry-run", is_flag=True, help="Show every value and what set it, and train nothing."),
     click.option("--quiet", is_flag=True, help="No progress."),
     json_option,

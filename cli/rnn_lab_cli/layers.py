@@ -42,8 +42,9 @@ def config_layers(
     *,
     config: str | None = None,
     protocol: str | None = None,
+    preset: str | None = None,
 ) -> list[Layer]:
-    """Layers of a run, weakest first: protocol, file, options, `-o`.
+    """Layers of a run, weakest first: protocol, preset, file, options, `-o`.
 
     Args:
         options: values by option name; None where an option was not given.
@@ -52,14 +53,17 @@ def config_layers(
         found: registry to find the protocol in.
         config: path of `--config`.
         protocol: name of `--protocol`.
+        preset: name of `--preset`; its own recipe holds where no protocol is named.
 
     Raises:
-        ConfigError: no such protocol, or a file or override that cannot be read.
+        ConfigError: no such protocol or preset, or a file or override that cannot be read.
 
     """
     layers = []
     if protocol is not None:
         layers.append(protocol_layer(protocol, found))
+    if preset is not None:
+        layers.append(preset_layer(preset, found, with_recipe=protocol is None))
     if config is not None:
         layers.append(Layer(config, read_toml(Path(config))))
     for option, value in options.items():
@@ -85,3 +89,23 @@ def protocol_layer(name: str, found: Registry) -> Layer:
     values = read_toml(found.protocols[name])
     values.pop("description", None)
     return Layer(f"protocol {name}", values)
+
+
+def preset_layer(name: str, found: Registry, *, with_recipe: bool) -> Layer:
+    """The layer of a preset: its model and, `with_recipe`, what its recipe sets, the target of a protocol aside.
+
+    Raises:
+        ConfigError: no such preset, it has no configuration, or its protocol is unknown.
+
+    """
+    from rnn_lab.presets import find_preset
+
+    preset = find_preset(name, found)
+    layer = preset.layer()
+    if not with_recipe:
+        return layer
+    recipe = preset.recipe
+    tables = dict(protocol_layer(recipe.protocol, found).values) if recipe.protocol else {}
+    for section, values in (("train", recipe.train), ("optimizer", recipe.optimizer)):
+        tables[section] = {**tables.get(section, {}), **values}
+    return Layer(layer.origin, {**tables, **layer.values})

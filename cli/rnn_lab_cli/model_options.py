@@ -22,8 +22,8 @@ _SCALARS = {int: "INTEGER", float: "FLOAT", str: "TEXT"}
 class ModelCommand(click.Command):
     """Command that takes the fields of the model that its arguments name.
 
-    The model is the value of `--model`, or what `-o model.name=`, `--config` or `--protocol` say; in a
-    command with an argument called `model` it is that argument.
+    The model is the value of `--model`, or what `-o model.name=`, `--config`, `--preset` or `--protocol` say; in a
+    command with an argument called `model` it is that argument, where one is given.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -66,11 +66,10 @@ class ModelCommand(click.Command):
         parser = click.Command("probe", params=[p for p in self.params if isinstance(p, click.Option)])
         given, rest, _ = parser.make_parser(probe).parse_args(list(args))
         found = registry()
+        model = given.get("model")
         if any(isinstance(param, click.Argument) and param.name == "model" for param in self.params):
-            return _first_model(rest, found)
-        return model_named_by(
-            given.get("model"), given.get("override", ()), given.get("config"), given.get("protocol"), found
-        )
+            model = _first_model(rest, found)
+        return model_named_by(model, given, found)
 
 
 def _first_model(rest: list[str], found: Registry) -> str | None:
@@ -81,19 +80,20 @@ def _first_model(rest: list[str], found: Registry) -> str | None:
     return next(iter(known or sure), None)
 
 
-def model_named_by(
-    model: str | None, overrides: Any, config: str | None, protocol: str | None, found: Registry
-) -> str | None:
-    """Name of the model, the strongest layer first; None when nothing names one."""
+def model_named_by(model: str | None, given: Mapping[str, Any], found: Registry) -> str | None:
+    """Name of the model, the strongest layer of the `given` options first; None when nothing names one."""
     from rnn_lab.config import parse_override, read_toml
+    from rnn_lab.presets import find_preset
 
-    tables: list[Mapping[str, Any]] = [parse_override(text) for text in reversed(list(overrides))]
+    tables: list[Mapping[str, Any]] = [parse_override(text) for text in reversed(list(given.get("override") or ()))]
     if model is not None:
         tables.append({"model": {"name": model}})
-    if config is not None:
+    if (config := given.get("config")) is not None:
         tables.append(read_toml(Path(config)))
-    if protocol is not None and protocol in found.protocols:
-        tables.append(read_toml(found.protocols[protocol]))
+    if (preset := given.get("preset")) is not None:
+        tables.append(find_preset(preset, found).layer().values)
+    if (protocol := given.get("protocol")) in found.protocols:
+        tables.append(read_toml(found.protocols[str(protocol)]))
     for table in tables:
         section = table.get("model")
         if isinstance(section, Mapping) and isinstance(section.get("name"), str):

@@ -1,4 +1,4 @@
-"""Completion of the names of models, plugins and protocols, without importing torch."""
+"""Completion of the names of models, plugins, protocols and presets, without importing torch."""
 
 from collections.abc import Iterator
 
@@ -24,6 +24,15 @@ def complete_protocol(ctx: click.Context, param: click.Parameter, incomplete: st
     from rnn_lab.registry import registry
 
     return [CompletionItem(name) for name in registry().protocols if name.startswith(incomplete)]
+
+
+def complete_preset(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Presets with a configuration that begin with `incomplete`."""
+    from rnn_lab.presets import all_presets
+    from rnn_lab.registry import registry
+
+    presets = all_presets(registry()).values()
+    return [CompletionItem(p.name, help=p.model) for p in presets if p.row.config and p.name.startswith(incomplete)]
 
 
 def _models() -> Iterator[tuple[str, str]]:

@@ -7,9 +7,12 @@ line per row, the header first.
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from rnn_lab.registry import Registry
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -27,6 +30,15 @@ def emit_json(value: Any) -> None:
 def note(text: str) -> None:
     """A line for a person, on stderr."""
     click.echo(text, err=True)
+
+
+def note_preset(name: str | None, found: "Registry") -> None:
+    """What a reader of a preset's figures has to know, on stderr; nothing without a preset."""
+    if name is not None:
+        from rnn_lab.presets import find_preset
+
+        for text in find_preset(name, found).notes:
+            note(f"{name}: {text}")
 
 
 def on_terminal() -> bool:

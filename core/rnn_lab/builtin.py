@@ -21,6 +21,12 @@ def register_protocols(register: Callable[..., None]) -> None:
 
 
 @hookimpl
+def register_presets(register: Callable[..., None]) -> None:
+    """What the seeds' documents have in common, and the one that names no model."""
+    register(sorted((Path(__file__).parent / "seeds").glob("*.toml")))
+
+
+@hookimpl
 def register_trackers(register: Callable[..., None]) -> None:
     """TensorBoard; metrics.jsonl is written whatever trackers are chosen."""
     register("tensorboard", "rnn_lab.trackers.tensorboard:TensorBoardTracker")

@@ -1,6 +1,6 @@
 """Strict configuration: a run is described by layers that are merged, checked, and traced to their origin.
 
-Layers, weakest first: defaults < protocol < `--config file.toml` < options and `-o key.path=value`. Unknown
+Layers, weakest first: defaults < protocol < preset < `--config file.toml` < options and `-o key.path=value`. Unknown
 keys are errors that name the nearest key; every resolved value knows the layer that set it.
 """
 
@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -54,6 +54,7 @@ class ModelSection(StrictModel):
     target: Count | None = Field(None, description="parameter target that the solver sizes the model to")
     depth: int | None = Field(None, ge=1, le=1024, description="number of layers")
     norm: Literal["rms", "layer"] | None = Field(None, description="norm of the language model around the layers")
+    shell: Literal["common", "e74"] | None = Field(None, description="e74: the shell of E74's seed runs; see lm.py")
     fields: dict[str, Any] = Field(default_factory=dict, description="fields of the model's own Config")
 
 
@@ -128,7 +129,7 @@ SECTIONS: dict[str, type[StrictModel]] = {
     name: info.annotation  # type: ignore[misc]
     for name, info in RunConfig.model_fields.items()
 }
-_OWN_MODEL_KEYS = ("name", "target", "depth", "norm")
+_OWN_MODEL_KEYS = tuple(name for name in ModelSection.model_fields if name != "fields")
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,11 @@ def _explain(schema: type[BaseModel], item: Any, prefix: str, origins: Mapping[s
 
 def _known_keys(schema: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
+        if part not in schema.model_fields:
+            continue  # an item of a list or a table
         inner = schema.model_fields[part].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        models = [kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:
             return []
-        schema = inner
+        schema = models[0]
     return list(schema.model_fields)

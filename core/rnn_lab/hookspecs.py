@@ -25,6 +25,11 @@ def register_models(register: Callable[..., None]) -> None:
 
 
 @hookspec
+def register_presets(register: Callable[..., None]) -> None:
+    """Contribute presets: `register(path_of_toml)` or a list of paths; see rnn_lab/presets.py for what a file holds."""
+
+
+@hookspec
 def register_optimizers(register: Callable[..., None]) -> None:
     """Contribute optimizers: `register(name, "module:factory")`; the factory takes (model, OptimizerSection)."""
 

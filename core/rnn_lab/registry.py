@@ -1,4 +1,4 @@
-"""What is installed: models, optimizers, protocols, trackers and commands, found through entry points.
+"""What is installed: models, presets, optimizers, protocols, trackers and commands, found through entry points.
 
 Every plugin loads in isolation: one that raises, exits, hangs or needs a newer API becomes a row with a reason
 in `rnn-lab plugins` and never takes the tool down. Nothing here imports torch or a model file: models are
@@ -32,6 +32,7 @@ from rnn_lab.modeldoc import ModelDoc, read_model_doc
 
 if TYPE_CHECKING:
     from rnn_lab.layer import Layer
+    from rnn_lab.presets import Preset
 
 BUILTIN = "rnn_lab.builtin"
 
@@ -95,6 +96,9 @@ class Registry:
     optimizers: dict[str, str] = field(default_factory=dict)
     protocols: dict[str, Path] = field(default_factory=dict)
     trackers: dict[str, str] = field(default_factory=dict)
+    preset_files: list[tuple[PluginInfo, Path]] = field(default_factory=list)
+    presets: "dict[str, Preset] | None" = None
+    """Read from their files by `rnn_lab.presets.all_presets`, once somebody asks."""
     plugins: list[PluginInfo] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(hookspecs.PROJECT))
 
@@ -137,16 +141,27 @@ class Registry:
             raise PluginError(f"{kind[:-1]} {name!r} ({table[name]}) cannot be loaded: {error}") from error
 
 
-def models_in(package: str) -> list[ModelRef]:
-    """References to every model file of an imported package: `*.py` not starting with an underscore.
+def models_in(package: str) -> list[ModelRef | PluginError]:
+    """Every model file of an imported package: `*.py` not starting with an underscore.
 
-    Raises:
-        PluginError: a file has no docstring to show.
-
+    A file that cannot be read as a model stands as its error, so that it does not hide its neighbours.
     """
-    folder = Path(str(sys.modules[package].__file__)).parent
-    family = package.removeprefix("rnn_lab_")
-    return [ModelRef(p.stem, family, f"{package}.{p.stem}", p, read_model_doc(p)) for p in _model_files(folder)]
+    return _refs(Path(str(sys.modules[package].__file__)).parent, package.removeprefix("rnn_lab_"), f"{package}.")
+
+
+def _refs(folder: Path, family: str, prefix: str) -> list[ModelRef | PluginError]:
+    refs: list[ModelRef | PluginError] = []
+    for path in _model_files(folder):
+        try:
+            refs.append(ModelRef(path.stem, family, prefix + path.stem, path, read_model_doc(path)))
+        except PluginError as error:
+            refs.append(error)
+    return refs
+
+
+def presets_in(package: str) -> list[Path]:
+    """Every preset file of an imported package: `presets/*.toml`."""
+    return sorted((Path(str(sys.modules[package].__file__)).parent / "presets").glob("*.toml"))
 
 
 @cache
@@ -178,10 +193,8 @@ def _load_folder(found: Registry, folder: Path) -> None:
     if not folder.is_dir():
         raise ConfigError(f"--plugins-dir {folder}: no such folder")
     info = PluginInfo(str(folder), "(folder)")
-    for path in _model_files(folder):
-        with isolated(info):
-            name = f"rnn_lab_folder_{path.stem}"
-            _add_models(found, info, [ModelRef(path.stem, folder.name, name, path, read_model_doc(path))])
+    with isolated(info):
+        _add_models(found, info, _refs(folder, folder.name, "rnn_lab_folder_"))
     found.plugins.append(info)
 
 
@@ -213,17 +226,26 @@ def _collect(found: Registry, info: PluginInfo, module: ModuleType) -> None:
     for hook in info.hooks:
         caller = found.manager.subset_hook_caller(hook, others)
         if hook == "register_models":
-            models: list[ModelRef] = []
+            models: list[ModelRef | PluginError] = []
             caller(register=lambda new, into=models: into.extend([new] if isinstance(new, ModelRef) else new))
             _add_models(found, info, models)
+        elif hook == "register_presets":
+            files: list[Path] = []
+            caller(register=lambda new, into=files: into.extend([new] if isinstance(new, Path) else new))
+            found.preset_files += [(info, path) for path in files]
         elif hook in tables:
             entries: dict[str, Any] = {}
             caller(register=entries.__setitem__)
             _add_entries(tables[hook], entries, info, hook)
 
 
-def _add_models(found: Registry, info: PluginInfo, models: Iterable[ModelRef]) -> None:
+def _add_models(found: Registry, info: PluginInfo, models: Iterable[ModelRef | PluginError]) -> None:
     for model in models:
+        if isinstance(model, PluginError):
+            if _strict():
+                raise model
+            info.problems.append(str(model))
+            continue
         taken = {
             **{key: ref.plugin for key, ref in found.models.items()},
             **{key: f"an alias of {m}" for key, (m, _) in found.aliases.items()},

@@ -49,7 +49,7 @@ def test_strict_mode_shows_what_the_plugin_raised(tmp_path):
 def test_plugins_can_be_left_out(tmp_path):
     plugin(tmp_path, "raises", "raise RuntimeError('boom')")
     done = program("list-models", "--json", path=tmp_path, RNN_LAB_LOAD_PLUGINS="e74_e88")
-    assert {row["name"] for row in done.json} == {"e74", "e88"} and done.err == ""
+    assert {row["family"] for row in done.json} == {"e74_e88"} and done.err == ""
     done = program("show", "e74", path=tmp_path, RNN_LAB_LOAD_PLUGINS="")
     assert done.code == 2 and "No plugin is loaded" in done.err
 

@@ -1,8 +1,10 @@
 """Discovery of single-file models."""
 
+import importlib
+
 import pytest
 from rnn_lab.errors import ConfigError, PluginError
-from rnn_lab.registry import build_registry
+from rnn_lab.registry import build_registry, models_in
 
 MODEL = '''"""y = x
 
@@ -25,6 +27,18 @@ def test_a_broken_file_does_not_hide_its_neighbours(tmp_path):
     assert list(found.models) == ["fine"] and found.aliases == {"twin": ("fine", {"form": "b"})}
     problems = found.plugins[-1].problems
     assert len(problems) == 2 and "a_silent.py" in problems[0] and "syntax.py" in problems[1]
+
+
+def test_a_broken_file_of_a_package_does_not_hide_its_neighbours(tmp_path, monkeypatch):
+    package = tmp_path / "rnn_lab_half"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "fine.py").write_text(MODEL)
+    (package / "syntax.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("rnn_lab_half")
+    fine, broken = models_in("rnn_lab_half")
+    assert fine.name == "fine" and isinstance(broken, PluginError) and "syntax.py" in str(broken)
 
 
 def test_a_model_without_a_model_class_is_named_when_it_is_used(tmp_path):

@@ -3,13 +3,13 @@
 import inspect
 import json
 import re
-import shlex
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
 from rnn_lab import errors, hookspecs
+from rnn_lab.presets import all_presets
 from rnn_lab.registry import registry
 from rnn_lab_cli.main import cli
 from rnn_lab_cli.plugin_commands import plugin_commands
@@ -128,19 +128,25 @@ def test_protocols_plan_a_run(name):
     assert abs(plan["certificate"]["deviation"]) <= 0.005
 
 
-def seed_rows():
-    for family in FAMILIES:
-        page = ROOT / "plugins" / family / "README.md"
-        for model, row, shape, exact, *printed in rows(sections(page)["Seed results"]):
-            yield pytest.param(model, shape, exact, printed, id=f"{row}".replace(" ", "-"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_seed_results_are_the_presets_of_the_family(family):
+    found = all_presets(registry())
+    names = {name for name, preset in found.items() if preset.plugin == family}
+    listed = rows(sections(ROOT / "plugins" / family / "README.md")["Seed results"])
+    assert names and {row[0] for row in listed} == names
+    for name, *_, params, printed, loss, _ in listed:
+        assert params == (f"{found[name].count(registry()):,}" if "dim" in (found[name].row.config or {}) else "open")
+        assert printed in {text.params for text in found[name].row.printed} | {"not printed"}
+        assert loss in {text.loss for text in found[name].row.printed} | {"not printed"}
 
 
-@pytest.mark.parametrize(("model", "shape", "exact", "printed"), list(seed_rows()))
-def test_parameter_counts_of_the_seeds_are_ours_too(model, shape, exact, printed):
-    done = CliRunner().invoke(cli, ["size", model, *shlex.split(shape), "--json"])
+@pytest.mark.parametrize("name", ["seed003/mamba2", "seed003/e0_stock", "seed002/e88_d24_h32_n48", "seed004/llama"])
+def test_parameter_counts_of_the_seeds_are_ours_too(name):
+    done = CliRunner().invoke(cli, ["size", "--preset", name, "--json"])
     assert done.exit_code == 0, done.output
-    assert f"{json.loads(done.stdout)['params']:,}" == exact
-    assert len(printed) == 3
+    params = json.loads(done.stdout)["params"]
+    assert params == all_presets(registry())[name].count(registry())
+    assert f"{params:,}" in (DOCS / "presets.md").read_text()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -43,11 +43,14 @@ def check(ctx: click.Context, subject: str, only: tuple[str, ...], as_json: bool
 
 
 def _models(subject: str) -> list[str]:
-    """The model of that name, or the models of the plugin of that name."""
+    """The model of that name, or the models of the plugin or distribution of that name."""
     found = registry()
     if subject.lower() in found.models | found.aliases:
         return [subject]
-    plugins = {info.name: info.models for info in found.plugins}
+    plugins: dict[str, list[str]] = {}
+    for info in found.plugins:
+        for name in {info.name, info.distribution} - {""}:
+            plugins[name] = [*plugins.get(name, []), *info.models]
     if plugins.get(subject):
         return plugins[subject]
     if subject in plugins:

@@ -11,7 +11,7 @@ from rnn_lab.registry import Registry, registry
 from rnn_lab_cli.fit_options import fit_options
 from rnn_lab_cli.layers import config_layers
 from rnn_lab_cli.model_options import ModelCommand, field_values
-from rnn_lab_cli.output import emit_json, pairs, table
+from rnn_lab_cli.output import emit_json, note_preset, pairs, table
 from rnn_lab_cli.running import run_and_report
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def fit(ctx: click.Context, /, **options: Any) -> None:
     """Train a model.
 
-    Values come from, weakest first: defaults, --protocol, --config, options, -o. Without --data the run reads
-    text that is on this machine; without --target the model gets 1M parameters; without a budget it takes
-    1,000 steps.
+    Values come from, weakest first: defaults, --protocol, --preset, --config, options, -o. Without --data the run
+    reads text that is on this machine; without --target the model gets 1M parameters; without a budget it takes
+    1,000 steps. --preset brings a model and, unless --protocol names another, a recipe to train it by.
     """
     found = registry()
     layers = config_layers(
@@ -38,7 +38,9 @@ def fit(ctx: click.Context, /, **options: Any) -> None:
         found,
         config=options["config"],
         protocol=options["protocol"],
+        preset=options["preset"],
     )
+    note_preset(options["preset"], found)
     from rnn_lab.train.run import plan_run
 
     plan = plan_run(layers, found)

@@ -8,9 +8,19 @@ from rnn_lab_cli.plugin_commands import plugin_commands
 
 
 @click.command()
+@click.option("--requirements", is_flag=True, help="NAME==VERSION of every plugin's distribution, for pip.")
 @json_option
-def plugins(as_json: bool) -> None:
+def plugins(requirements: bool, as_json: bool) -> None:
     """List every plugin: what it brought, how long it took to load, and what is wrong with it."""
+    if requirements:
+        from rnn_lab_cli.installer import plugin_distributions
+
+        lines = sorted(f"{dist.name}=={dist.version}" for dist in plugin_distributions().values())
+        if as_json:
+            emit_json(lines)
+        else:
+            click.echo("".join(f"{line}\n" for line in lines), nl=False)
+        return
     plugin_commands()
     rows = [
         {

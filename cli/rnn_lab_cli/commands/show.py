@@ -21,7 +21,7 @@ SEQ_LEN = 512
 @click.argument("model", shell_complete=complete_model)
 @json_option
 def show(model: str, as_json: bool) -> None:
-    """Show one MODEL: mathematics, fields, state shapes, sizes, kernels usable here."""
+    """Show one MODEL: mathematics, fields, state shapes, sizes, kernels usable here, seed rows."""
     ref, preset = registry().find_model(model)
     page = describe(ref, preset)
     if as_json:
@@ -34,6 +34,8 @@ def describe(ref: ModelRef, preset: dict[str, Any]) -> dict[str, Any]:
     """What `show --json` prints."""
     from rnn_lab.config import ModelSection
     from rnn_lab.modelspec import model_spec
+
+    from rnn_lab_cli.commands.presets import presets_of
 
     found = registry()
     layer_cls = ref.load()
@@ -57,6 +59,7 @@ def describe(ref: ModelRef, preset: dict[str, Any]) -> dict[str, Any]:
         "fields": _fields(layer_cls.Config),
         "state_shapes": {k: list(v) for k, v in layer_cls.state_shapes(spec.layer_cfg).items()},
         "state_bytes": layer_cls.state_bytes(spec.layer_cfg, SEQ_LEN),
+        "derived": spec.layer_cfg.derived(),
         "sizes": [_size_row(s) for s in specs.values()],
         "kernels": _kernels(layer_cls, preset),
         "flops_per_token": {
@@ -65,6 +68,7 @@ def describe(ref: ModelRef, preset: dict[str, Any]) -> dict[str, Any]:
             "forward": forward,
             "training": 3 * forward,
         },
+        "presets": presets_of(ref.name, found),
     }
 
 
@@ -134,6 +138,7 @@ def _print(page: dict[str, Any]) -> None:
             ("state of a layer and sequence", f"{shapes}: {page['state_bytes']:,} bytes"),
             ("forward FLOPs per token", flops["forward"]),
             ("training FLOPs per token", flops["training"]),
+            *page["derived"].items(),
         ]
     )
     heading("kernels usable here")
@@ -141,6 +146,10 @@ def _print(page: dict[str, Any]) -> None:
         [k["op"], k["backend"], "; ".join(f"{n}: {why}" for n, why in k["refused"].items())] for k in page["kernels"]
     ]
     table(("operation", "backend", "why no faster one"), rows)
+    if page["presets"]:
+        heading("seed rows (external figures, as printed)")
+        known = ("name", "params", "match", "printed_params", "loss", "tok_s", "reason")
+        table(known, [[row[c] for c in known] for row in page["presets"]])
 
 
 def _alias(name: str, fields: dict[str, str]) -> str:

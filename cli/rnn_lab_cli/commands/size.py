@@ -6,26 +6,28 @@ import click
 from rnn_lab.errors import ConfigError
 from rnn_lab.registry import registry
 
-from rnn_lab_cli.fit_options import apply, model_options, override_option
-from rnn_lab_cli.layers import config_layers
+from rnn_lab_cli.fit_options import apply, model_options, override_option, preset_option
+from rnn_lab_cli.layers import config_layers, preset_layer
 from rnn_lab_cli.model_options import ModelCommand, field_values
 from rnn_lab_cli.names import complete_model
-from rnn_lab_cli.output import emit_json, heading, json_option, pairs, table
+from rnn_lab_cli.output import emit_json, heading, json_option, note_preset, pairs, table
 
 if TYPE_CHECKING:
     from rnn_lab.modelspec import ModelSpec
 
 
 @click.command(cls=ModelCommand)
-@click.argument("model", shell_complete=complete_model)
-@lambda command: apply(command, model_options)
-@override_option
-@json_option
+@click.argument("model", required=False, shell_complete=complete_model)
+@lambda command: apply(command, (*model_options, override_option, preset_option, json_option))
 @click.pass_context
-def size(ctx: click.Context, /, model: str, override: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def size(
+    ctx: click.Context, /, model: str | None, override: tuple[str, ...], preset: str | None, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Find the shape of MODEL at a parameter target, and prove its size by counting.
 
-    Fields given as options or as -o model.KEY=VALUE are held; the solver chooses the others.
+    Fields given as options or as -o model.KEY=VALUE are held; the solver chooses the others. With --preset the
+    model and what it holds come from there.
     """
     from rnn_lab.config import resolve
     from rnn_lab.modelspec import model_spec
@@ -33,6 +35,11 @@ def size(ctx: click.Context, /, model: str, override: tuple[str, ...], as_json: 
     found = registry()
     layers = config_layers({"model": model, **options}, field_values(ctx), override, found)
     others = {section for layer in layers for section in layer.values} - {"model"}
+    if preset is not None:
+        layers.insert(0, preset_layer(preset, found, with_recipe=False))
+        note_preset(preset, found)
+    elif model is None:
+        raise ConfigError("no model is named: give MODEL or --preset NAME (see `rnn-lab list-models`)")
     if others:
         raise ConfigError(f"-o {min(others)}: only model.KEY=VALUE decides a size")
     resolved = resolve(layers)
@@ -80,3 +87,6 @@ def _show(spec: "ModelSpec") -> None:
     pairs([("target", proof.target), ("deviation", deviation), ("counted", "equal to the closed form")])
     heading("[model]")
     pairs((key, str(value)) for key, value in spec.table().items())
+    if derived := spec.layer_cfg.derived():
+        heading("what follows")
+        pairs(derived.items())
