@@ -121,5 +121,5 @@ def test_the_shell_completes_commands_models_and_options_without_torch():
     assert {"e70", "e74", "e75", "e75h4n32"} <= set(complete("size", "e7"))
     assert "e74_e88" in complete("check", "e74")
     assert complete("size", "--preset", "seed004/e74_n") == [f"seed004/e74_n{n}" for n in (16, 32, 48, 64)]
-    assert complete("fit", "--preset", "seed002/e88_silu") == []
+    assert complete("fit", "--preset", "seed002/e88_silu") == [""]
     assert "--seq-len" in complete("fit", "--seq")

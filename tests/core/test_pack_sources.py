@@ -124,7 +124,7 @@ def test_missing_library_names_the_extra(
         (tmp_path / name).touch()
         name = str(tmp_path / name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"needs the library {module}; .*'rnn-lab-core\[data\]'"):
+    with pytest.raises(ConfigError, match=rf"needs the library {module}; run: pip install {module}$"):
         pack([name], tmp_path / "out")
 
 

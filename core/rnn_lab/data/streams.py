@@ -24,7 +24,7 @@ def require(module: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"{purpose} needs the library {module}; run: pip install './core[data]'") from error
+        raise ConfigError(f"{purpose} needs the library {module}; run: pip install {module}") from error
 
 
 @contextmanager
