@@ -41,10 +41,13 @@ def parse_count(text: object) -> int:
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1, le=10**15)]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class StrictModel(BaseModel):
     """Frozen model that refuses unknown keys and values out of range."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelSection(StrictModel):
@@ -87,7 +90,7 @@ class OptimizerSection(StrictModel):
     name: str = Field("schedulefree", description="registered optimizer")
     lr: float = Field(3e-4, gt=0, le=100, description="learning rate")
     weight_decay: float = Field(0.1, ge=0, le=100, description="decoupled weight decay")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of the moment estimates")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay rates of the moment estimates")
     eps: float = Field(1e-8, gt=0, le=1, description="term that keeps the denominator from zero")
     warmup_steps: int = Field(0, ge=0, le=10**9, description="steps of linear learning-rate warm-up")
     decay: Literal["all", "matrices"] = Field("all", description="parameters that weight decay acts on")
@@ -160,12 +163,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError(f"{path}: cannot read this configuration: it is a device or a pipe")
         if path.stat().st_size > 2**20:
             raise ConfigError(f"{path}: larger than 1 MiB, which no configuration is")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this configuration: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -181,9 +188,16 @@ def parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(parts):
         raise ConfigError(f"-o {text}: expected key.path=value, for example -o train.clip=0.5")
     try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+        table = tomllib.loads(f"value = {value}")
+        if table.keys() != {"value"}:
+            raise ConfigError(f"-o {key}: one value, not several lines")
+        parsed: Any = table["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"-o {key}: not a usable value: {error}") from error
     for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)

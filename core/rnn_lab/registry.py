@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -56,10 +56,14 @@ class ModelRef:
 
         """
         try:
-            module = _import_file(self.module, self.path)
+            with redirect_stdout(sys.stderr), time_limit(_timeout()):
+                module = _import_file(self.module, self.path)
             model: type[Layer] = module.Model
-            model.Config  # noqa: B018 - a model without a Config is refused here, not deep inside a run
-        except Exception as error:
+            if not isinstance(model.Config, type):
+                raise TypeError(f"Config is {model.Config!r}, not a class")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if _strict():
                 raise
             raise PluginError(
@@ -109,7 +113,7 @@ class Registry:
             ConfigError: no such model; names the nearest ones.
 
         """
-        key = name.lower()
+        key = name if name in self.models or name in self.aliases else name.lower()
         if key in self.models:
             return self.models[key], {}
         if key in self.aliases:
@@ -201,9 +205,12 @@ def _load_folder(found: Registry, folder: Path) -> None:
 def _load_plugin(found: Registry, info: PluginInfo, load: Callable[[], ModuleType]) -> None:
     began = time.perf_counter()
     found.plugins.append(info)
-    with isolated(info), time_limit(float(os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10"))):
+    limit = _timeout()
+    with isolated(info), time_limit(limit), redirect_stdout(sys.stderr):
         module = load()
         needs = getattr(module, "PLUGIN_API", hookspecs.PLUGIN_API)
+        if not isinstance(needs, int):
+            raise PluginError(f"plugin {info.name!r}: PLUGIN_API is {needs!r}, not a number")
         if needs > hookspecs.PLUGIN_API:
             raise PluginError(
                 f"plugin {info.name!r} needs plugin API {needs}, this rnn-lab has {hookspecs.PLUGIN_API}: "
@@ -227,7 +234,7 @@ def _collect(found: Registry, info: PluginInfo, module: ModuleType) -> None:
         caller = found.manager.subset_hook_caller(hook, others)
         if hook == "register_models":
             models: list[ModelRef | PluginError] = []
-            caller(register=lambda new, into=models: into.extend([new] if isinstance(new, ModelRef) else new))
+            caller(register=lambda new, into=models: into.extend(new if isinstance(new, list | tuple) else [new]))
             _add_models(found, info, models)
         elif hook == "register_presets":
             files: list[Path] = []
@@ -245,6 +252,9 @@ def _add_models(found: Registry, info: PluginInfo, models: Iterable[ModelRef | P
             if _strict():
                 raise model
             info.problems.append(str(model))
+            continue
+        if not _is_ref(model):
+            info.problems.append(f"register_models: {model!r:.80} is not what models_in(__name__) gives")
             continue
         taken = {
             **{key: ref.plugin for key, ref in found.models.items()},
@@ -266,7 +276,9 @@ def _add_models(found: Registry, info: PluginInfo, models: Iterable[ModelRef | P
 
 def _add_entries(table: dict[str, Any], entries: dict[str, Any], info: PluginInfo, hook: str) -> None:
     for name, value in entries.items():
-        if name in table:
+        if not isinstance(name, str) or not isinstance(value, str | Path):
+            info.problems.append(f"{hook}: {name!r} = {value!r:.60}: expected a name and 'module:attribute' or a path")
+        elif name in table:
             info.problems.append(f"{hook}: {name!r} is already registered")
         else:
             table[name] = value
@@ -283,6 +295,24 @@ def isolated(info: PluginInfo) -> Iterator[None]:
         if _strict():
             raise
         info.problems.append(str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}")
+
+
+def _is_ref(model: object) -> bool:
+    return (
+        isinstance(model, ModelRef)
+        and all(isinstance(text, str) for text in (model.name, model.family, model.module))
+        and isinstance(model.path, Path)
+        and isinstance(model.doc, ModelDoc)
+    )
+
+
+def _timeout() -> float:
+    """Seconds that loading foreign code may take."""
+    text = os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10")
+    try:
+        return max(0.1, float(text))
+    except ValueError as error:
+        raise ConfigError(f"RNN_LAB_PLUGIN_TIMEOUT={text!r}: expected seconds") from error
 
 
 def _strict() -> bool:

@@ -39,7 +39,7 @@ def plan(tmp_path):
 def build(name, device, dtype):
     torch.manual_seed(0)
     layer = registry().models[name].load()
-    return LM(layer, layer.Config(dim=48), LMConfig(depth=2)).to(device, dtype)
+    return LM(layer, layer.Config(dim=64), LMConfig(depth=2)).to(device, dtype)
 
 
 def relative(a, b):

@@ -19,6 +19,8 @@ TAGS = {
     "val_loss": "val/loss_nats",
     "val_bpb": "val/bits_per_byte",
     "bpb": "train/bits_per_byte",
+    "tokens": "train/tokens",
+    "flops": "train/flops",
 }
 METRICS = ("last100", "bpb", "val_loss", "val_bpb", "tokens_per_s")
 
@@ -27,7 +29,7 @@ class TensorBoardTracker:
     """Writes `events.*` files beside metrics.jsonl; steps after `first_step` of an earlier session are purged."""
 
     def __init__(self, run_dir: Path, cfg: RunConfig, first_step: int) -> None:
-        self.writer: Any = SummaryWriter(str(run_dir), purge_step=first_step if first_step > 1 else None)
+        self.writer: Any = SummaryWriter(str(run_dir), purge_step=first_step)
         self.hparams = _flat(cfg)
 
     def log(self, step: int, line: dict[str, Any]) -> None:

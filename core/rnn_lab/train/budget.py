@@ -54,12 +54,12 @@ class Budget:
         return min(1.0, max(parts))
 
     def check_first_step(self, step_seconds: float) -> None:
-        """Refuse a time budget that the first timed step alone overran.
+        """Refuse a time budget that the first timed step alone overran by its double.
 
         Raises:
             BudgetTooSmall: it did.
         """
-        if self.seconds is not None and step_seconds > self.seconds:
+        if self.seconds is not None and step_seconds > 2 * self.seconds:
             raise BudgetTooSmall(
                 f"train.minutes allows {self.seconds:.3g} s, and one step takes {step_seconds:.3g} s: give at least "
                 f"--minutes {2 * step_seconds / 60:.2g}, or lower --batch-size, --seq-len or --target"

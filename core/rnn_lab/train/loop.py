@@ -14,7 +14,7 @@ from rnn_lab.config import RunConfig
 from rnn_lab.data.batches import ContiguousStreams, RandomWindows, Sampler
 from rnn_lab.data.chain import OffsetChain, fingerprint
 from rnn_lab.data.corpus import Split
-from rnn_lab.errors import CheckpointError, Diverged
+from rnn_lab.errors import BudgetTooSmall, CheckpointError, Diverged
 from rnn_lab.layer import State
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
@@ -87,6 +87,13 @@ class Trainer:
         Raises:
             CheckpointError: it belongs to another model or other data.
         """
+        before, now = saved.state["identity"], self.identity
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            raise CheckpointError(
+                f"{self.run.config} says {changed[0]} = {now.get(changed[0])}, the run was trained with "
+                f"{before.get(changed[0])}: set it back, or start a new run (changed: {', '.join(changed)})"
+            )
         if saved.state["data_fingerprint"] != self.data_fingerprint:
             raise CheckpointError(
                 f"{self.split.train.file.path} is not the data this run began with (fingerprint differs): "
@@ -104,6 +111,18 @@ class Trainer:
         self.timed_steps = saved.state["timed_steps"]
         self.chain = OffsetChain(saved.state["data_chain"])
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change within a run: the model, the batches, the update rule."""
+        free = {"train.steps", "train.tokens", "train.minutes", "train.device", "model.target"}
+        tables = self.cfg.model_dump(mode="json") | {"model": self.spec.table()}
+        return {
+            f"{section}.{key}": value
+            for section in ("model", "train", "optimizer")
+            for key, value in tables[section].items()
+            if f"{section}.{key}" not in free and value is not None
+        }
+
     def train(self) -> None:
         """Run until the budget is spent or a signal asks to stop; both end with a checkpoint.
 
@@ -112,6 +131,7 @@ class Trainer:
             BudgetTooSmall: the first timed step overran the whole time budget.
         """
         self.metrics = MetricsLog(self.run.metrics, self.step)
+        self.last_line = self.metrics.last_line
         last_save = self.clock.seconds()
         with self._signals():
             while self.stop_signal is None and self.budget.allows(self.step, self.clock.train):
@@ -135,7 +155,11 @@ class Trainer:
         step_seconds = sum(spent[b] - before[b] for b in ("train", "warmup"))
         self._record(loss, grad_norm, step_seconds, spent["train"])
         if self._warm and self.timed_steps == 1:
-            self.budget.check_first_step(step_seconds)
+            try:
+                self.budget.check_first_step(step_seconds)
+            except BudgetTooSmall:
+                self.save()
+                raise
         self._warm = True
 
     def _record(self, loss: float, grad_norm: float, step_seconds: float, train_seconds: float) -> None:
@@ -265,6 +289,7 @@ class Trainer:
                 {
                     "optimizer": values,
                     "timed_steps": self.timed_steps,
+                    "identity": self.identity,
                     "data_chain": self.chain.hexdigest,
                     "data_fingerprint": self.data_fingerprint,
                     "clock": self.clock.seconds(),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rnn_lab.atomic import write_bytes_atomic
+from rnn_lab.errors import CheckpointError
 
 WINDOW = 100
 
@@ -23,13 +24,23 @@ def bits_per_byte(nats: float | None) -> float | None:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Complete lines of a metrics file in order; a last line torn by a crash is left out."""
+    """Complete lines of a metrics file in order; a last line torn by a crash is left out.
+
+    Raises:
+        CheckpointError: a line is not what this file holds.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+                record["step"], record["loss"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"{path}, line {number}: not a line of metrics: {line[:60]!r}") from error
+            yield record
 
 
 class MetricsLog:
@@ -42,7 +53,10 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int = 0) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        self._window = deque((line["loss"] for line in kept if "loss" in line), maxlen=WINDOW)
+        if [line["step"] for line in kept] != list(range(1, step + 1)):
+            raise CheckpointError(f"{path} does not hold steps 1 to {step} one by one: restore it from a copy")
+        self.last_line: dict[str, Any] = kept[-1] if kept else {}
+        self._window = deque((line["loss"] for line in kept), maxlen=WINDOW)
         write_bytes_atomic(path, b"".join(_encode(line) for line in kept))
         self._file: IO[bytes] = path.open("ab")
 

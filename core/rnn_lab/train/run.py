@@ -1,15 +1,18 @@
 """Runs as a whole: plan one from its configuration layers, start it, resume it, load what it trained."""
 
+import signal
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rnn_lab.config import Layer, Resolved, resolve
+from rnn_lab.config import Layer, ModelSection, Resolved, RunConfig, resolve
 from rnn_lab.data.corpus import open_split
 from rnn_lab.data.default import default_corpus
-from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
+from rnn_lab.errors import CheckpointError, ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
 from rnn_lab.registry import Registry
@@ -87,7 +90,10 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
 def _with_absolute_paths(resolved: Resolved) -> Resolved:
     """A run must find its data again from any folder."""
     data = resolved.config.data
-    paths = {key: str(Path(value).resolve()) for key, value in data.model_dump().items() if value is not None}
+    try:
+        paths = {key: str(Path(value).resolve()) for key, value in data.model_dump().items() if value is not None}
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"data.path: not a usable path: {error}") from error
     return Resolved(resolved.config.model_copy(update={"data": data.model_copy(update=paths)}), resolved.origins)
 
 
@@ -131,6 +137,8 @@ def resume_run(path: Path, extend: dict[str, Any], found: Registry, observer: Ob
     try:
         resolved = run.read_config()
         saved = ckpt.load_latest(run.checkpoints, observer.note)
+        if saved is None:
+            _no_checkpoint(run, observer)
         clock = Clock(saved.state["clock"] if saved else None)
         if extend:
             resolved = _extended(resolved, extend)
@@ -142,14 +150,34 @@ def resume_run(path: Path, extend: dict[str, Any], found: Registry, observer: Ob
                 f"{path} has spent its budget at step {done}: extend it with `rnn-lab resume {path} --steps N`, "
                 "--tokens N or --minutes M"
             )
-        if extend:
-            run.write_config(plan.tables(), plan.origins())
-        run.result.unlink(missing_ok=True)
         cfg = resolved.config
         split = open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
-        return _execute(plan, run, split, found, observer, clock, saved)
+
+        def begin() -> None:
+            """Only once everything is in place does the old end of the run give way."""
+            run.write_config(plan.tables(), plan.origins())
+            run.result.unlink(missing_ok=True)
+
+        return _execute(plan, run, split, found, observer, clock, saved, begin)
     finally:
         run.unlock()
+
+
+def _no_checkpoint(run: RunDir, observer: Observer) -> None:
+    """Begin again only if the run never had a checkpoint.
+
+    Raises:
+        CheckpointError: it ended once, so it had one.
+    """
+    if run.checkpoints.exists() and not run.checkpoints.is_dir():
+        raise CheckpointError(f"{run.checkpoints} is not a folder")
+    steps = (run.read_result() or {}).get("steps")
+    if steps:
+        raise CheckpointError(
+            f"{run.checkpoints} is missing, though this run ended after {steps} steps: restore it from a copy, or "
+            f"remove {run.result} to train again from the first step"
+        )
+    observer.note("this run has no checkpoint yet: it starts from its first step")
 
 
 def _extended(resolved: Resolved, extend: dict[str, Any]) -> Resolved:
@@ -200,13 +228,14 @@ def load_trained(path: Path, found: Registry, device: str, note: Any) -> tuple[L
 
 def _execute(
     plan: Plan, run: RunDir, split: Any, found: Registry, observer: Observer, clock: Clock,
-    saved: ckpt.Checkpoint | None,
+    saved: ckpt.Checkpoint | None, begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train, validate, and write result.json whatever happens."""
+    """Train, validate, and write result.json whatever happens once `begin` was called."""
     cfg = plan.resolved.config
     trainer: Trainer | None = None
-    status, error_text = "failed", None
+    status, error_text, begun = "failed", None, saved is None
     final: dict[str, Any] = {}
+    previous = _terminate_as_interrupt()
     try:
         model, optimizer = build(plan, found)
         dtype = pick_dtype(cfg.train.dtype, pick_device(cfg.train.device))
@@ -217,7 +246,9 @@ def _execute(
         if saved is not None:
             trainer.restore(saved)
         for name in cfg.log.trackers:
-            trainer.trackers.append(found.load("trackers", name)(run.path, cfg, trainer.step + 1))
+            trainer.trackers.append(found.load("trackers", name)(run.path, _shown(plan), trainer.step + 1))
+        begin()
+        begun = True
         clock.switch("other")
         trainer.train()
         status = "ok" if trainer.stop_signal is None else "interrupted"
@@ -239,14 +270,35 @@ def _execute(
             raise OutOfMemory(_advice(cfg)) from error
         raise
     finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
         result = _result(plan, trainer, status, error_text, final, clock)
-        run.write_result(result)
+        if begun:
+            run.write_result(result)
         if trainer is not None:
             if trainer.metrics is not None:
                 trainer.metrics.close()
             for tracker in trainer.trackers:
                 tracker.close(result)
     return result
+
+
+def _shown(plan: Plan) -> RunConfig:
+    """The configuration with every field of the model decided, for those who show it."""
+    table = plan.spec.table()
+    own = {key: table.pop(key) for key in ("name", "target", "depth", "norm") if key in table}
+    return plan.resolved.config.model_copy(update={"model": ModelSection(**own, fields=table)})
+
+
+def _terminate_as_interrupt() -> Any:
+    """Let SIGTERM end the phases around training as Ctrl-C does; the handler before, None off the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    return signal.signal(signal.SIGTERM, interrupt)
 
 
 def _advice(cfg: Any) -> str:

@@ -48,11 +48,11 @@ class RunDir:
         Raises:
             ConfigError: it exists and is not empty, or cannot be written.
         """
-        if (path / "config.toml").exists():
-            raise ConfigError(
-                f"{path} is already a run: `rnn-lab resume {path}` goes on with it, or choose another --out"
-            )
         try:
+            if (path / "config.toml").exists():
+                raise ConfigError(
+                    f"{path} is already a run: `rnn-lab resume {path}` goes on with it, or choose another --out"
+                )
             if path.is_dir() and any(path.iterdir()):
                 raise ConfigError(f"{path} is not empty: choose another --out")
             path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,10 @@ class RunDir:
         Raises:
             RnnLabError: another process holds it.
         """
-        self._lock = (self.path / ".lock").open("w")
+        try:
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot write there: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
