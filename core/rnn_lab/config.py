@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from rnn_lab.errors import ConfigError, did_you_mean
 
@@ -39,9 +39,6 @@ def parse_count(text: object) -> int:
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1, le=10**15)]
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StrictModel(BaseModel):
@@ -90,10 +87,17 @@ class OptimizerSection(StrictModel):
     name: str = Field("schedulefree", description="registered optimizer")
     lr: float = Field(3e-4, gt=0, le=100, description="learning rate")
     weight_decay: float = Field(0.1, ge=0, le=100, description="decoupled weight decay")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay rates of the moment estimates")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of the moment estimates")
     eps: float = Field(1e-8, gt=0, le=1, description="term that keeps the denominator from zero")
     warmup_steps: int = Field(0, ge=0, le=10**9, description="steps of linear learning-rate warm-up")
     decay: Literal["all", "matrices"] = Field("all", description="parameters that weight decay acts on")
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("both must be at least 0 and below 1")
+        return betas
 
 
 class EvalSection(StrictModel):

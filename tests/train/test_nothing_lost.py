@@ -7,7 +7,7 @@ import signal
 import sys
 
 import pytest
-from rnn_lab.errors import CheckpointError, DataError, RnnLabError
+from rnn_lab.errors import CheckpointError, ConfigError, DataError, RnnLabError
 from rnn_lab.train.rundir import RunDir
 
 from .conftest import Recorder, resume, run
@@ -102,3 +102,9 @@ def test_sigterm_during_validation_is_an_interruption(tiny, tmp_path):
     child.stdout.close()
     child.wait()
     assert RunDir(tmp_path / "r").status() == "interrupted"
+
+
+@pytest.mark.parametrize("betas", [(-1.0, 0.9), (0.9, 1.0), (0.9, float("nan"))])
+def test_decay_rates_outside_their_range_are_refused(tiny, betas):
+    with pytest.raises(ConfigError, match=r"optimizer\.betas"):
+        tiny(optimizer={"betas": betas})
