@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnn_lab.kernels.dispatch import Backend, Choice, Op
+from rnn_lab.kernels.dispatch import Backend, Op
 
 
 def reference(q_BHTP: Tensor, k_BHJP: Tensor, v_BHJP: Tensor, visible_B1TJ: Tensor | None = None) -> Tensor:
@@ -46,16 +46,3 @@ def _refuses_sdpa(q_BHTP: Tensor, k_BHJP: Tensor, v_BHJP: Tensor, visible_B1TJ: 
 
 
 ATTENTION = Op("attention", reference, [Backend("sdpa", sdpa, _refuses_sdpa)])
-
-
-def attention(
-    record: dict[str, Choice],
-    q_BHTP: Tensor,
-    k_BHJP: Tensor,
-    v_BHJP: Tensor,
-    visible_B1TJ: Tensor | None = None,
-) -> Tensor:
-    """`reference`'s result from the fastest backend that can run here; the choice is noted in `record`."""
-    args = (q_BHTP, k_BHJP, v_BHJP, visible_B1TJ)
-    run, record[ATTENTION.name] = ATTENTION.select(*args)
-    return run(*args)

@@ -1,7 +1,8 @@
 """Which backend runs an operation here, and why not a faster one.
 
 An operation has backends in order of preference, `reference` last. Each says by a predicate why it cannot take
-a call; the first without a reason runs. `RNN_LAB_KERNELS` decides what is allowed:
+a call; the first without a reason that also holds a certificate (kernels.certificates) runs. `RNN_LAB_KERNELS`
+decides what is allowed:
 
     auto       the fastest usable backend (default)
     reference  the plain reference only
@@ -24,12 +25,14 @@ REFERENCE = "reference"
 class Backend(Generic[F]):
     """One implementation of an operation.
 
-    `refuses` takes the same arguments as `run` and returns why it cannot serve them, or None.
+    `refuses` takes the same arguments as `run` and returns why it cannot serve them, or None. A `certified` backend
+    also has to agree with the reference on a small run before its first use.
     """
 
     name: str
     run: F
     refuses: Callable[..., str | None]
+    certified: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,23 @@ class Choice:
 
 @dataclass
 class Op(Generic[F]):
-    """A named operation and its backends, fastest first; `reference` is implied last."""
+    """A named operation and its backends, fastest first; `reference` is implied last.
+
+    `probe(*args)` cuts a call's arguments down to a small one of the same kind, on which backends are certified;
+    without it none is.
+    """
 
     name: str
     reference: F
     backends: list[Backend[F]] = field(default_factory=list)
+    probe: Callable[..., tuple[Any, ...]] | None = None
 
-    def select(self, *args: Any, **kwargs: Any) -> tuple[F, Choice]:
+    def __call__(self, record: dict[str, Choice], *args: Any) -> Any:
+        """`reference`'s result from the fastest backend that can run here; the choice is noted in `record`."""
+        run, record[self.name] = self.select(*args)
+        return run(*args)
+
+    def select(self, *args: Any) -> tuple[F, Choice]:
         """Implementation for these arguments, and the record of the choice.
 
         Raises:
@@ -63,9 +76,11 @@ class Op(Generic[F]):
         wanted = os.environ.get("RNN_LAB_KERNELS", "auto")
         refused: list[tuple[str, str]] = []
         for backend in self.backends:
-            reason = backend.refuses(*args, **kwargs)
+            reason = backend.refuses(*args)
             if wanted not in ("auto", "require", backend.name):
                 reason = f"RNN_LAB_KERNELS={wanted}"
+            if reason is None:
+                reason = self._distrust(backend, args)
             if reason is None:
                 return backend.run, Choice(self.name, backend.name, tuple(refused))
             refused.append((backend.name, reason))
@@ -76,3 +91,11 @@ class Op(Generic[F]):
                 "Unset RNN_LAB_KERNELS to use the reference."
             )
         return self.reference, Choice(self.name, REFERENCE, tuple(refused))
+
+    def _distrust(self, backend: Backend[F], args: tuple[Any, ...]) -> str | None:
+        """Why the backend's certificate for calls like this is refused, or None."""
+        if self.probe is None or not backend.certified:
+            return None
+        from rnn_lab.kernels.certificates import distrust
+
+        return distrust(self, backend, args)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels import recurrence
-from rnn_lab.kernels.dispatch import Choice, Op
+from rnn_lab.kernels.dispatch import Op
 from rnn_lab.kernels.recurrence import Cell
 
 
@@ -60,19 +60,3 @@ def _read(S: Tensor, q: Tensor) -> Tensor:
 
 
 GATED_DELTA_RULE: Op[Callable[..., tuple[Tensor, Tensor]]] = Op("gated_delta_rule", reference)
-
-
-def gated_delta_rule(
-    record: dict[str, Choice],
-    q_BTHN: Tensor,
-    k_BTHN: Tensor,
-    v_BTHV: Tensor,
-    g_BTH: Tensor,
-    beta_BTH: Tensor,
-    S_BHNV: Tensor,
-    reset_BT: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`reference`'s result from the fastest backend that can run here; the choice is noted in `record`."""
-    args = (q_BTHN, k_BTHN, v_BTHV, g_BTH, beta_BTH, S_BHNV, reset_BT)
-    run, record[GATED_DELTA_RULE.name] = GATED_DELTA_RULE.select(*args)
-    return run(*args)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels import recurrence
-from rnn_lab.kernels.dispatch import Choice, Op
+from rnn_lab.kernels.dispatch import Op
 from rnn_lab.kernels.recurrence import Cell
 
 
@@ -60,19 +60,3 @@ def _read(h_BHPS: Tensor, C_BS: Tensor) -> Tensor:
 
 
 SSD: Op[Callable[..., tuple[Tensor, Tensor]]] = Op("ssd", reference)
-
-
-def ssd(
-    record: dict[str, Choice],
-    x_BTHP: Tensor,
-    dt_BTH: Tensor,
-    A_H: Tensor,
-    B_BTS: Tensor,
-    C_BTS: Tensor,
-    h_BHPS: Tensor,
-    reset_BT: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`reference`'s result from the fastest backend that can run here; the choice is noted in `record`."""
-    args = (x_BTHP, dt_BTH, A_H, B_BTS, C_BTS, h_BHPS, reset_BT)
-    run, record[SSD.name] = SSD.select(*args)
-    return run(*args)

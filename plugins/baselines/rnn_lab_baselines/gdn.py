@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from rnn_lab.init import inverse_softplus_of_log_uniform, log_uniform, uniform_fan_in
-from rnn_lab.kernels.gated_delta_rule import GATED_DELTA_RULE, gated_delta_rule
+from rnn_lab.kernels.gated_delta_rule import GATED_DELTA_RULE
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import CausalConv, Conv, Dense, Part, Weight, vector
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class Model(Layer):
         q_BTHK, k_BTHK = _unit(q_BTHK.to(wide)) * cfg.d_key**-0.5, _unit(k_BTHK.to(wide))
         g_BTH = -torch.exp(self.A_log.to(wide)) * F.softplus(self.a_proj(x_BTD).to(wide) + self.dt_bias)
         beta_BTH = torch.sigmoid(self.b_proj(x_BTD).to(wide))
-        o_BTHV, new["S"] = gated_delta_rule(
+        o_BTHV, new["S"] = GATED_DELTA_RULE(
             self.backends, q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state["S"], reset_BT
         )
         o_BTHV = F.rms_norm(o_BTHV, (cfg.d_value,), self.o_norm_weight.to(wide), 1e-5)

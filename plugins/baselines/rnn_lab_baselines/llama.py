@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from rnn_lab.kernels.attention import attention
+from rnn_lab.kernels.attention import ATTENTION
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import Dense, Part, vector
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class Model(Layer):
         }
         visible, new["start"] = _visible(state["start"], rows, n_BTD.shape[1], reset_BT)
         q, k, v = (s.to(v.dtype).transpose(1, 2) for s in (rotate(q, rows, cfg.rope_theta), new["k"], new["v"]))
-        o = attention(self.backends, q, k, v, visible)
+        o = ATTENTION(self.backends, q, k, v, visible)
         return self.wo(o.transpose(1, 2).flatten(-2)), new
 
 

@@ -1,0 +1,209 @@
+"""A kernel runs only where it was seen to agree with its plain reference: on this GPU, with these versions.
+
+The first call of a backend for a class of arguments is run in small beside the reference in fp64: results, every
+gradient and the carried state. What was found is kept in the process and on disk, under a key of operation, backend,
+kernel sources, GPU, driver, versions, dtypes and shape class, so that the next run reads it instead.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rnn_lab.atomic import write_bytes_atomic
+from rnn_lab.kernels.triton_support import most_configs, trying
+from rnn_lab.paths import cache_dir
+
+if TYPE_CHECKING:
+    from rnn_lab.kernels.dispatch import Backend, Op
+
+LIMITS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-3, 1e-2), torch.float16: (5e-3, 1e-2)}
+"""Largest relative error of results and of gradients, by the narrowest dtype among the arguments."""
+_known: dict[str, str | None] = {}
+
+
+def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> str | None:
+    """Why `backend` is not to be trusted with calls like this one, or None where it is certified.
+
+    Under torch.compile and inside a CUDA graph's capture nothing can be measured: only what is known counts.
+    """
+    tensors = list(_tensors(args))
+    if torch.compiler.is_compiling() or any(t.is_meta for t in tensors):
+        return None
+    key = _key(op.name, backend, args)
+    if key in _known:
+        return _known[key]
+    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return "not certified yet, and a CUDA graph is being captured"
+    path = certificate_dir() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    found = _read(path, key)
+    if found is None:
+        found = {"key": json.loads(key)} | _measure(op, backend, args)
+        _write(path, found)
+    _known[key] = found["distrust"]
+    return _known[key]
+
+
+def certificate_dir() -> Path:
+    """Where certificates are kept."""
+    return cache_dir() / "certificates"
+
+
+def certificates() -> list[dict[str, Any]]:
+    """Every certificate on disk that was given for this machine's device and versions."""
+    here = json.loads(json.dumps(machine("cuda" if torch.cuda.is_available() else "cpu")))
+    found = []
+    for path in sorted(certificate_dir().glob("*.json")):
+        try:
+            row = json.loads(path.read_text())
+            if row["key"]["machine"] == here:
+                found.append(row)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+@cache
+def machine(device_type: str) -> dict[str, Any]:
+    """What a kernel's result may depend on besides its source."""
+    triton = sys.modules.get("triton")
+    where = {"torch": torch.__version__, "triton": getattr(triton, "__version__", None), "device": platform.machine()}
+    if device_type == "cuda":
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        where |= {
+            "device": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "driver": _driver(),
+        }
+    return where
+
+
+def _driver() -> str | None:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except OSError:
+        return None
+
+
+@cache
+def _sources(module: str) -> str:
+    """Digest of the sources in the folder of the backend's module, and of the kernels of the core."""
+    digest = hashlib.sha256()
+    own = getattr(sys.modules.get(module), "__file__", None)
+    folders = {Path(__file__).parent} | ({Path(own).parent} if own else set())
+    for folder in sorted(folders):
+        for path in sorted([*folder.glob("*.py"), *folder.glob("*.cu")]):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _tensors(args: tuple[Any, ...]) -> "list[Tensor]":
+    return [t for a in args for t in (a if isinstance(a, tuple | list) else (a,)) if isinstance(t, Tensor)]
+
+
+def _class(arg: Any) -> Any:
+    """Shape class of an argument: dtype and every axis but batch and time; what is no tensor by its fingerprint."""
+    if isinstance(arg, Tensor):
+        return [str(arg.dtype).removeprefix("torch."), arg.dim(), *arg.shape[2:]]
+    if isinstance(arg, tuple | list):
+        return [_class(a) for a in arg]
+    return getattr(arg, "fingerprint", None) or repr(arg)
+
+
+def _key(name: str, backend: "Backend[Any]", args: tuple[Any, ...]) -> str:
+    device = _tensors(args)[0].device.type
+    return json.dumps({
+        "op": name, "backend": backend.name, "sources": _sources(backend.run.__module__),
+        "machine": machine(device), "class": [_class(a) for a in args],
+    }, sort_keys=True)  # fmt: skip
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    """A stored certificate; None where there is none, or none that can be read."""
+    try:
+        row = json.loads(path.read_text())
+        return row if row["key"] == json.loads(key) and "distrust" in row else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, row: dict[str, Any]) -> None:
+    """Keep it; a folder that cannot be written costs the next process a small run, nothing else."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(path, json.dumps(row, indent=1).encode())
+    except OSError:
+        pass
+
+
+def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> dict[str, Any]:
+    """Errors of a small run in every configuration that tuning may choose, and what they mean."""
+    assert op.probe is not None
+    with torch.random.fork_rng(), torch.autocast(_tensors(args)[0].device.type, enabled=False):
+        torch.manual_seed(0)
+        small = op.probe(*args)
+        narrowest = min((t.dtype for t in _tensors(small) if t.is_floating_point()), key=lambda d: d.itemsize)
+        forward = gradient = 0.0
+        try:
+            want, want_gradients = evaluate(op.reference, small, torch.float64)
+            index = 0
+            while index < most_configs():
+                with trying(index):
+                    got, got_gradients = evaluate(backend.run, small)
+                forward = max(forward, *map(relative, got, want))
+                gradient = max(gradient, *map(relative, got_gradients, want_gradients), 0.0)
+                index += 1
+        except Exception as error:
+            return {"distrust": f"its small run raises {type(error).__name__}: {error}"[:500]}
+    limits = LIMITS[narrowest]
+    row: dict[str, Any] = {"forward": forward, "gradient": gradient, "limits": list(limits), "distrust": None}
+    if not (forward <= limits[0] and gradient <= limits[1]):
+        row["distrust"] = (
+            f"its small run differs from the reference: r = {forward:.2g} forward, {gradient:.2g} in gradients, "
+            f"allowed are {limits[0]:g} and {limits[1]:g}"
+        )
+    return row
+
+
+def evaluate(
+    run: Callable[..., Any], args: tuple[Any, ...], dtype: torch.dtype | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Results of a call, and the gradient of a fixed random projection of them by every floating argument.
+
+    `dtype` casts the floating arguments first; a gradient that does not exist is zero.
+    """
+    leaves: list[Tensor] = []
+
+    def leaf(a: Any) -> Any:
+        if isinstance(a, tuple | list):
+            return tuple(leaf(x) for x in a)
+        if not isinstance(a, Tensor) or not a.is_floating_point():
+            return a
+        leaves.append(a.detach().to(dtype or a.dtype, copy=True).requires_grad_())
+        return leaves[-1]
+
+    with torch.enable_grad():
+        results = run(*(leaf(a) for a in args))
+        results = [results] if isinstance(results, Tensor) else list(results)
+        generator = torch.Generator(results[0].device).manual_seed(1)
+        total = torch.zeros((), dtype=torch.float64, device=results[0].device)
+        for result in results:
+            weight = torch.randn(result.shape, generator=generator, device=result.device)
+            total = total + (result.double() * weight).mean()
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
+    return [r.detach() for r in results], filled
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """RMS(got - want) / RMS(want); infinite where anything is not finite."""
+    error = (got.double() - want.double()).square().mean().sqrt().item() if got.numel() else 0.0
+    scale = max(want.double().square().mean().sqrt().item(), 1e-12) if want.numel() else 1.0
+    return error / scale if error == error else float("inf")

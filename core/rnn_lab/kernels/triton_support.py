@@ -1,0 +1,95 @@
+"""What every Triton kernel of rnn-lab needs: may it run here, which configuration, and functions that are exact enough.
+
+Kernels load in any dtype, compute in fp32 and cast at the store. `TRITON_INTERPRET=1`, set before Python starts, runs
+them on the CPU, one element-wise operation at a time.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def refuses_triton(*tensors: Tensor) -> str | None:
+    """Why Triton kernels cannot take these tensors, or None: device, dtype, or no Triton."""
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+            return f"tensors are {str(tensor.dtype).removeprefix('torch.')}; its kernels take fp32, bf16 and fp16"
+    device = tensors[0].device
+    if INTERPRETED:
+        return None if device.type == "cpu" else "TRITON_INTERPRET=1 runs kernels on the CPU only"
+    if device.type != "cuda":
+        return f"tensors are on {device.type}, not on cuda"
+    if not _installed():
+        return "triton is not installed"
+    if _capability(device.index or 0) < (8, 0):
+        return "the GPU is older than sm_80"
+    return None
+
+
+class Tuned:
+    """A Triton kernel and the few configurations from which the fastest is taken, once per `key`.
+
+    `key` names arguments that decide the speed: widths and flags, never a number of steps. Triton keeps the timings
+    on disk. `trying(i)` takes the i-th configuration instead: a certificate has to hold for whatever may be chosen.
+    """
+
+    def __init__(self, kernel: Any, configs: Sequence[Any], key: Sequence[str]) -> None:
+        import triton
+
+        self.kernel, self.configs = kernel, list(configs)
+        self._tuner = None
+        if len(self.configs) > 1 and not INTERPRETED:
+            self._tuner = triton.autotune(self.configs, key=list(key), cache_results=True)(kernel)
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        """Launcher for a grid, which may be a function of the configuration."""
+        global _most_configs
+        _most_configs = max(_most_configs, len(self.configs))
+        if _tried is None and self._tuner is not None:
+            launch: Callable[..., Any] = self._tuner[grid]
+            return launch
+        return partial(self.kernel[grid], **self.configs[(_tried or 0) % len(self.configs)].all_kwargs())
+
+
+_tried: int | None = None
+_most_configs = 1
+
+
+@contextmanager
+def trying(index: int) -> Iterator[None]:
+    """Launch every tuned kernel in its configuration `index`, modulo how many it has."""
+    global _tried
+    before, _tried = _tried, index
+    try:
+        yield
+    finally:
+        _tried = before
+
+
+def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Tuned]:
+    """Decorator over `triton.jit`; see Tuned."""
+    return lambda kernel: Tuned(kernel, configs, key)
+
+
+def most_configs() -> int:
+    """Largest number of configurations of any kernel launched so far."""
+    return 1 if INTERPRETED else _most_configs
