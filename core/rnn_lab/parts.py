@@ -50,9 +50,9 @@ class Dense:
         """2 * d_in * d_out."""
         return 2 * self.d_in * self.d_out
 
-    def build(self) -> nn.Linear:
-        """An initialised nn.Linear."""
-        module = _Linear(self.d_in, self.d_out, bias=self.bias is not None)
+    def build(self) -> "Linear":
+        """An initialised Linear."""
+        module = Linear(self.d_in, self.d_out, bias=self.bias is not None)
         fill(module.weight, self.init)
         if self.bias is not None:
             fill(module.bias, constant(self.bias))
@@ -107,11 +107,15 @@ class Weight:
         return parameter
 
 
-class _Linear(nn.Linear):
+class Linear(nn.Linear):
     """nn.Linear that leaves its first values to the part that builds it."""
 
     def reset_parameters(self) -> None:
         """Nothing."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """W x without the bias, for cells that add it themselves."""
+        return F.linear(x, self.weight)
 
 
 def vector(size: int, value: float) -> Weight:

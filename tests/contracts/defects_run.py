@@ -202,9 +202,16 @@ def state_rounded_to_bf16_inside(ground: Ground):
     class Model(ground.Model):
         def cell(self):
             cell = super().cell()
-            if not torch.is_autocast_enabled("cpu"):
-                return cell
-            return Cell(lambda S, *args: cell.update(S, *args).bfloat16().float(), cell.read)
+
+            def rounded(S, *args):
+                S = cell.update(S, *args)
+                return S.bfloat16().float() if self.low else S
+
+            return Cell(rounded, cell.read)
+
+        def forward(self, *args):
+            self.low = torch.is_autocast_enabled("cpu")
+            return super().forward(*args)
 
     return Model
 

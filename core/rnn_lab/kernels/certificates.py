@@ -105,7 +105,9 @@ def _sources(module: str) -> str:
 
 
 def _tensors(args: tuple[Any, ...]) -> "list[Tensor]":
-    return [t for a in args for t in (a if isinstance(a, tuple | list) else (a,)) if isinstance(t, Tensor)]
+    """Every tensor among the arguments, however deep."""
+    found = (_tensors(tuple(a)) if isinstance(a, tuple | list) else [a] for a in args)
+    return [t for part in found for t in part if isinstance(t, Tensor)]
 
 
 def _class(arg: Any) -> Any:
@@ -183,7 +185,8 @@ def evaluate(
 
     def leaf(a: Any) -> Any:
         if isinstance(a, tuple | list):
-            return tuple(leaf(x) for x in a)
+            parts = [leaf(x) for x in a]
+            return type(a)(*parts) if hasattr(a, "_fields") else parts
         if not isinstance(a, Tensor) or not a.is_floating_point():
             return a
         leaves.append(a.detach().to(dtype or a.dtype, copy=True).requires_grad_())

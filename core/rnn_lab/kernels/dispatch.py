@@ -26,13 +26,15 @@ class Backend(Generic[F]):
     """One implementation of an operation.
 
     `refuses` takes the same arguments as `run` and returns why it cannot serve them, or None. A `certified` backend
-    also has to agree with the reference on a small run before its first use.
+    also has to agree with the reference on a small run before its first use. One that is not `capturable` cannot
+    run while a CUDA graph of the whole training step is captured.
     """
 
     name: str
     run: F
     refuses: Callable[..., str | None]
     certified: bool = True
+    capturable: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Choice:
     op: str
     backend: str
     refused: tuple[tuple[str, str], ...] = ()
+    capturable: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form for result.json."""
@@ -82,7 +85,7 @@ class Op(Generic[F]):
             if reason is None:
                 reason = self._distrust(backend, args)
             if reason is None:
-                return backend.run, Choice(self.name, backend.name, tuple(refused))
+                return backend.run, Choice(self.name, backend.name, tuple(refused), backend.capturable)
             refused.append((backend.name, reason))
         if wanted not in ("auto", REFERENCE):
             why = "; ".join(f"{name}: {reason}" for name, reason in refused) or "it has no other backend"

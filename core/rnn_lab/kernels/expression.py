@@ -1,4 +1,4 @@
-"""Element-wise functions as expressions: traced from plain torch code, differentiated, and printed as a kernel's source.
+"""Element-wise functions as expressions: traced from plain torch code, differentiated, printed as Triton.
 
 What a function may use to be traced, and nothing else (docs/add-a-kernel.md):
 
@@ -9,7 +9,7 @@ What a function may use to be traced, and nothing else (docs/add-a-kernel.md):
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -30,9 +30,10 @@ class Node:
     op: str
     args: tuple["Node", ...]
     value: str | float
-    _all: WeakValueDictionary[tuple[object, ...], "Node"] = WeakValueDictionary()
+    _all: ClassVar[WeakValueDictionary[tuple[object, ...], "Node"]] = WeakValueDictionary()
 
     def __new__(cls, op: str, args: tuple["Node", ...] = (), value: str | float = "") -> "Node":
+        """The one node of these parts."""
         key = (op, args, value)
         node = cls._all.get(key)
         if node is None:
@@ -40,6 +41,10 @@ class Node:
             node.op, node.args, node.value = op, args, value
             cls._all[key] = node
         return node
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is the node itself."""
+        return Node, (self.op, self.args, self.value)
 
 
 def const(x: float) -> Node:
@@ -129,8 +134,20 @@ def _clamp(a: Node, low: Any = None, high: Any = None) -> Node:
     return a if high is None else call("minimum", a, _node(high))
 
 
-def _gelu_free_silu(a: Node, *_: Any) -> Node:
+def _silu(a: Node) -> Node:
     return mul(a, call("sigmoid", a))
+
+
+def _relu(a: Node) -> Node:
+    return call("maximum", a, ZERO)
+
+
+def _logsigmoid(a: Node) -> Node:
+    return neg(call("softplus", neg(a)))
+
+
+def _lerp(a: Node, b: Node, w: Node) -> Node:
+    return add(a, mul(w, sub(b, a)))
 
 
 def _softplus(a: Node, beta: Any = 1, threshold: Any = 20) -> Node:
@@ -146,7 +163,7 @@ def _table() -> dict[Any, Callable[..., Node]]:
         "add": add, "sub": sub, "mul": mul, "div": div, "true_divide": div, "neg": neg, "negative": neg,
         "where": where, "pow": _power, "square": lambda a: mul(a, a), "clamp": _clamp, "clip": _clamp,
         "minimum": partial(call, "minimum"), "maximum": partial(call, "maximum"),
-        "relu": lambda a: call("maximum", a, ZERO), "rsqrt": lambda a: div(ONE, call("sqrt", a)),
+        "lerp": _lerp, "relu": _relu, "rsqrt": lambda a: div(ONE, call("sqrt", a)),
         **{name: partial(call, name) for name in ("sigmoid", "tanh", "exp", "log", "sqrt", "abs", "sign")},
         **{name: partial(call, name) for name in ("lt", "le", "gt", "ge")},
     }  # fmt: skip
@@ -155,8 +172,7 @@ def _table() -> dict[Any, Callable[..., Node]]:
             if hasattr(owner, name):
                 table[getattr(owner, name)] = meaning
     table |= {
-        F.silu: lambda a, inplace=False: _gelu_free_silu(a), F.softplus: _softplus,
-        F.logsigmoid: lambda a: neg(call("softplus", neg(a))), F.relu: lambda a, inplace=False: meanings["relu"](a),
+        F.silu: _silu, F.relu: _relu, F.softplus: _softplus, F.logsigmoid: _logsigmoid,
         F.sigmoid: meanings["sigmoid"], F.tanh: meanings["tanh"],
     }  # fmt: skip
     return table
@@ -191,10 +207,10 @@ class Symbol:
             raise NotElementwise(f"{getattr(function, '__name__', function)}, which is not element-wise or not listed")
         plain = function in (torch.pow, torch.Tensor.pow, torch.clamp, torch.clip, F.softplus)
         nodes = [x if plain and i else _node(x) for i, x in enumerate(args)]
-        if kwargs and kwargs.get("alpha", 1) != 1:
-            raise NotElementwise("alpha other than 1")
-        rest = {k: v for k, v in (kwargs or {}).items() if k != "alpha"}
-        rest = {{"min": "low", "max": "high"}.get(k, k): v for k, v in rest.items()}
+        given = dict(kwargs or {})
+        if given.pop("alpha", 1) != 1 or given.pop("inplace", False):
+            raise NotElementwise("alpha other than 1, or an operation in place")
+        rest = {{"min": "low", "max": "high"}.get(k, k): v for k, v in given.items()}
         return Symbol(_MEANING[function](*nodes, **rest))
 
     def to(self, *args: Any, **kwargs: Any) -> "Symbol":

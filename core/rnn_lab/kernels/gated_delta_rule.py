@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Op
-from rnn_lab.kernels.recurrence import Cell
+from rnn_lab.kernels.recurrence import Cell, Streams
 
 
 def reference(
@@ -42,7 +42,7 @@ def reference(
 
     """
     inputs = (k_BTHN, v_BTHV, g_BTH, beta_BTH)
-    return recurrence.reference(Cell(_update, _read), S_BHNV, inputs, (), (q_BTHN,), reset_BT)
+    return recurrence.reference(Cell(_update, _read), S_BHNV, Streams(inputs, queries=(q_BTHN,)), reset_BT)
 
 
 def _update(S: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:

@@ -1,81 +1,199 @@
-"""h_t = update(h_{t-1}, inputs_t, weights), o_t = read(h_t, queries_t): the recurrence of every layer.
+"""h_t = update(h_{t-1}, inputs_t, weights), y_t = after(read(h_t, queries_t)): the recurrence of every layer.
 
 The reference walks over time in plain torch. It computes in fp32 (fp64 for fp64 inputs) whatever autocast says,
-because a recurrent state that is rounded at every step loses more than it saves.
+because a recurrent state that is rounded at every step loses more than it saves. On a GPU an element-wise cell becomes
+one kernel per direction (kernels.diagonal); any other runs as a loop captured in CUDA graphs (kernels.graphed).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels.dispatch import Choice, Op
+from rnn_lab.kernels.dispatch import Backend, Op
+from rnn_lab.kernels.triton_support import refuses_triton
+
+if TYPE_CHECKING:
+    from rnn_lab.kernels.diagonal_source import Program
 
 
-@dataclass(frozen=True)
+class Streams(NamedTuple):
+    """What enters a recurrence besides the state.
+
+    `inputs`, `queries` and `gates` are `[B, T, ...]`, for `update`, `read` and `after`; `weights` and `biases` have
+    no time axis, for `update` and `before`.
+    """
+
+    inputs: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...] = ()
+    queries: tuple[Tensor, ...] = ()
+    biases: tuple[Tensor, ...] = ()
+    gates: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Cell:
     """What one step does.
 
-    `update(h, *inputs_t, *weights)` gives the next state `[B, ...]`; `read(h, *queries_t)` what the layer sees
-    of it, the state itself when None.
+    `before(*inputs, *biases)` makes what `update` takes, for all steps at once; `update(h, *inputs_t, *weights)` gives
+    the next state `[B, ...]`; `read(h, *queries_t)` what is seen of it, the state itself when None; and
+    `after(o, *gates)`, element-wise, what leaves the recurrence.
     """
 
     update: Callable[..., Tensor]
     read: Callable[..., Tensor] | None = None
+    before: Callable[..., tuple[Tensor, ...]] | None = None
+    after: Callable[..., Tensor] | None = None
+
+    @cached_property
+    def _programs(self) -> dict[tuple[int, ...], "Program | str"]:
+        return {}
+
+    def program(self, counts: tuple[int, ...]) -> "Program | str":
+        """The step as one element-wise expression, or what keeps it from being one.
+
+        `counts` are the lengths of the five parts of Streams.
+        """
+        if counts not in self._programs:
+            self._programs[counts] = _traced(self, *counts)
+        return self._programs[counts]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells cells apart to a certificate."""
+        found = [p if isinstance(p, str) else p.text for p in self._programs.values()]
+        return f"{getattr(self.update, '__qualname__', self.update)} {found}"
 
 
-def reference(
-    cell: Cell,
-    h: Tensor,
-    inputs: tuple[Tensor, ...],
-    weights: tuple[Tensor, ...] = (),
-    queries: tuple[Tensor, ...] = (),
-    reset_BT: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _traced(cell: Cell, n_inputs: int, n_weights: int, n_queries: int, n_biases: int, n_gates: int) -> "Program | str":
+    """Streams are x0... in the order inputs, queries, gates; weights w0... in the order weights, biases."""
+    from rnn_lab.kernels.diagonal_source import Program
+    from rnn_lab.kernels.expression import NotElementwise, trace
+
+    def step(h: Any, *rest: Any) -> Any:
+        xs, ws = rest[:n_inputs], rest[n_inputs:]
+        return cell.update(h, *(xs if cell.before is None else cell.before(*xs, *ws[n_weights:])), *ws[:n_weights])
+
+    def output(s: Any, *rest: Any) -> Any:
+        o = s if cell.read is None else cell.read(s, *rest[:n_queries])
+        return o if cell.after is None else cell.after(o, *rest[n_queries:])
+
+    xs = [f"x{i}" for i in range(n_inputs + n_queries + n_gates)]
+    ws = [f"w{i}" for i in range(n_weights + n_biases)]
+    try:
+        (update,) = trace(step, "h", *xs[:n_inputs], *ws)
+        (seen,) = trace(output, "s", *xs[n_inputs:])
+    except NotElementwise as error:
+        return f"the cell uses {error}"
+    return Program(len(xs), len(ws), update, seen)
+
+
+def reference(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Plain loop over time.
 
     Args:
         cell: the step.
         h: initial state `[B, ...]`.
-        inputs: tensors `[B, T, ...]` for `update`.
-        weights: tensors without a time axis for `update`.
-        queries: tensors `[B, T, ...]` for `read`.
+        streams: everything else.
         reset_BT: True at t zeroes the state before step t.
 
     Returns:
-        Read-outs `[B, T, ...]` and the last state, in the computing dtype.
+        Read-outs `[B, T, ...]` in the computing dtype, or with `after` in the dtype of the first input, and the last
+        state.
 
     """
-    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    dtype = torch.promote_types(streams.inputs[0].dtype, torch.float32)
     h = h.to(dtype)
     with torch.autocast(h.device.type, enabled=False):
-        weights = tuple(w.to(dtype) for w in weights)
-        inputs_T = [x.to(dtype).unbind(1) for x in inputs]
-        queries_T = [q.to(dtype).unbind(1) for q in queries]
-        resets_T = None if reset_BT is None else reset_BT.view(*reset_BT.shape, *[1] * (h.dim() - 1)).unbind(1)
-        out = []
-        for t in range(inputs[0].shape[1]):
-            if resets_T is not None:
-                h = torch.where(resets_T[t], 0, h)
-            h = cell.update(h, *[x[t] for x in inputs_T], *weights)
-            out.append(h if cell.read is None else cell.read(h, *[q[t] for q in queries_T]))
-        return torch.stack(out, 1), h
+        inputs, weights, queries, biases, gates = ([x.to(dtype) for x in part] for part in streams)
+        if cell.before is not None:
+            inputs = list(cell.before(*inputs, *biases))
+        y, h = walk(cell, h, inputs, weights, queries, reset_BT)
+        return y if cell.after is None else cell.after(y, *gates).to(streams.inputs[0].dtype), h
 
 
-RECURRENCE = Op("recurrence", reference)
-
-
-def recurrence(
-    record: dict[str, Choice],
+def walk(
     cell: Cell,
     h: Tensor,
-    inputs: tuple[Tensor, ...],
-    weights: tuple[Tensor, ...] = (),
-    queries: tuple[Tensor, ...] = (),
-    reset_BT: Tensor | None = None,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    reset_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`reference`'s result from the fastest backend that can run here; the choice is noted in `record`."""
-    args = (cell, h, inputs, weights, queries, reset_BT)
-    run, record[RECURRENCE.name] = RECURRENCE.select(*args)
-    return run(*args)
+    """`update` and `read` step by step: read-outs `[B, T, ...]` and the last state."""
+    inputs_T, queries_T = [x.unbind(1) for x in inputs], [q.unbind(1) for q in queries]
+    resets_T = None if reset_BT is None else reset_BT.view(*reset_BT.shape, *[1] * (h.dim() - 1)).unbind(1)
+    out = []
+    for t in range(inputs[0].shape[1]):
+        if resets_T is not None:
+            h = torch.where(resets_T[t], 0, h)
+        h = cell.update(h, *[x[t] for x in inputs_T], *weights)
+        out.append(h if cell.read is None else cell.read(h, *[q[t] for q in queries_T]))
+    return torch.stack(out, 1), h
+
+
+def _probe(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Any, ...]:
+    """Two sequences of 19 steps, from a state that is not zero."""
+
+    def cut(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(x[:2, :19].detach() for x in parts)
+
+    small = Streams(cut(streams.inputs), streams.weights, cut(streams.queries), streams.biases, cut(streams.gates))
+    return cell, h[:2].detach() + 0.3 * torch.randn_like(h[:2]), small, None if reset_BT is None else reset_BT[:2, :19]
+
+
+def _counts(streams: Streams) -> tuple[int, ...]:
+    return tuple(len(part) for part in streams)
+
+
+def _refuses_diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    xs = (*streams.inputs, *streams.queries, *streams.gates)
+    if reason := refuses_triton(*xs, h):
+        return reason
+    program = cell.program(_counts(streams))
+    return program if isinstance(program, str) else None
+
+
+def _diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    from rnn_lab.kernels import diagonal
+
+    program = cell.program(_counts(streams))
+    assert not isinstance(program, str)
+    shape = h.shape[1:]
+    xs = [_flat(x, 2, shape) for x in (*streams.inputs, *streams.queries, *streams.gates)]
+    ws = [_flat(w, 0, shape) for w in (*streams.weights, *streams.biases)]
+    y, last = diagonal.run(program, h.flatten(1), xs, ws, reset_BT, cell.after is not None)
+    return y.view(*y.shape[:2], *shape), last.view(h.shape)
+
+
+def _flat(x: Tensor, leading: int, shape: torch.Size) -> Tensor:
+    """X with everything after its first axes broadcast to the state's shape and flattened."""
+    lead = x.shape[:leading]
+    x = x.reshape(*lead, *[1] * (len(shape) - x.dim() + leading), *x.shape[leading:])
+    return x.expand(*lead, *shape).flatten(leading)
+
+
+def _refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    from rnn_lab.kernels import graphed
+
+    return graphed.refuses(cell, h, streams, reset_BT)
+
+
+def _graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    from rnn_lab.kernels import graphed
+
+    return graphed.run(cell, h, streams, reset_BT)
+
+
+RECURRENCE: Op[Callable[..., tuple[Tensor, Tensor]]] = Op(
+    "recurrence",
+    reference,
+    [
+        Backend("diagonal", _diagonal, _refuses_diagonal),
+        Backend("graph", _graph, _refuses_graph, capturable=False),
+    ],
+    _probe,
+)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Op
-from rnn_lab.kernels.recurrence import Cell
+from rnn_lab.kernels.recurrence import Cell, Streams
 
 
 def reference(
@@ -44,7 +44,7 @@ def reference(
     wide = torch.promote_types(x_BTHP.dtype, torch.float32)
     dt_BTH = dt_BTH.to(wide)
     inputs = (torch.exp(dt_BTH * A_H.to(wide)), dt_BTH.unsqueeze(-1) * x_BTHP.to(wide), B_BTS)
-    y_BTd, h = recurrence.reference(Cell(_update, _read), h_BHPS, inputs, (), (C_BTS,), reset_BT)
+    y_BTd, h = recurrence.reference(Cell(_update, _read), h_BHPS, Streams(inputs, queries=(C_BTS,)), reset_BT)
     return y_BTd.view(x_BTHP.shape), h
 
 

@@ -5,14 +5,16 @@ generation all come from the same two definitions.
 """
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnn_lab.kernels.recurrence import Cell, recurrence
+from rnn_lab.kernels.expression import NotElementwise, trace
+from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import CausalConv, Conv, Dense, Part
 
@@ -52,6 +54,11 @@ class ProjectedLayer(Layer):
     in_proj: nn.Linear
     out_proj: nn.Linear
     conv: CausalConv
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self._cell = self.cell()
+        self._gated = self._with_output(self._cell)
 
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
@@ -93,8 +100,12 @@ class ProjectedLayer(Layer):
         return F.silu(x_BTd)
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Everything `update` needs that does not depend on the state, for all T at once; overridden by a cell."""
+        """Everything the cell needs that does not depend on the state, for all T at once; overridden by a cell."""
         raise NotImplementedError
+
+    def biases(self) -> tuple[Tensor, ...]:
+        """Tensors without a time axis for `before`."""
+        return ()
 
     def weights(self) -> tuple[Tensor, ...]:
         """Tensors without a time axis for `update`."""
@@ -105,22 +116,43 @@ class ProjectedLayer(Layer):
         return self.inputs(x_BTd), ()
 
     def cell(self) -> Cell:
-        """The step of the recurrence: the static methods `update` and, where it exists, `read`."""
-        return Cell(self.update, getattr(self, "read", None))
+        """The step of the recurrence: the static methods `update` and, where they exist, `before` and `read`."""
+        return Cell(self.update, getattr(self, "read", None), getattr(self, "before", None))
 
     @staticmethod
     def update(h: Tensor, *args: Tensor) -> Tensor:
-        """Next state from the last one, `inputs` of this step and `weights`; overridden by every cell."""
+        """Next state from the last one, the inputs of this step and `weights`; overridden by every cell."""
         raise NotImplementedError
 
     def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
         """Gate on the read-out, before out_proj."""
         return self_gate(o_BTd)
 
+    def _with_output(self, cell: Cell) -> Cell | None:
+        """The cell with `output` in it, where that is an element-wise function of read-out and gate branch."""
+        if type(self).run_cell is not ProjectedLayer.run_cell:
+            return None
+
+        def after(o: Tensor, *z: Tensor) -> Tensor:
+            return self.output(o, cast(Tensor, None), *z or (None,))
+
+        try:
+            trace(after, "o", *["z"][: self.branches - 1])
+        except NotElementwise:
+            return None
+        return replace(cell, after=after)
+
     def run_cell(self, x_BTd: Tensor, h: Tensor, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The recurrence alone, between activation and gate: read-outs `[B, T, ...]` and the last state."""
+        return self._run(self._cell, x_BTd, h, reset_BT)
+
+    def _run(
+        self, cell: Cell, x_BTd: Tensor, h: Tensor, reset_BT: Tensor | None, *gates: Tensor
+    ) -> tuple[Tensor, Tensor]:
         inputs, queries = self.streams(x_BTd)
-        return recurrence(self.backends, self.cell(), h, inputs, self.weights(), queries, reset_BT)
+        streams = Streams(inputs, self.weights(), queries, self.biases(), gates)
+        y_BTd, h = RECURRENCE(self.backends, cell, h, streams, reset_BT)
+        return y_BTd, h
 
     def forward(
         self, x_BTD: Tensor, state: State | None = None, reset_BT: Tensor | None = None
@@ -132,8 +164,11 @@ class ProjectedLayer(Layer):
         if self.cfg.use_conv:
             x_BTd, new["conv"] = self.conv(x_BTd, state["conv"], reset_BT)
         x_BTd = self.activate(x_BTd)
-        o_BTd, new["h"] = self.run_cell(x_BTd, state["h"], reset_BT)
-        y_BTd = self.output(o_BTd, x_BTd, rest[0] if rest else None)
+        if self._gated is not None:
+            y_BTd, new["h"] = self._run(self._gated, x_BTd, state["h"], reset_BT, *rest)
+        else:
+            o_BTd, new["h"] = self.run_cell(x_BTd, state["h"], reset_BT)
+            y_BTd = self.output(o_BTd, x_BTd, rest[0] if rest else None)
         return self.out_proj(y_BTd.to(x_BTd.dtype)), new
 
 

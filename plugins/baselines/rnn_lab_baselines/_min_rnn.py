@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from rnn_lab.kernels.recurrence import Cell, recurrence
+from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import Dense, Part
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ class MinRNN(Layer):
     """Projections of the input: the candidate and the gates."""
     in_proj: nn.Linear
     out_proj: nn.Linear
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self._cell = Cell(_update, before=self.gates, after=_itself)
 
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
@@ -59,17 +63,19 @@ class MinRNN(Layer):
     ) -> tuple[Tensor, State]:
         """See Layer.forward."""
         state = self.init_state(x_BTD.shape[0]) if state is None else state
-        projected = self.in_proj(x_BTD)
-        wide = torch.promote_types(projected.dtype, torch.float32)
-        inputs = self.gates(*projected.to(wide).chunk(self.streams, -1))
-        h_BTd, h = recurrence(self.backends, Cell(_update), state["h"], inputs, reset_BT=reset_BT)
-        h_BTd = h_BTd.to(projected.dtype)
+        streams = Streams(self.in_proj(x_BTD).chunk(self.streams, -1))
+        h_BTd, h = RECURRENCE(self.backends, self._cell, state["h"], streams, reset_BT)
         return (h_BTd if self.cfg.expansion == 1 else self.out_proj(h_BTd)), {"h": h}
 
 
 def positive(u: Tensor) -> Tensor:
     """g(u) = u + 1/2 for u >= 0, sigmoid(u) below: continuous and positive."""
     return torch.where(u >= 0, u + 0.5, torch.sigmoid(u))
+
+
+def _itself(h: Tensor) -> Tensor:
+    """The state is what leaves, in the dtype of the projections."""
+    return h
 
 
 def _update(h: Tensor, a: Tensor, u: Tensor) -> Tensor:

@@ -58,6 +58,10 @@ class SlotLayer(ElmanLayer):
         """(S, d)."""
         return (cfg.n_slots, cfg.d_inner)
 
+    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
+        """The same input for every slot: `[B, T, 1, d]`."""
+        return tuple(u_BTd.unsqueeze(-2) for u_BTd in super().inputs(x_BTd))
+
     def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
         """Slots combined, then gated."""
         return super().output((o_BTd * self.C[:, None]).sum(-2), x_BTd, z_BTd)

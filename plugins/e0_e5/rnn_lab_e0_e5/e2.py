@@ -66,9 +66,9 @@ class Model(SlotLayer):
 
 def full(h_BSd: Tensor, u: Tensor, W_h: Tensor) -> Tensor:
     """tanh(u + W_h h) for every slot."""
-    return torch.tanh(u[:, None] + h_BSd @ W_h.T)
+    return torch.tanh(u + h_BSd @ W_h.T)
 
 
 def diagonal(h_BSd: Tensor, u: Tensor, A: Tensor) -> Tensor:
     """tanh(u + A h) for every slot."""
-    return torch.tanh(u[:, None] + A * h_BSd)
+    return torch.tanh(u + A * h_BSd)

@@ -70,10 +70,10 @@ class Model(SlotLayer):
 
 def diagonal(h_BSd: Tensor, u: Tensor, A: Tensor) -> Tensor:
     """tanh(u + A_s h[s])."""
-    return torch.tanh(u[:, None] + A * h_BSd)
+    return torch.tanh(u + A * h_BSd)
 
 
 def low_rank(h_BSd: Tensor, u: Tensor, U: Tensor, V: Tensor) -> Tensor:
     """tanh(u + U_s V_s h[s]), the slots as one batch of products."""
     h_SBd = torch.bmm(torch.bmm(h_BSd.transpose(0, 1), V.mT), U.mT)
-    return torch.tanh(u[:, None] + h_SBd.transpose(0, 1))
+    return torch.tanh(u + h_SBd.transpose(0, 1))

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field
 from rnn_lab.init import orthogonal
-from rnn_lab.kernels.recurrence import Cell, recurrence
+from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import Dense, Part, Weight
 from torch import Tensor, nn
@@ -51,6 +51,10 @@ class Model(Layer):
     U_z: nn.Linear
     V_h: nn.Parameter
     U_h: nn.Parameter
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self._cell = Cell(low_rank, after=gated)
 
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
@@ -83,7 +87,11 @@ class Model(Layer):
         """See Layer.forward."""
         state = self.init_state(x_BTD.shape[0]) if state is None else state
         m_BTD, q_BTD = self.U_x(self.V_x(x_BTD)), self.U_z(self.V_z(x_BTD))
-        h_BTD, last = recurrence(
-            self.backends, Cell(low_rank), state["h"], (m_BTD,), (self.U_h, self.V_h), reset_BT=reset_BT
-        )
-        return (h_BTD * F.silu(q_BTD)).to(q_BTD.dtype), {"h": last}
+        streams = Streams((m_BTD,), (self.U_h, self.V_h), gates=(q_BTD,))
+        y_BTD, last = RECURRENCE(self.backends, self._cell, state["h"], streams, reset_BT)
+        return y_BTD, {"h": last}
+
+
+def gated(h: Tensor, q: Tensor) -> Tensor:
+    """h * silu(q)."""
+    return h * F.silu(q)

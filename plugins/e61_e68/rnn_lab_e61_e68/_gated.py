@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 from pydantic import Field
-from rnn_lab.layers import ProjectedConfig, ProjectedLayer, gate
-from rnn_lab.parts import Dense, Part
-from torch import Tensor, nn
+from rnn_lab.layers import ProjectedConfig, ProjectedLayer
+from rnn_lab.parts import Dense, Linear, Part
+from torch import Tensor
 
 
 class GatedConfig(ProjectedConfig):
@@ -18,8 +19,8 @@ class GatedLayer(ProjectedLayer):
     """Projected shell around a cell with the leak a = sigmoid(W_a x~ + b_a) and the input W_v x~ + b_v."""
 
     Config = GatedConfig
-    leak: nn.Linear
-    value: nn.Linear
+    leak: Linear
+    value: Linear
 
     @classmethod
     def cell_parts(cls, cfg: Any) -> dict[str, Part]:
@@ -27,9 +28,22 @@ class GatedLayer(ProjectedLayer):
         d = cfg.d_inner
         return {"leak": Dense(d, d, bias=2.0), "value": Dense(d, d, bias=0.0)}
 
+    def projections(self) -> tuple[Linear, ...]:
+        """What `before` takes: first the product of each, then the bias of each."""
+        return self.leak, self.value
+
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
+        """Products without their biases."""
+        return tuple(linear.product(x_BTd) for linear in self.projections())
+
+    def biases(self) -> tuple[Tensor, ...]:
+        """The biases."""
+        return tuple(linear.bias for linear in self.projections())
+
+    @staticmethod
+    def before(a: Tensor, u: Tensor, b_a: Tensor, b_u: Tensor) -> tuple[Tensor, ...]:
         """Leak, and the candidate before its nonlinearity."""
-        return gate(self.leak(x_BTd)), self.value(x_BTd)
+        return torch.sigmoid(a + b_a), u + b_u
 
 
 def linear(h: Tensor, a: Tensor, u: Tensor) -> Tensor:

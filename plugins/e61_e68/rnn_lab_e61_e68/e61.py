@@ -18,13 +18,14 @@ Aliases     61:
 Source      100M/10-minute benchmark, row E61: D 640, d 1280, depth 20 = 98,532,480 parameters.
 """
 
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from rnn_lab.init import xavier
 from rnn_lab.kernels.recurrence import Cell
-from rnn_lab.layers import gate
-from rnn_lab.parts import Dense, Part
+from rnn_lab.parts import Dense, Linear, Part
 from torch import Tensor
 
 from rnn_lab_e61_e68._gated import GatedConfig, GatedLayer, linear
@@ -50,14 +51,20 @@ class Model(GatedLayer):
             parts["value"] = Dense(d, d, bias=0.0, init=xavier(0.1))
         return {"value": parts["value"]} if cfg.form == "tied" else parts
 
-    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Leak a and what is written per step."""
-        v_BTd = self.value(x_BTd)
-        a_BTd = gate(v_BTd if self.cfg.form == "tied" else self.leak(x_BTd))
-        if self.cfg.tanh or self.cfg.form == "tied":
-            v_BTd = v_BTd.tanh()
-        return a_BTd, v_BTd if self.cfg.form == "additive" else (1 - a_BTd) * v_BTd
+    def projections(self) -> tuple[Linear, ...]:
+        """W_a and W_v, or the one of the tied form."""
+        return (self.value,) if self.cfg.form == "tied" else super().projections()
 
     def cell(self) -> Cell:
         """a h + u."""
-        return Cell(linear)
+        return Cell(linear, before=partial(gates, self.cfg.form, self.cfg.tanh or self.cfg.form == "tied"))
+
+
+def gates(form: str, bounded: bool, *products_and_biases: Tensor) -> tuple[Tensor, Tensor]:
+    """Leak a and what is written per step."""
+    n = len(products_and_biases) // 2
+    a, *rest = (p + b for p, b in zip(products_and_biases[:n], products_and_biases[n:], strict=True))
+    v = rest[0] if rest else a
+    a = torch.sigmoid(a)
+    v = v.tanh() if bounded else v
+    return a, v if form == "additive" else (1 - a) * v

@@ -22,11 +22,11 @@ Source      100M/10-minute benchmark, row E62: D 640, d 1280, depth 20 = 98,532,
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from rnn_lab.kernels.recurrence import Cell
-from rnn_lab.layers import gate
-from rnn_lab.parts import Dense, Part
-from torch import Tensor, nn
+from rnn_lab.parts import Dense, Linear, Part
+from torch import Tensor
 
 from rnn_lab_e61_e68._gated import GatedConfig, GatedLayer, linear
 
@@ -41,7 +41,7 @@ class Model(GatedLayer):
     """See the module docstring."""
 
     Config = Config
-    write: nn.Linear
+    write: Linear
 
     @classmethod
     def cell_parts(cls, cfg: Any) -> dict[str, Part]:
@@ -53,15 +53,22 @@ class Model(GatedLayer):
             parts["write"] = Dense(d, d, bias=-2.0)
         return parts
 
-    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Share of the state that is kept, and what is written per step."""
-        q_BTd = self.value(x_BTd)
-        k_BTd = gate(-q_BTd if self.cfg.form == "tied" else self.write(x_BTd))
-        kept_BTd = 1 - k_BTd
-        if self.cfg.form == "decay":
-            kept_BTd = gate(self.leak(x_BTd)) * kept_BTd
-        return kept_BTd, k_BTd * q_BTd.tanh()
+    def projections(self) -> tuple[Linear, ...]:
+        """W_v, and the form's W_k and W_a."""
+        own = {"select": ("value", "write"), "decay": ("value", "write", "leak"), "tied": ("value",)}
+        return tuple(getattr(self, name) for name in own[self.cfg.form])
 
     def cell(self) -> Cell:
         """a h + u."""
-        return Cell(linear)
+        return Cell(linear, before=gates)
+
+
+def gates(*products_and_biases: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the state that is kept, and what is written per step."""
+    n = len(products_and_biases) // 2
+    q, *rest = (p + b for p, b in zip(products_and_biases[:n], products_and_biases[n:], strict=True))
+    k = torch.sigmoid(rest[0] if rest else -q)
+    kept = 1 - k
+    if len(rest) == 2:
+        kept = torch.sigmoid(rest[1]) * kept
+    return kept, k * q.tanh()

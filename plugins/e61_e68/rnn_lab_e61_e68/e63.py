@@ -27,8 +27,7 @@ import torch
 from pydantic import Field
 from rnn_lab.init import orthogonal
 from rnn_lab.kernels.recurrence import Cell
-from rnn_lab.layers import gate
-from rnn_lab.parts import Dense, Part, Weight
+from rnn_lab.parts import Dense, Linear, Part, Weight
 from torch import Tensor, nn
 
 from rnn_lab_e61_e68._gated import GatedConfig, GatedLayer, mix
@@ -46,7 +45,7 @@ class Model(GatedLayer):
     """See the module docstring."""
 
     Config = Config
-    write: nn.Linear
+    write: Linear
     W_h: nn.Parameter
     U_a: nn.Parameter
     U_b: nn.Parameter
@@ -64,12 +63,11 @@ class Model(GatedLayer):
             parts |= {"U_a": _square(d, 0.1), "U_b": _square(d, 0.1)}
         return parts
 
-    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Gates and input of the candidate; for `h_dependent` all three side by side, before any nonlinearity."""
+    def projections(self) -> tuple[Linear, ...]:
+        """W_a and W_x, and W_b where the write has its own gate."""
         if self.cfg.form == "h_dependent":
-            return (torch.cat([self.value(x_BTd), self.leak(x_BTd), self.write(x_BTd)], -1),)
-        gates = super().inputs(x_BTd)
-        return (*gates, gate(self.write(x_BTd))) if self.cfg.form == "independent" else gates
+            return self.value, self.leak, self.write
+        return (*super().projections(), self.write) if self.cfg.form == "independent" else super().projections()
 
     def weights(self) -> tuple[Tensor, ...]:
         """W_h; for `h_dependent` on top of U_a and U_b."""
@@ -77,7 +75,20 @@ class Model(GatedLayer):
 
     def cell(self) -> Cell:
         """The update of the chosen form."""
-        return Cell(UPDATES[self.cfg.form])
+        return Cell(UPDATES[self.cfg.form], before=BEFORE.get(self.cfg.form, self.before))
+
+
+def two_gates(a: Tensor, u: Tensor, b: Tensor, b_a: Tensor, b_u: Tensor, b_b: Tensor) -> tuple[Tensor, ...]:
+    """Leak, input of the candidate, write gate."""
+    return torch.sigmoid(a + b_a), u + b_u, torch.sigmoid(b + b_b)
+
+
+def side_by_side(*products_and_biases: Tensor) -> tuple[Tensor, ...]:
+    """Candidate, leak and write as one stream, before any nonlinearity: their recurrent parts are one product."""
+    return (torch.cat([p + b for p, b in zip(products_and_biases[:3], products_and_biases[3:], strict=True)], -1),)
+
+
+BEFORE: dict[str, Callable[..., tuple[Tensor, ...]]] = {"independent": two_gates, "h_dependent": side_by_side}
 
 
 def _square(d: int, scale: float) -> Weight:

@@ -67,9 +67,10 @@ class Model(GatedLayer):
             "V_a": Weight((r, d), orthogonal(0.1), flops=2 * d * r),
         }
 
-    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
+    @staticmethod
+    def before(a: Tensor, v: Tensor, b_a: Tensor, b_v: Tensor) -> tuple[Tensor, ...]:
         """The leak's input before the sigmoid, and the candidate."""
-        return self.leak(x_BTd), self.value(x_BTd).tanh()
+        return a + b_a, (v + b_v).tanh()
 
     def weights(self) -> tuple[Tensor, ...]:
         """d_a, or U_a and V_a."""
@@ -77,7 +78,7 @@ class Model(GatedLayer):
 
     def cell(self) -> Cell:
         """The update of the chosen form."""
-        return Cell(diagonal if self.cfg.form == "diagonal" else low_rank)
+        return Cell(diagonal if self.cfg.form == "diagonal" else low_rank, before=self.before)
 
 
 def diagonal(h: Tensor, u: Tensor, v: Tensor, d_a: Tensor) -> Tensor:

@@ -48,10 +48,10 @@ class Model(GatedLayer):
         b_g = 0.5 if cfg.form == "inverse" else 0.0
         return super().cell_parts(cfg) | {"d_g": vector(d, 0.5), "b_g": vector(d, b_g)}
 
-    def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
+    @staticmethod
+    def before(a: Tensor, w: Tensor, b_a: Tensor, b_w: Tensor) -> tuple[Tensor, ...]:
         """Leak a and candidate w."""
-        a_BTd, u_BTd = super().inputs(x_BTd)
-        return a_BTd, u_BTd.tanh()
+        return torch.sigmoid(a + b_a), (w + b_w).tanh()
 
     def weights(self) -> tuple[Tensor, ...]:
         """d_g and b_g."""
@@ -59,7 +59,7 @@ class Model(GatedLayer):
 
     def cell(self) -> Cell:
         """The update of the chosen form."""
-        return Cell(inverse if self.cfg.form == "inverse" else standard)
+        return Cell(inverse if self.cfg.form == "inverse" else standard, before=self.before)
 
 
 def standard(h: Tensor, a: Tensor, w: Tensor, d_g: Tensor, b_g: Tensor) -> Tensor:

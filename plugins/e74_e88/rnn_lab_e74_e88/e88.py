@@ -21,7 +21,7 @@ Source      E88 500M study: D 3328, depth 24, H 32, N 48, no gate, norm on = 494
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
-from rnn_lab.kernels.recurrence import Cell, recurrence
+from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.layer import LayerConfig, SearchSpace, State
 from rnn_lab.layers import gate, normalise, retrieve, write
 from rnn_lab.parts import CausalConv, Conv, Dense, Part
@@ -84,6 +84,10 @@ class Model(HeadsLayer):
     conv: CausalConv
     write_gate_proj: nn.Linear
 
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self._cell = Cell(tanh_update if cfg.nonlinearity == "tanh" else linear_update, read)
+
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
         """q, k, v together; convolution, write gate; what heads have."""
@@ -129,8 +133,8 @@ class Model(HeadsLayer):
         inputs = [k_BTHN, v_BTHV, self.decay(x_BTD)]
         if cfg.write_gate:
             inputs.append(gate(self.write_gate_proj(x_BTD)))
-        cell = Cell(tanh_update if cfg.nonlinearity == "tanh" else linear_update, read)
-        o_BTHV, new["S"] = recurrence(self.backends, cell, state["S"], tuple(inputs), (), (q_BTHN,), reset_BT)
+        streams = Streams(tuple(inputs), queries=(q_BTHN,))
+        o_BTHV, new["S"] = RECURRENCE(self.backends, self._cell, state["S"], streams, reset_BT)
         return self.output(o_BTHV, v_BTHV, x_BTD).to(qkv.dtype), new
 
 

@@ -1,0 +1,229 @@
+"""Triton source of an element-wise recurrence, printed from its expressions.
+
+One thread walks one channel of one sequence through time. Steps go in tiles of `TILE`: the next tile's inputs are
+loaded while this one computes, the loop inside a tile is unrolled, and the state before each tile is kept as a mark,
+from which backward replays the tile. Where the recurrence is linear in its state, `ends` and `adjoint_ends` run parts
+of the sequence at once, each from zero, and return what a carry needs: its end and the product of its factors.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from rnn_lab.kernels.expression import (
+    ONE,
+    Node,
+    add,
+    gradients,
+    ordered,
+    printed,
+    substitute,
+    var,
+    variables,
+)
+
+TILE = 8
+"""Steps per tile: marks cost 4 / TILE bytes per channel and step."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """s = update(h, x0, x1, ..., w0, w1, ...) and y = output(s, x0, ..., w0, ...) with n_x streams and n_w weights."""
+
+    n_x: int
+    n_w: int
+    update: Node
+    output: Node
+
+    @cached_property
+    def text(self) -> str:
+        """The program as JSON, equal for equal programs."""
+        nodes = ordered([self.update, self.output])
+        index = {node: i for i, node in enumerate(nodes)}
+        rows = [[n.op, [index[a] for a in n.args], n.value] for n in nodes]
+        return json.dumps([self.n_x, self.n_w, index[self.update], index[self.output], rows])
+
+    @cached_property
+    def factor(self) -> Node | None:
+        """ds / dh where it does not depend on h, so that the recurrence is linear; else None."""
+        d = gradients([(self.update, ONE)], ["h"])["h"]
+        return None if "h" in variables([d]) else d
+
+    @property
+    def xs(self) -> list[str]:
+        """Names of the streams."""
+        return [f"x{i}" for i in range(self.n_x)]
+
+    @property
+    def ws(self) -> list[str]:
+        """Names of the weights."""
+        return [f"w{i}" for i in range(self.n_w)]
+
+
+@lru_cache(maxsize=256)
+def parse(text: str) -> Program:
+    """The program of `Program.text`."""
+    n_x, n_w, update, output, rows = json.loads(text)
+    nodes: list[Node] = []
+    for op, args, value in rows:
+        nodes.append(Node(op, tuple(nodes[i] for i in args), value))
+    return Program(n_x, n_w, nodes[update], nodes[output])
+
+
+def source(program: Program) -> str:
+    """A module with the kernels `forward` and `backward`, and `ends` and `adjoint_ends` of a linear recurrence."""
+    kernels = [_forward(program, local=False), _backward(program, local=False)]
+    if program.factor is not None:
+        kernels += [_forward(program, local=True), _backward(program, local=True)]
+    head = [
+        '"""Printed by rnn_lab.kernels.diagonal_source."""',
+        "import triton",
+        "import triton.language as tl",
+        "from rnn_lab.kernels.functions_triton import sign, softplus, tanh",
+    ]
+    return "\n".join(head) + "\n" + "\n".join("\n\n" + "\n".join(lines) for lines in kernels) + "\n"
+
+
+def _signature(name: str, pointers: list[str], program: Program) -> list[str]:
+    strides = [f"{x}_{axis}" for x in program.xs for axis in ("b", "t")]
+    scalars = ["reset", *program.xs, *program.ws, *strides, "T", "C", "LENGTH", "TILES"]
+    constants = [f"{c}: tl.constexpr" for c in ("EVEN", "RESET", "MARKS", "BLOCK")]
+    return ["@triton.jit", f"def {name}({', '.join([*pointers, *scalars, *constants])}):"]
+
+
+def _where(program: Program) -> list[str]:
+    """Which channels, sequence and part of time a program has; weights."""
+    return [
+        "c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)",
+        "b = tl.program_id(1).to(tl.int64)",
+        "part = tl.program_id(2)",
+        "inside = c < C",
+        "start = part * LENGTH",
+        "stop = tl.minimum(T, start + LENGTH)",
+        "row = (b * tl.num_programs(2) + part) * C + c",
+        *(f"{w}_ = tl.load({w} + c, mask=inside, other=0.0).to(tl.float32)" for w in program.ws),
+    ]
+
+
+def _load_tile(program: Program, at: str, prefix: str, valid: str, dy: bool = False) -> list[str]:
+    """Inputs of the tile that starts at step `at`; `valid` says that the tile exists."""
+    lines = [f"{prefix}p{x} = {x} + b * {x}_b + ({at}).to(tl.int64) * {x}_t + c" for x in program.xs]
+    lines += [f"{prefix}pdy = dy + (b * T + {at}) * C + c"] if dy else []
+    for k in range(TILE):
+        mask = f"inside & ({valid})" if not k else f"inside & ({valid}) & (EVEN | ({at} + {k} < stop))"
+        lines += [f"{prefix}{x}_{k} = tl.load({prefix}p{x} + {k} * {x}_t, mask={mask}, other=0.0)" for x in program.xs]
+        if dy:
+            lines.append(f"{prefix}dy_{k} = tl.load({prefix}pdy + {k} * C, mask={mask}, other=0.0)")
+    return lines
+
+
+def _names(program: Program, k: int) -> dict[str, str]:
+    """What the variables of step k are called, streams widened."""
+    return {**{x: f"{x}_{k}f" for x in program.xs}, **{w: f"{w}_" for w in program.ws}}
+
+
+def _widen(program: Program, k: int) -> list[str]:
+    return [f"{x}_{k}f = {x}_{k}.to(tl.float32)" for x in program.xs]
+
+
+def _forget(k: int, *values: str) -> list[str]:
+    """Zero the values where a document begins at step k of the tile."""
+    lines = ["if RESET:", f"    r_{k} = tl.load(reset + b * T + t + {k}, mask=t + {k} < stop, other=0) != 0"]
+    return lines + [f"    {v} = tl.where(r_{k}, 0.0, {v})" for v in values]
+
+
+def _keep(k: int, new: str, old: str) -> list[str]:
+    """`old` becomes `new`, unless step k lies past the end."""
+    if not k:
+        return [f"{old} = {new}"]
+    return ["if EVEN:", f"    {old} = {new}", "else:", f"    {old} = tl.where(t + {k} < stop, {new}, {old})"]
+
+
+def _forward(program: Program, local: bool) -> list[str]:
+    """States and outputs; `local`: only the end of each part from zero, and the product of its factors."""
+    pointers = ["end", "product"] if local else ["h0", "y", "end", "marks"]
+    lines = [*_where(program)]
+    if local:
+        lines += ["h = tl.zeros([BLOCK], tl.float32)", "p = tl.full([BLOCK], 1.0, tl.float32)"]
+    else:
+        lines += ["h = tl.load(h0 + row, mask=inside, other=0.0).to(tl.float32)"]
+    lines += _load_tile(program, "start", "", "start < stop")
+    body = [f"tl.store(marks + (b * TILES + t // {TILE}) * C + c, h, mask=inside)"]
+    body = [] if local else ["if MARKS:", *(f"    {line}" for line in body)]
+    body += ["u = t + " + str(TILE), *_load_tile(program, "u", "n", "u < stop")]
+    for k in range(TILE):
+        names = _names(program, k)
+        body += [*_widen(program, k), *_forget(k, "h", *(["p"] if local else []))]
+        if local:
+            assert program.factor is not None
+            outputs = {f"s_{k}": program.update, f"f_{k}": program.factor}
+            body += printed(outputs, names | {"h": "h"}, f"a{k}_")
+            body += [*_keep(k, f"s_{k}", "h"), *_keep(k, f"p * f_{k}", "p")]
+        else:
+            body += [*printed({f"s_{k}": program.update}, names | {"h": "h"}, f"a{k}_"), *_keep(k, f"s_{k}", "h")]
+            body += printed({f"y_{k}": program.output}, names | {"s": f"s_{k}"}, f"o{k}_")
+            mask = "inside" if not k else f"inside & (EVEN | (t + {k} < stop))"
+            body.append(f"tl.store(y + (b * T + t + {k}) * C + c, y_{k}, mask={mask})")
+    body += [f"{x}_{k} = n{x}_{k}" for x in program.xs for k in range(TILE)]
+    lines += [f"for t in range(start, stop, {TILE}):", *(f"    {line}" for line in body)]
+    lines += ["tl.store(end + row, h, mask=inside)"] + (["tl.store(product + row, p, mask=inside)"] if local else [])
+    return [*_signature("ends" if local else "forward", pointers, program), *(f"    {line}" for line in lines)]
+
+
+def _step_gradients(program: Program) -> dict[str, Node]:
+    """Gradients of one step by h, streams and weights, from dy (output) and dh (state after the step)."""
+    inner = gradients([(program.output, var("dy"))], ["s", *program.xs, *program.ws])
+    arriving = add(var("dh"), inner["s"])
+    outer = gradients([(program.update, var("g"))], ["h", *program.xs, *program.ws])
+    memo: dict[Node, Node] = {}
+    outer = {name: substitute(node, {"g": arriving}, memo) for name, node in outer.items()}
+    return {"h": outer["h"], **{name: add(inner[name], outer[name]) for name in [*program.xs, *program.ws]}}
+
+
+def _backward(program: Program, local: bool) -> list[str]:
+    """All gradients; `local`: only the adjoint at the start of each part from zero, and the product of factors."""
+    grads = [] if local else [f"d{x}" for x in program.xs] + [f"d{w}" for w in program.ws]
+    pointers = ["marks", "dy", *(["dstart", "product"] if local else ["dend", "dstart"]), *grads]
+    lines = [*_where(program)]
+    if local:
+        lines += ["dh = tl.zeros([BLOCK], tl.float32)", "p = tl.full([BLOCK], 1.0, tl.float32)"]
+    else:
+        lines += ["dh = tl.load(dend + row, mask=inside, other=0.0).to(tl.float32)"]
+        lines += [f"a{w} = tl.zeros([BLOCK], tl.float32)" for w in program.ws]
+    lines += [f"last = start + (tl.cdiv(stop - start, {TILE}) - 1) * {TILE}"]
+    lines += _load_tile(program, "last", "", "start < stop", dy=True)
+    body = [
+        "t = last - back",
+        f"s_0 = tl.load(marks + (b * TILES + t // {TILE}) * C + c, mask=inside, other=0.0)",
+        f"u = t - {TILE}",
+        *_load_tile(program, "u", "n", "u >= start", dy=True),
+    ]
+    for k in range(TILE):
+        body += [*_widen(program, k), f"h_{k} = s_{k}", *_forget(k, f"h_{k}")]
+        body += printed({f"s_{k + 1}": program.update}, _names(program, k) | {"h": f"h_{k}"}, f"a{k}_")
+    step = _step_gradients(program)
+    if local:
+        assert program.factor is not None
+        step = {"h": step["h"], "factor": program.factor}
+    for k in reversed(range(TILE)):
+        names = _names(program, k) | {"h": f"h_{k}", "s": f"s_{k + 1}", "dh": "dh", "dy": f"dy_{k}f"}
+        body.append(f"dy_{k}f = dy_{k}.to(tl.float32)")
+        body += printed({f"g_{name}": node for name, node in step.items()}, names, f"g{k}_")
+        body += _keep(k, "g_h", "dh")
+        if local:
+            body += [*_keep(k, "p * g_factor", "p")]
+        body += ["if RESET:", f"    dh = tl.where(r_{k}, 0.0, dh)", *([f"    p = tl.where(r_{k}, 0.0, p)"] * local)]
+        if not local:
+            mask = "inside" if not k else f"inside & (EVEN | (t + {k} < stop))"
+            for x in program.xs:
+                body.append(f"tl.store(d{x} + (b * T + t + {k}) * C + c, g_{x}, mask={mask})")
+            for w in program.ws:
+                body += _keep(k, f"a{w} + g_{w}", f"a{w}")
+    body += [f"{x}_{k} = n{x}_{k}" for x in [*program.xs, "dy"] for k in range(TILE)]
+    lines += [f"for back in range(0, stop - start, {TILE}):", *(f"    {line}" for line in body)]
+    lines += ["tl.store(dstart + row, dh, mask=inside)"]
+    if local:
+        lines += ["tl.store(product + row, p, mask=inside)"]
+    else:
+        lines += [f"tl.store(d{w} + row, a{w}, mask=inside)" for w in program.ws]
+    return [*_signature("adjoint_ends" if local else "backward", pointers, program), *(f"    {line}" for line in lines)]
