@@ -122,7 +122,7 @@ class Loop:
 
     def _captured(self, work: Callable[[], Tensor]) -> tuple[Tensor, torch.cuda.CUDAGraph]:
         """A graph of `work`, and its result in a tensor that stays."""
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             result = torch.empty_like(work())
@@ -174,7 +174,7 @@ class _Walk(torch.autograd.Function):
         return torch.cat(parts, 1), h
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Any, ...]:
         saved = list(ctx.saved_tensors)
         starts, rest = saved[: ctx.n_starts], saved[ctx.n_starts :]
         xs, weights = rest[: sum(ctx.counts)], rest[sum(ctx.counts) :]
