@@ -31,10 +31,10 @@ class Kernels:
     def __init__(self, module: ModuleType) -> None:
         import triton
 
-        few = [triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in ((64, 1), (32, 1), (128, 2))]
+        few = [triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in ((64, 1), (32, 1))]
         for name in ("forward", "backward", "ends", "adjoint_ends"):
             kernel = getattr(module, name, None)
-            setattr(self, name, kernel and Tuned(kernel, few, ("C", "EVEN", "RESET", "MARKS")))
+            setattr(self, name, kernel and Tuned(kernel, few, ("C", "EVEN", "RESET", "MARKS", "EXACT")))
 
     forward: Any
     backward: Any
@@ -109,9 +109,9 @@ def _rest(
 ) -> tuple[list[Any], dict[str, Any]]:
     """Arguments that all kernels share."""
     _, T, C, length, tiles = _plan(xs, parts)
-    strides = [x.stride(axis) for x in xs for axis in (0, 1)]
-    flags = {"EVEN": T % TILE == 0, "RESET": reset is not None, "MARKS": marks}
-    return [xs[0] if reset is None else reset, *xs, *ws, *strides, T, C, length, tiles], flags
+    flags = {"C": C, "EVEN": T % TILE == 0, "RESET": reset is not None, "MARKS": marks}
+    flags |= {"EXACT": any(x.dtype == torch.float32 for x in xs), **{f"x{i}_t": x.stride(1) for i, x in enumerate(xs)}}
+    return [xs[0] if reset is None else reset, *xs, *ws, *(x.stride(0) for x in xs), T, length, tiles], flags
 
 
 def _grid(B: int, C: int, parts: int) -> Any:

@@ -9,6 +9,7 @@ of the sequence at once, each from zero, and return what a carry needs: its end 
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 from rnn_lab.kernels.expression import (
     ONE,
@@ -24,6 +25,10 @@ from rnn_lab.kernels.expression import (
 
 TILE = 8
 """Steps per tile: marks cost 4 / TILE bytes per channel and step."""
+AHEAD = 2
+"""Tiles that are on their way while one computes."""
+_WAITING = ["", *("n" * i for i in range(1, AHEAD + 1))]
+"""Prefixes of the tile that computes and of those after it."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,15 @@ def source(program: Program) -> str:
         '"""Printed by rnn_lab.kernels.diagonal_source."""',
         "import triton",
         "import triton.language as tl",
-        "from rnn_lab.kernels.functions_triton import sign, softplus, tanh",
+        "from rnn_lab.kernels.functions_triton import exp, rcp, sigmoid, sign, softplus, tanh",
     ]
     return "\n".join(head) + "\n" + "\n".join("\n\n" + "\n".join(lines) for lines in kernels) + "\n"
 
 
 def _signature(name: str, pointers: list[str], program: Program) -> list[str]:
-    strides = [f"{x}_{axis}" for x in program.xs for axis in ("b", "t")]
-    scalars = ["reset", *program.xs, *program.ws, *strides, "T", "C", "LENGTH", "TILES"]
-    constants = [f"{c}: tl.constexpr" for c in ("EVEN", "RESET", "MARKS", "BLOCK")]
+    scalars = ["reset", *program.xs, *program.ws, *(f"{x}_b" for x in program.xs), "T", "LENGTH", "TILES"]
+    strides = [f"{x}_t" for x in program.xs]
+    constants = [f"{c}: tl.constexpr" for c in ("C", *strides, "EVEN", "RESET", "MARKS", "EXACT", "BLOCK")]
     return ["@triton.jit", f"def {name}({', '.join([*pointers, *scalars, *constants])}):"]
 
 
@@ -97,7 +102,7 @@ def _where(program: Program) -> list[str]:
         "c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)",
         "b = tl.program_id(1).to(tl.int64)",
         "part = tl.program_id(2)",
-        "inside = c < C",
+        "inside = (c < C) if C % BLOCK else tl.full([BLOCK], True, tl.int1)",
         "start = part * LENGTH",
         "stop = tl.minimum(T, start + LENGTH)",
         "row = (b * tl.num_programs(2) + part) * C + c",
@@ -110,11 +115,16 @@ def _load_tile(program: Program, at: str, prefix: str, valid: str, dy: bool = Fa
     lines = [f"{prefix}p{x} = {x} + b * {x}_b + ({at}).to(tl.int64) * {x}_t + c" for x in program.xs]
     lines += [f"{prefix}pdy = dy + (b * T + {at}) * C + c"] if dy else []
     for k in range(TILE):
-        mask = f"inside & ({valid})" if not k else f"inside & ({valid}) & (EVEN | ({at} + {k} < stop))"
+        mask = f"inside & ({valid})" if not k else f"inside & ({valid}) & (({at} + {k} < stop) | EVEN)"
         lines += [f"{prefix}{x}_{k} = tl.load({prefix}p{x} + {k} * {x}_t, mask={mask}, other=0.0)" for x in program.xs]
         if dy:
             lines.append(f"{prefix}dy_{k} = tl.load({prefix}pdy + {k} * C, mask={mask}, other=0.0)")
     return lines
+
+
+def _move_up(streams: list[str]) -> list[str]:
+    """Every waiting tile takes the place of the one before it."""
+    return [f"{a}{x}_{k} = {b}{x}_{k}" for a, b in pairwise(_WAITING) for x in streams for k in range(TILE)]
 
 
 def _names(program: Program, k: int) -> dict[str, str]:
@@ -147,10 +157,12 @@ def _forward(program: Program, local: bool) -> list[str]:
         lines += ["h = tl.zeros([BLOCK], tl.float32)", "p = tl.full([BLOCK], 1.0, tl.float32)"]
     else:
         lines += ["h = tl.load(h0 + row, mask=inside, other=0.0).to(tl.float32)"]
-    lines += _load_tile(program, "start", "", "start < stop")
+    for i, prefix in enumerate(_WAITING[:-1]):
+        at = f"start + {i * TILE}"
+        lines += _load_tile(program, at, prefix, f"{at} < stop")
     body = [f"tl.store(marks + (b * TILES + t // {TILE}) * C + c, h, mask=inside)"]
     body = [] if local else ["if MARKS:", *(f"    {line}" for line in body)]
-    body += ["u = t + " + str(TILE), *_load_tile(program, "u", "n", "u < stop")]
+    body += [f"u = t + {AHEAD * TILE}", *_load_tile(program, "u", _WAITING[-1], "u < stop")]
     for k in range(TILE):
         names = _names(program, k)
         body += [*_widen(program, k), *_forget(k, "h", *(["p"] if local else []))]
@@ -164,7 +176,7 @@ def _forward(program: Program, local: bool) -> list[str]:
             body += printed({f"y_{k}": program.output}, names | {"s": f"s_{k}"}, f"o{k}_")
             mask = "inside" if not k else f"inside & (EVEN | (t + {k} < stop))"
             body.append(f"tl.store(y + (b * T + t + {k}) * C + c, y_{k}, mask={mask})")
-    body += [f"{x}_{k} = n{x}_{k}" for x in program.xs for k in range(TILE)]
+    body += _move_up(program.xs)
     lines += [f"for t in range(start, stop, {TILE}):", *(f"    {line}" for line in body)]
     lines += ["tl.store(end + row, h, mask=inside)"] + (["tl.store(product + row, p, mask=inside)"] if local else [])
     return [*_signature("ends" if local else "forward", pointers, program), *(f"    {line}" for line in lines)]
@@ -191,12 +203,14 @@ def _backward(program: Program, local: bool) -> list[str]:
         lines += ["dh = tl.load(dend + row, mask=inside, other=0.0).to(tl.float32)"]
         lines += [f"a{w} = tl.zeros([BLOCK], tl.float32)" for w in program.ws]
     lines += [f"last = start + (tl.cdiv(stop - start, {TILE}) - 1) * {TILE}"]
-    lines += _load_tile(program, "last", "", "start < stop", dy=True)
+    for i, prefix in enumerate(_WAITING[:-1]):
+        at = f"last - {i * TILE}"
+        lines += _load_tile(program, at, prefix, f"(start < stop) & ({at} >= start)", dy=True)
     body = [
         "t = last - back",
         f"s_0 = tl.load(marks + (b * TILES + t // {TILE}) * C + c, mask=inside, other=0.0)",
-        f"u = t - {TILE}",
-        *_load_tile(program, "u", "n", "u >= start", dy=True),
+        f"u = t - {AHEAD * TILE}",
+        *_load_tile(program, "u", _WAITING[-1], "u >= start", dy=True),
     ]
     for k in range(TILE):
         body += [*_widen(program, k), f"h_{k} = s_{k}", *_forget(k, f"h_{k}")]
@@ -219,7 +233,7 @@ def _backward(program: Program, local: bool) -> list[str]:
                 body.append(f"tl.store(d{x} + (b * T + t + {k}) * C + c, g_{x}, mask={mask})")
             for w in program.ws:
                 body += _keep(k, f"a{w} + g_{w}", f"a{w}")
-    body += [f"{x}_{k} = n{x}_{k}" for x in [*program.xs, "dy"] for k in range(TILE)]
+    body += _move_up([*program.xs, "dy"])
     lines += [f"for back in range(0, stop - start, {TILE}):", *(f"    {line}" for line in body)]
     lines += ["tl.store(dstart + row, dh, mask=inside)"]
     if local:

@@ -205,7 +205,7 @@ class Symbol:
     ) -> "Symbol":
         if function not in _MEANING:
             raise NotElementwise(f"{getattr(function, '__name__', function)}, which is not element-wise or not listed")
-        plain = function in (torch.pow, torch.Tensor.pow, torch.clamp, torch.clip, F.softplus)
+        plain = _MEANING[function] in (_power, _clamp, _softplus)
         nodes = [x if plain and i else _node(x) for i, x in enumerate(args)]
         given = dict(kwargs or {})
         if given.pop("alpha", 1) != 1 or given.pop("inplace", False):
@@ -351,7 +351,7 @@ def gradients(outputs: Sequence[tuple[Node, Node]], names: Sequence[str]) -> dic
 _PRINTED = {
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}",
     "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}", "where": "tl.where({0}, {1}, {2})",
-    "sigmoid": "tl.sigmoid({0})", "tanh": "tanh({0})", "exp": "tl.exp({0})", "log": "tl.log({0})",
+    "sigmoid": "sigmoid({0})", "tanh": "tanh({0}, EXACT)", "exp": "exp({0})", "log": "tl.log({0})",
     "sqrt": "tl.sqrt({0})", "softplus": "softplus({0})", "abs": "tl.abs({0})", "sign": "sign({0})",
     "maximum": "tl.maximum({0}, {1})", "minimum": "tl.minimum({0}, {1})",
 }  # fmt: skip

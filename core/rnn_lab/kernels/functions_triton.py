@@ -3,21 +3,60 @@
 import triton
 import triton.language as tl
 
+from rnn_lab.kernels.triton_support import INTERPRETED
+
+if INTERPRETED:
+
+    @triton.jit
+    def rcp(x):
+        """1 / x."""
+        return 1.0 / x
+
+    @triton.jit
+    def exp2(x):
+        """2^x."""
+        return tl.exp2(x)
+
+else:
+
+    @triton.jit
+    def rcp(x):
+        """1 / x to one ulp, in one instruction."""
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+    @triton.jit
+    def exp2(x):
+        """2^x to two ulp, in one instruction."""
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
 
 @triton.jit
-def tanh(x):
-    """Tanh to fp32 accuracy: a polynomial near zero, where 1 - 2 / (exp(2x) + 1) would cancel."""
+def exp(x):
+    """E^x."""
+    return exp2(1.4426950408889634 * x)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return rcp(1.0 + exp2(-1.4426950408889634 * x))
+
+
+@triton.jit
+def tanh(x, EXACT: tl.constexpr):
+    """Tanh as 1 - 2 / (exp(2x) + 1), which is right to 1e-7; with EXACT relatively so, by a polynomial near zero."""
+    far = 1.0 - 2.0 * rcp(1.0 + exp2(2.8853900817779268 * x))
+    if not EXACT:
+        return far
     q = x * x
     near = x + x * q * (-0.33333334 + q * (0.13333334 + q * (-0.053968254 + q * (0.021869488 - q * 0.008863236))))
-    a = tl.abs(x)
-    far = 1.0 - 2.0 / (tl.exp(2.0 * tl.minimum(a, 15.0)) + 1.0)
-    return tl.where(a < 0.4, near, tl.where(x < 0, -far, far))
+    return tl.where(tl.abs(x) < 0.4, near, far)
 
 
 @triton.jit
 def softplus(x):
     """log(1 + exp(x)) without overflow, exact to fp32 for very negative x too."""
-    e = tl.exp(-tl.abs(x))
+    e = exp(-tl.abs(x))
     small = e * (1.0 - e * (0.5 - e * (0.33333334 - e * 0.25)))
     return tl.maximum(x, 0.0) + tl.where(e < 0.01, small, tl.log(1.0 + e))
 

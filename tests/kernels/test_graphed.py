@@ -1,0 +1,79 @@
+"""Loops by segments: with a capture that only remembers the work, the walk can be checked without a GPU."""
+
+import pytest
+import torch
+from rnn_lab.kernels import graphed
+from rnn_lab.kernels.dispatch import Choice, Op
+from rnn_lab.registry import registry
+
+CASES = {
+    "e1": {}, "e5": {}, "e3": {"form": "low_rank", "rank": 4, "n_slots": 2}, "e63m": {}, "e74": {"n_state": 5},
+    "e75": {"n_state": 8}, "e88": {"n_heads": 2, "n_state": 4}, "gru": {}, "lstm": {},
+}  # fmt: skip
+
+
+class Replay:
+    """Runs eagerly what a graph would replay."""
+
+    def __init__(self, work, result):
+        self.work, self.result = work, result
+
+    def replay(self):
+        self.result.copy_(self.work())
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    def capture(self, work):
+        before = self.h.clone()
+        result = torch.empty_like(work())
+        self.h.copy_(before)
+        return result, Replay(work, result)
+
+    monkeypatch.setattr(graphed.Loop, "_captured", capture)
+    monkeypatch.setattr(graphed, "SEGMENT", 4)
+    monkeypatch.setattr(graphed, "_loops", type(graphed._loops)())
+
+
+def everything(layer, reset, run, monkeypatch):
+    """Results and gradients of a layer whose operation runs by `run`."""
+    monkeypatch.setattr(Op, "select", lambda self, *args: (run or self.reference, Choice(self.name, "chosen")))
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    x = draw(3, 11, layer.cfg.dim).requires_grad_()
+    state = {k: (0.3 * draw(*v.shape)).requires_grad_() for k, v in layer.init_state(3).items()}
+    y, new = layer(x, state, reset)
+    total = sum((t * draw(*t.shape)).sum() for t in (y, *new.values()))
+    leaves = [x, *state.values(), *(p for p in layer.parameters() if p.requires_grad)]
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [y, *new.values(), *(g for g in gradients if g is not None)]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_segments_equal_the_loop(name, resets, captured, monkeypatch):
+    torch.manual_seed(0)
+    model = registry().models[name].load()
+    layer = model(model.Config(dim=16, **CASES[name])).double()
+    reset = torch.rand(3, 11) < 0.3 if resets else None
+    found = everything(layer, reset, graphed.run, monkeypatch)
+    wanted = everything(layer, reset, None, monkeypatch)
+    assert len(graphed._loops) == 2  # segments of 4 steps and the last of 3
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_layers_that_step_alike_share_their_graphs(captured, monkeypatch):
+    torch.manual_seed(0)
+    model = registry().models["e74"].load()
+    for _ in range(3):
+        everything(model(model.Config(dim=16, n_state=5)).double(), None, graphed.run, monkeypatch)
+    assert len(graphed._loops) == 2
+
+
+def test_it_refuses_the_cpu():
+    h = torch.zeros(1, 2)
+    assert graphed.refuses(None, h, None) == "tensors are on cpu, not on cuda"
