@@ -1,0 +1,181 @@
+"""Rows of `rnn-lab bench kernels`: every implementation of every operation that the models call.
+
+An implementation is checked first, against the reference in fp64 on fresh inputs; one that fails has no times.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rnn_lab.bench.calls import Bound, Check, compare
+from rnn_lab.bench.cases import Case, Source, flops
+from rnn_lab.bench.machine import cache_bytes, ceilings, header
+from rnn_lab.bench.peers import Implementation, implementations
+from rnn_lab.bench.rows import failure, free
+from rnn_lab.bench.timing import Spread, time_eager, time_graph
+from rnn_lab.errors import RnnLabError
+from rnn_lab.registry import Registry
+
+LOOP_STEPS = 2048
+"""A plain loop over more steps is not run: minutes, and memory for every step."""
+CHECK_STEPS = 512
+CHECK_BYTES = 8e9
+"""What the fp64 loop of a check may save for its backward pass, estimated from the state."""
+SAVED_PER_STEP = 6
+"""States that a loop saves per step, roughly."""
+MOST_SETS = 8
+TIMERS = {"graph": time_graph, "eager": time_eager}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """At which size and for how long is measured."""
+
+    batch: int
+    seq_len: int
+    dtype: torch.dtype
+    device: torch.device
+    seconds: float = 0.5
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Every implementation under a CUDA graph and launched from Python; only the latter on the CPU."""
+        return ("graph", "eager") if self.device.type == "cuda" else ("eager",)
+
+
+def bench_kernels(
+    asked: Sequence[tuple[str, dict[str, Any]]], ops: Sequence[str], setting: Setting, found: Registry,
+    show: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:  # fmt: skip
+    """The page: header, ceilings, rows.
+
+    Args:
+        asked: models and their fields.
+        ops: operations to keep; all when empty.
+        setting: sizes.
+        found: registry of the models.
+        show: is handed every row as soon as it is there.
+
+    """
+    page: dict[str, Any] = {
+        "kind": "bench-kernels",
+        "header": header(setting.device),
+        "setting": {
+            "batch": setting.batch, "seq_len": setting.seq_len,
+            "dtype": str(setting.dtype).removeprefix("torch."),
+        },
+        "ceilings": ceilings(setting.device, setting.seconds),
+        "rows": [],
+    }  # fmt: skip
+    seen: dict[str, str] = {}
+    for name, fields in asked:
+        for row in _model_rows(name, fields, ops, setting, found, seen, page["ceilings"]):
+            page["rows"].append(row)
+            show(row)
+    return page
+
+
+def _model_rows(
+    name: str, fields: dict[str, Any], ops: Sequence[str], setting: Setting, found: Registry, seen: dict[str, str],
+    top: dict[str, float | None],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    try:
+        source = Source(name, fields, found, setting.dtype, setting.device)
+        cases = source.cases(setting.batch, setting.seq_len)
+    except RnnLabError:
+        raise
+    except Exception as error:
+        yield {"model": name, "fields": fields, "op": None, "implementation": None, **failure(error)}
+        return
+    for case in cases:
+        if ops and case.op.name not in ops:
+            continue
+        common = {"model": name, "fields": fields, "op": case.op.name}
+        if (first := seen.setdefault(case.identity, name)) != name:
+            yield common | {"implementation": None, "status": "same", "reason": f"the same call as {first}'s"}
+            continue
+        work = flops(source, case.op.name, case.batch, case.seq_len)
+        for implementation in implementations(case):
+            row = common | {
+                "implementation": implementation.name,
+                "implementation_kind": implementation.kind,
+                "note": implementation.note or None,
+            }
+            for found_row in _measured(implementation, source, case, setting, work, top):
+                yield row | found_row
+            free()
+
+
+def _measured(
+    implementation: Implementation, source: Source, case: Case, setting: Setting, work: tuple[int, int],
+    top: dict[str, float | None],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """One row per mode, or one that says why there is none."""
+    if reason := implementation.refuses(case):
+        yield {"status": "refused", "reason": reason}
+        return
+    if implementation.kind == "reference" and case.state is not None and case.seq_len > LOOP_STEPS:
+        yield {"status": "skipped", "reason": f"a plain loop of {case.seq_len} steps"}
+        return
+    try:
+        check = _checked(implementation, source, case)
+    except Exception as error:
+        yield failure(error)
+        return
+    if check.failure is not None:
+        yield {"status": "wrong", "reason": check.failure, "check": check.as_dict()}
+        return
+    for mode in setting.modes:
+        free()
+        try:
+            yield {"mode": mode, "check": check.as_dict(), **_timed(implementation, case, mode, setting, work, top)}
+        except Exception as error:
+            yield {"mode": mode, "check": check.as_dict(), **failure(error)}
+
+
+def _checked(implementation: Implementation, source: Source, case: Case) -> Check:
+    """Errors on a call with other inputs, as large as the fp64 loop can be."""
+    steps = min(case.seq_len, CHECK_STEPS)
+    per_sequence = 8 * SAVED_PER_STEP * steps * torch.Size(case.state or (0,)).numel()
+    batch = max(1, min(case.batch, int(CHECK_BYTES / max(1, per_sequence))))
+    small = source.case(case.op.name, batch, steps, seed=1)
+    with torch.autocast(case.device.type, enabled=False):
+        forward, gradient = compare(implementation.fast(small), implementation.exact(small))
+    return Check(forward, gradient, implementation.limits(case), batch, steps)
+
+
+def _timed(
+    implementation: Implementation, case: Case, mode: str, setting: Setting, work: tuple[int, int],
+    top: dict[str, float | None],
+) -> dict[str, Any]:  # fmt: skip
+    """Times of one mode, and what share of the ceilings they are."""
+    bounds = [implementation.fast(case)]
+    moved = bounds[0].bytes()
+    inputs = sum(leaf.nbytes for leaf in bounds[0].leaves)
+    sets = min(MOST_SETS, 1 + 3 * cache_bytes(setting.device) // inputs)
+    bounds += [implementation.fast(case) for _ in range(1, sets)]
+    times = {}
+    for key, call in (("forward", Bound.inference), ("forward_backward", Bound.forward_backward)):
+        calls = [lambda bound=bound, call=call: call(bound) for bound in bounds]
+        times[key] = TIMERS[mode](calls, setting.device, setting.seconds)
+    return {
+        "status": "ok",
+        "input_sets": sets,
+        **{key: _figures(times[key], moved[i], work[i], top) for i, key in enumerate(times)},
+    }
+
+
+def _figures(spread: Spread, moved: int, work: int, top: dict[str, float | None]) -> dict[str, Any]:
+    """Milliseconds, algorithmic bytes and FLOPs, and the shares of what the machine was seen to do."""
+    seconds = spread.median / 1e3
+    copy, product = top["copy_bytes_per_s"], top["matmul_flops_per_s"]
+    assert copy is not None and product is not None
+    return {
+        "ms": spread.as_dict(),
+        "bytes": moved,
+        "flops": work,
+        "copy_share": moved / seconds / copy,
+        "matmul_share": work / seconds / product if work else None,
+    }
