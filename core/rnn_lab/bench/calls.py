@@ -13,6 +13,10 @@ PEER_LIMITS = (0.05, 0.05)
 """Errors that show another function, not rounding: a peer computes in whatever precision it was made for."""
 
 
+Outcome = tuple[list[Tensor], list[Tensor | None]]
+"""Results, and a gradient per leaf."""
+
+
 class Bound:
     """A call on fixed inputs.
 
@@ -37,7 +41,7 @@ class Bound:
         with torch.no_grad():
             return self.forward()
 
-    def forward_backward(self) -> tuple[list[Tensor], list[Tensor | None]]:
+    def forward_backward(self) -> Outcome:
         """Results and the gradients of a fixed random weighting of them."""
         with torch.enable_grad():
             results = self.forward()
@@ -113,16 +117,15 @@ class Check:
         return {"forward": self.forward, "gradient": self.gradient}
 
 
-def compare(ours: Bound, exact: Bound) -> tuple[float, float]:
+def compare(ours: Bound, exact: Outcome) -> tuple[float, float]:
     """Largest relative error of results and of gradients; a gradient that does not exist is zero."""
-    got, got_gradients = ours.forward_backward()
-    want, want_gradients = exact.forward_backward()
-    forward = max(map(relative, got, want))
-    filled = [
-        [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(bound.leaves, found, strict=True)]
-        for bound, found in ((ours, got_gradients), (exact, want_gradients))
-    ]
-    return forward, max(map(relative, *filled), default=0.0)
+    got, want = (_filled(ours, outcome) for outcome in (ours.forward_backward(), exact))
+    return max(map(relative, got[0], want[0])), max(map(relative, got[1], want[1]), default=0.0)
+
+
+def _filled(bound: Bound, outcome: Outcome) -> tuple[list[Tensor], list[Tensor]]:
+    results, gradients = outcome
+    return results, [torch.zeros_like(x) if g is None else g for x, g in zip(bound.leaves, gradients, strict=True)]
 
 
 def limits(args: Sequence[Tensor]) -> tuple[float, float]:

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnn_lab.bench.calls import bind
-from rnn_lab.config import ModelSection
 from rnn_lab.kernels.dispatch import REFERENCE, Choice, Op
-from rnn_lab.modelspec import model_spec
-from rnn_lab.registry import Registry
+from rnn_lab.modelspec import ModelSpec
 from rnn_lab.train.device import autocast
 
 
@@ -45,19 +43,15 @@ class Source:
     """A model from which cases are taken.
 
     Args:
-        name: model or alias.
-        fields: its fields, `dim` among them.
-        found: registry to find it in.
+        name: what it is called in rows.
+        spec: the model.
         dtype: of the autocast; fp32 for none.
         device: where it runs.
 
     """
 
-    def __init__(
-        self, name: str, fields: dict[str, Any], found: Registry, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.name, self.dtype, self.device = name, dtype, device
-        self.spec = model_spec(ModelSection(name=name, depth=1, fields=fields), found)
+    def __init__(self, name: str, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> None:
+        self.name, self.spec, self.dtype, self.device = name, spec, dtype, device
         torch.manual_seed(0)
         self.model = self.spec.build().to(device)
         self.model.prepare()

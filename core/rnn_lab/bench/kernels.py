@@ -5,17 +5,19 @@ An implementation is checked first, against the reference in fp64 on fresh input
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
-from rnn_lab.bench.calls import Bound, Check, compare
+from rnn_lab.bench.calls import Bound, Check, Outcome, compare
 from rnn_lab.bench.cases import Case, Source, flops
 from rnn_lab.bench.machine import cache_bytes, ceilings, header
 from rnn_lab.bench.peers import Implementation, implementations
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.timing import Spread, time_eager, time_graph
-from rnn_lab.errors import RnnLabError
+from rnn_lab.config import ModelSection
+from rnn_lab.modelspec import ModelSpec, model_spec
 from rnn_lab.registry import Registry
 
 LOOP_STEPS = 2048
@@ -26,6 +28,7 @@ CHECK_BYTES = 8e9
 SAVED_PER_STEP = 6
 """States that a loop saves per step, roughly."""
 MOST_SETS = 8
+Exact = Callable[[Callable[[Case], Bound]], Outcome]
 TIMERS = {"graph": time_graph, "eager": time_eager}
 
 
@@ -59,6 +62,7 @@ def bench_kernels(
         show: is handed every row as soon as it is there.
 
     """
+    specs = [(name, model_spec(ModelSection(name=name, depth=1, fields=fields), found)) for name, fields in asked]
     page: dict[str, Any] = {
         "kind": "bench-kernels",
         "header": header(setting.device),
@@ -70,22 +74,21 @@ def bench_kernels(
         "rows": [],
     }  # fmt: skip
     seen: dict[str, str] = {}
-    for name, fields in asked:
-        for row in _model_rows(name, fields, ops, setting, found, seen, page["ceilings"]):
+    for name, spec in specs:
+        for row in _model_rows(name, spec, ops, setting, seen, page["ceilings"]):
             page["rows"].append(row)
             show(row)
     return page
 
 
 def _model_rows(
-    name: str, fields: dict[str, Any], ops: Sequence[str], setting: Setting, found: Registry, seen: dict[str, str],
+    name: str, spec: ModelSpec, ops: Sequence[str], setting: Setting, seen: dict[str, str],
     top: dict[str, float | None],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
+    fields = spec.layer_cfg.model_dump(mode="json", exclude_none=True)
     try:
-        source = Source(name, fields, found, setting.dtype, setting.device)
+        source = Source(name, spec, setting.dtype, setting.device)
         cases = source.cases(setting.batch, setting.seq_len)
-    except RnnLabError:
-        raise
     except Exception as error:
         yield {"model": name, "fields": fields, "op": None, "implementation": None, **failure(error)}
         return
@@ -97,19 +100,22 @@ def _model_rows(
             yield common | {"implementation": None, "status": "same", "reason": f"the same call as {first}'s"}
             continue
         work = flops(source, case.op.name, case.batch, case.seq_len)
+        small = _small(source, case)
+        # Most implementations of a case share one fp64 reference: it is run once.
+        exact = cache(lambda bound, small=small: bound(small).forward_backward())
         for implementation in implementations(case):
             row = common | {
                 "implementation": implementation.name,
                 "implementation_kind": implementation.kind,
                 "note": implementation.note or None,
             }
-            for found_row in _measured(implementation, source, case, setting, work, top):
+            for found_row in _measured(implementation, case, small, exact, setting, work, top):
                 yield row | found_row
             free()
 
 
 def _measured(
-    implementation: Implementation, source: Source, case: Case, setting: Setting, work: tuple[int, int],
+    implementation: Implementation, case: Case, small: Case, exact: Exact, setting: Setting, work: tuple[int, int],
     top: dict[str, float | None],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One row per mode, or one that says why there is none."""
@@ -120,7 +126,9 @@ def _measured(
         yield {"status": "skipped", "reason": f"a plain loop of {case.seq_len} steps"}
         return
     try:
-        check = _checked(implementation, source, case)
+        with torch.autocast(case.device.type, enabled=False):
+            errors = compare(implementation.fast(small), exact(implementation.exact))
+        check = Check(*errors, implementation.limits(case), small.batch, small.seq_len)
     except Exception as error:
         yield failure(error)
         return
@@ -135,15 +143,12 @@ def _measured(
             yield {"mode": mode, "check": check.as_dict(), **failure(error)}
 
 
-def _checked(implementation: Implementation, source: Source, case: Case) -> Check:
-    """Errors on a call with other inputs, as large as the fp64 loop can be."""
+def _small(source: Source, case: Case) -> Case:
+    """A call on other inputs, as large as the fp64 loop can be."""
     steps = min(case.seq_len, CHECK_STEPS)
     per_sequence = 8 * SAVED_PER_STEP * steps * torch.Size(case.state or (0,)).numel()
     batch = max(1, min(case.batch, int(CHECK_BYTES / max(1, per_sequence))))
-    small = source.case(case.op.name, batch, steps, seed=1)
-    with torch.autocast(case.device.type, enabled=False):
-        forward, gradient = compare(implementation.fast(small), implementation.exact(small))
-    return Check(forward, gradient, implementation.limits(case), batch, steps)
+    return source.case(case.op.name, batch, steps, seed=1)
 
 
 def _timed(

@@ -67,10 +67,11 @@ def _needs_cuda(case: Case) -> str | None:
 def _ours(
     name: str, kind: str, run: Callable[..., Any], refuses: Callable[[Case], str | None], note: str = ""
 ) -> Implementation:
-    return Implementation(
-        name, kind, lambda case: bind(run, case.args),
-        lambda case: bind(case.op.reference, case.args, torch.float64), refuses, note,
-    )  # fmt: skip
+    return Implementation(name, kind, lambda case: bind(run, case.args), _reference, refuses, note)
+
+
+def _reference(case: Case) -> Bound:
+    return bind(case.op.reference, case.args, torch.float64)
 
 
 def _peer(name: str, run: Callable[..., Any]) -> Implementation:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rnn_lab.bench.machine import ceilings, header
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.shells import FOREIGN, foreign_model
-from rnn_lab.bench.step import Step, make_step
+from rnn_lab.bench.step import make_step
 from rnn_lab.bench.timing import Spread, intervals, synchronise
 from rnn_lab.config import ModelSection, OptimizerSection
 from rnn_lab.data.batches import RandomWindows
@@ -24,13 +24,19 @@ from rnn_lab.registry import Registry
 from rnn_lab.train.device import peak_memory_bytes
 from rnn_lab.train.optimizers import set_mode
 
-WARM_UP = 3
-PROFILED = 3
+OURS = "rnn-lab"
+WARM_UP, PROFILED, LEAST = 3, 3, 3
+LONG_MS = 3000.0
+"""A slower eager step is a plain loop of some hundred thousand launches: neither profiled nor captured unasked."""
 
 
 @dataclass(frozen=True)
 class TrainSetting:
-    """Batch, budget and how the step is run: `graph` is auto, on or off; `kernels` a value of RNN_LAB_KERNELS."""
+    """Batch, budget and how the step is run.
+
+    `graph` is auto, on or off; `kernels` a value of RNN_LAB_KERNELS; a slow model is timed for `seconds`, however
+    few steps these are.
+    """
 
     batch: int
     seq_len: int
@@ -39,13 +45,14 @@ class TrainSetting:
     device: torch.device
     graph: str = "auto"
     kernels: str = "auto"
+    seconds: float = 15.0
 
     @property
-    def modes(self) -> tuple[bool, ...]:
-        """With and without a graph."""
+    def modes(self) -> tuple[str, ...]:
+        """Launched from Python and as a CUDA graph; only the former on the CPU."""
         if self.device.type != "cuda":
-            return (False,)
-        return {"auto": (True, False), "on": (True,), "off": (False,)}[self.graph]
+            return ("eager",)
+        return {"auto": ("eager", "graph"), "on": ("graph",), "off": ("eager",)}[self.graph]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -75,14 +82,19 @@ def bench_train(
         "ceilings": ceilings(setting.device),
         "rows": [],
     }
+    specs = [(label, model_spec(section, found, must_reach=False)) for label, section in asked]
     batches = _batches(setting)
-    for label, section in asked:
-        spec = model_spec(section, found)
+    for label, spec in specs:
         peers = [FOREIGN[spec.name][0]] if spec.name in FOREIGN else []
-        for implementation in ("rnn-lab", *peers):
-            for graph in setting.modes:
-                row = {"model": label, "implementation": implementation, "mode": "graph" if graph else "eager"}
-                row |= _row(spec, implementation, graph, setting, found, batches, page["ceilings"])
+        for implementation in (OURS, *peers):
+            eager_ms = 0.0
+            for mode in setting.modes:
+                row: dict[str, Any] = {"model": label, "implementation": implementation, "mode": mode}
+                if eager_ms > LONG_MS:
+                    row |= {"status": "skipped", "reason": "a plain loop; --graph on captures it all the same"}
+                else:
+                    row |= _row(spec, implementation, mode, setting, found, batches, page["ceilings"])
+                eager_ms = row.get("ms", {}).get("median", 0.0)
                 page["rows"].append(row)
                 show(row)
     return page
@@ -92,18 +104,20 @@ def _batches(setting: TrainSetting) -> list[Tensor]:
     """Windows `[B, T + 1]` for every step, on the device: loading them is not what is measured."""
     split = open_split(default_corpus(), seq_len=setting.seq_len)
     sampler = RandomWindows(split.train, 42, setting.batch, setting.seq_len)
-    steps = WARM_UP + setting.steps + PROFILED
+    steps = WARM_UP + max(LEAST, setting.steps) + 1 + PROFILED
     return [torch.from_numpy(sampler.batch(k).bytes_BT1).to(setting.device) for k in range(1, steps + 1)]
 
 
 def _row(
-    spec: ModelSpec, implementation: str, graph: bool, setting: TrainSetting, found: Registry,
+    spec: ModelSpec, implementation: str, mode: str, setting: TrainSetting, found: Registry,
     batches: list[Tensor], top: dict[str, float | None],
 ) -> dict[str, Any]:  # fmt: skip
     """Figures of one model, or why there are none; nothing of it stays in memory."""
+    if implementation != OURS and setting.device.type != "cuda":
+        return {"status": "refused", "reason": "it needs a CUDA device"}
     try:
         with mock.patch.dict(os.environ, {"RNN_LAB_KERNELS": setting.kernels}):
-            return _measured(spec, implementation, graph, setting, found, batches, top)
+            return _measured(spec, implementation, mode, setting, found, batches, top)
     except Exception as error:
         return failure(error)
     finally:
@@ -111,28 +125,33 @@ def _row(
 
 
 def _measured(
-    spec: ModelSpec, implementation: str, graph: bool, setting: TrainSetting, found: Registry,
+    spec: ModelSpec, implementation: str, mode: str, setting: TrainSetting, found: Registry,
     batches: list[Tensor], top: dict[str, float | None],
 ) -> dict[str, Any]:  # fmt: skip
     device = setting.device
     torch.manual_seed(42)
     model = spec.build().to(device)
-    if implementation != "rnn-lab":
+    if implementation != OURS:
         model = foreign_model(model, spec.name)
     section = OptimizerSection()
     optimizer = found.load("optimizers", section.name)(model, section)
     set_mode(optimizer, "train")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    step = make_step(model, optimizer, setting.dtype, batches[0], graph)
+    step = make_step(model, optimizer, setting.dtype, batches[0], mode == "graph")
     pending = iter(batches)
-    for _ in range(WARM_UP):
-        step(next(pending))
+
+    def one() -> Tensor:
+        return step(next(pending))
+
+    one()
     synchronise(device)
-    times = Spread.of(intervals([lambda: step(next(pending))], setting.steps, device))
-    loss = float(step(next(pending)))
+    once = intervals([one], WARM_UP - 1, device)[-1]
+    steps = max(LEAST, min(setting.steps, int(1e3 * setting.seconds / once)))
+    times = Spread.of(intervals([one], steps, device))
+    loss = float(one())
     memory = peak_memory_bytes(device)
-    busy = _busy_ms(step, list(pending), device)
+    busy = None if once > LONG_MS else _busy_ms(one, device)
     tokens = setting.batch * setting.seq_len
     work = 3 * spec.flops_per_token(setting.seq_len) * tokens
     rate = work / times.median * 1e3
@@ -167,20 +186,20 @@ def _backends(model: LM) -> list[dict[str, Any]]:
     return [choice.as_dict() for choice in getattr(model.layers[0], "backends", {}).values()]
 
 
-def _busy_ms(step: Step, batches: list[Tensor], device: torch.device) -> float | None:
-    """Milliseconds per step in which the GPU ran anything, as CUPTI saw it; None on the CPU."""
+def _busy_ms(step: Callable[[], object], device: torch.device) -> float | None:
+    """Milliseconds per step in which the GPU ran anything, as CUPTI saw it; None on the CPU and without CUPTI."""
     if device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for batch_BT1 in batches:
-            step(batch_BT1)
+        for _ in range(PROFILED):
+            step()
         synchronise(device)
     # Annotations of host ranges are events of the device too, and cover its pauses.
     found = [e for e in profiler.events() or () if e.device_type.name == "CUDA" and not e.is_user_annotation]
-    spans = [e.time_range for e in found]
-    return covered([(span.start, span.end) for span in spans]) / 1e3 / len(batches)
+    spans = [(e.time_range.start, e.time_range.end) for e in found]
+    return covered(spans) / 1e3 / PROFILED if spans else None
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
