@@ -95,7 +95,7 @@ def _model_rows(
     for case in cases:
         if ops and case.op.name not in ops:
             continue
-        common = {"model": name, "fields": fields, "op": case.op.name}
+        common = {"model": name, "fields": fields, "op": case.op.name, "recurrent": case.state is not None}
         if (first := seen.setdefault(case.identity, name)) != name:
             yield common | {"implementation": None, "status": "same", "reason": f"the same call as {first}'s"}
             continue

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rnn_lab.bench.machine import ceilings, header
 from rnn_lab.bench.rows import failure, free
-from rnn_lab.bench.shells import FOREIGN, foreign_model
+from rnn_lab.bench.shells import foreign_model
 from rnn_lab.bench.step import make_step
 from rnn_lab.bench.timing import Spread, intervals, synchronise
 from rnn_lab.config import ModelSection, OptimizerSection
@@ -85,8 +85,7 @@ def bench_train(
     specs = [(label, model_spec(section, found, must_reach=False)) for label, section in asked]
     batches = _batches(setting)
     for label, spec in specs:
-        peers = [FOREIGN[spec.name][0]] if spec.name in FOREIGN else []
-        for implementation in (OURS, *peers):
+        for implementation in (OURS, *spec.layer_cls.peers):
             eager_ms = 0.0
             for mode in setting.modes:
                 row: dict[str, Any] = {"model": label, "implementation": implementation, "mode": mode}
@@ -132,7 +131,7 @@ def _measured(
     torch.manual_seed(42)
     model = spec.build().to(device)
     if implementation != OURS:
-        model = foreign_model(model, spec.name)
+        model = foreign_model(model, implementation)
     section = OptimizerSection()
     optimizer = found.load("optimizers", section.name)(model, section)
     set_mode(optimizer, "train")
