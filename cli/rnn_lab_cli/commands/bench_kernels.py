@@ -69,7 +69,10 @@ def kernels(
         batch or (32 if cuda else small["batch"]), seq_len or (512 if cuda else small["seq-len"]), precision, chosen,
         seconds or (0.3 if cuda else 0.02),
     )  # fmt: skip
-    finish(bench_kernels(asked, ops, setting, found, announce), out, as_json, _show)
+    page = bench_kernels(asked, ops, setting, found, announce)
+    if not page["rows"]:
+        note(f"none of these models calls {' or '.join(ops)}" if ops else "these models call no operation")
+    finish(page, out, as_json, _show)
 
 
 def _tiny(fields: dict[str, Any]) -> dict[str, Any]:

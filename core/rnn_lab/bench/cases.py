@@ -75,8 +75,16 @@ class Source:
         ]
 
     def case(self, op_name: str, batch: int, seq_len: int, seed: int = 0) -> Case:
-        """`cases`' entry for one operation."""
-        return next(case for case in self.cases(batch, seq_len, seed) if case.op.name == op_name)
+        """`cases`' entry for one operation.
+
+        Raises:
+            LookupError: at this size the model does not call it.
+
+        """
+        for case in self.cases(batch, seq_len, seed):
+            if case.op.name == op_name:
+                return case
+        raise LookupError(f"{self.name} does not call {op_name} with {batch} sequences of {seq_len} steps")
 
     def _states(self, batch: int, generator: torch.Generator) -> list[dict[str, Tensor]] | None:
         """A state that is not zero anywhere; None for one that grows with what was read."""

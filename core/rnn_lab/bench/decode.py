@@ -1,7 +1,7 @@
 """Rows of `rnn-lab bench decode`: bytes per second of generation with carried state, the prompt excluded.
 
 A step is one forward of the language model with T = 1, every layer from its state, and the likeliest byte becomes
-the next input. Nothing waits for the CPU.
+the next input. Matrices of linear maps are held in the dtype of the autocast. Nothing waits for the CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnn_lab.bench.machine import ceilings, header
 from rnn_lab.bench.rows import failure, free
@@ -73,11 +73,14 @@ def _row(spec: ModelSpec, batch: int, mode: str, setting: DecodeSetting) -> dict
         free()
 
 
-@torch.no_grad()
 def _measured(spec: ModelSpec, batch: int, mode: str, setting: DecodeSetting) -> dict[str, Any]:
     torch.manual_seed(42)
     model = spec.build().to(setting.device).eval()
     model.prepare()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            # Autocast would read them in fp32 and cast them again for every byte.
+            module.to(setting.dtype)
     step = decoder(model, batch, setting.dtype, graph=mode == "graph")
     for _ in range(WARM_UP):
         step()
@@ -121,6 +124,7 @@ def decoder(model: LM, batch: int, dtype: torch.dtype, *, graph: bool) -> Callab
     return captured([in_place]).replay
 
 
+@torch.no_grad()
 def _advance(
     model: LM, tokens_BT: Tensor, states: list[State] | None, dtype: torch.dtype
 ) -> tuple[Tensor, list[State]]:

@@ -27,7 +27,7 @@ CHECK_BYTES = 8e9
 """What the fp64 loop of a check may save for its backward pass, estimated from the state."""
 SAVED_PER_STEP = 6
 """States that a loop saves per step, roughly."""
-MOST_SETS = 8
+MOST_SETS = 32
 Exact = Callable[[Callable[[Case], Bound]], Outcome]
 TIMERS = {"graph": time_graph, "eager": time_eager}
 
@@ -99,8 +99,12 @@ def _model_rows(
         if (first := seen.setdefault(case.identity, name)) != name:
             yield common | {"implementation": None, "status": "same", "reason": f"the same call as {first}'s"}
             continue
-        work = flops(source, case.op.name, case.batch, case.seq_len)
-        small = _small(source, case)
+        try:
+            work = flops(source, case.op.name, case.batch, case.seq_len)
+            small = _small(source, case)
+        except Exception as error:
+            yield common | {"implementation": None, **failure(error)}
+            continue
         # Most implementations of a case share one fp64 reference: it is run once.
         exact = cache(lambda bound, small=small: bound(small).forward_backward())
         for implementation in implementations(case):
@@ -119,13 +123,13 @@ def _measured(
     top: dict[str, float | None],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One row per mode, or one that says why there is none."""
-    if reason := implementation.refuses(case):
-        yield {"status": "refused", "reason": reason}
-        return
     if implementation.kind == "reference" and case.state is not None and case.seq_len > LOOP_STEPS:
         yield {"status": "skipped", "reason": f"a plain loop of {case.seq_len} steps"}
         return
     try:
+        if reason := implementation.refuses(case):
+            yield {"status": "refused", "reason": reason}
+            return
         with torch.autocast(case.device.type, enabled=False):
             errors = compare(implementation.fast(small), exact(implementation.exact))
         check = Check(*errors, implementation.limits(case), small.batch, small.seq_len)
@@ -161,6 +165,8 @@ def _timed(
     inputs = sum(leaf.nbytes for leaf in bounds[0].leaves)
     sets = min(MOST_SETS, 1 + 3 * cache_bytes(setting.device) // inputs)
     bounds += [implementation.fast(case) for _ in range(1, sets)]
+    # The products of a yardstick are not those of the case.
+    own = implementation.kind == "yardstick"
     times = {}
     for key, call in (("forward", Bound.inference), ("forward_backward", Bound.forward_backward)):
         calls = [lambda bound=bound, call=call: call(bound) for bound in bounds]
@@ -168,11 +174,11 @@ def _timed(
     return {
         "status": "ok",
         "input_sets": sets,
-        **{key: _figures(times[key], moved[i], work[i], top) for i, key in enumerate(times)},
+        **{key: _figures(times[key], moved[i], None if own else work[i], top) for i, key in enumerate(times)},
     }
 
 
-def _figures(spread: Spread, moved: int, work: int, top: dict[str, float | None]) -> dict[str, Any]:
+def _figures(spread: Spread, moved: int, work: int | None, top: dict[str, float | None]) -> dict[str, Any]:
     """Milliseconds, algorithmic bytes and FLOPs, and the shares of what the machine was seen to do."""
     seconds = spread.median / 1e3
     copy, product = top["copy_bytes_per_s"], top["matmul_flops_per_s"]

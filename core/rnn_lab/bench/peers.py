@@ -93,7 +93,7 @@ def _fla_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tens
 def _yardsticks(case: Case, state: tuple[int, ...]) -> Iterator[Implementation]:
     """By the shape of the state: a vector with a recurrent matrix, a vector without, a square matrix."""
     d = state[-1]
-    shapes = [t.shape for t in tensors(case.args) if t.dim() == 2]
+    shapes = [t.shape for t in tensors(case.args) if t.dim() == 2 and t.shape != (case.batch, d)]
     gates = next((s[0] // d for s in shapes if s[1] == d and s[0] % d == 0 and s[0] // d in GATES), None)
     if gates is not None and state in ((d,), (2, d)):
         yield from _dense(case, gates, d)

@@ -1,6 +1,7 @@
 """What every row has in common: a status, and a reason wherever it has no figures."""
 
 import gc
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,4 +24,6 @@ def free() -> None:
     """Give back what the last row left behind."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        # After a fault of the device every call raises; the rows so far are still worth writing.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()

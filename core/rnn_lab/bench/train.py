@@ -27,7 +27,9 @@ from rnn_lab.train.optimizers import set_mode
 OURS = "rnn-lab"
 WARM_UP, PROFILED, LEAST = 3, 3, 3
 LONG_MS = 3000.0
-"""A slower eager step is a plain loop of some hundred thousand launches: neither profiled nor captured unasked."""
+"""A slower eager step is a plain loop of some hundred thousand launches: it is not captured unasked."""
+PROFILE_MS = 500.0
+"""A slower step is not profiled: its events would take minutes to read."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _measured(
     times = Spread.of(intervals([one], steps, device))
     loss = float(one())
     memory = peak_memory_bytes(device)
-    busy = None if once > LONG_MS else _busy_ms(one, device)
+    busy = None if once > PROFILE_MS else _busy_ms(one, device)
     tokens = setting.batch * setting.seq_len
     work = 3 * spec.flops_per_token(setting.seq_len) * tokens
     rate = work / times.median * 1e3
