@@ -89,8 +89,17 @@ def where(device: str, dtype: str, cpu_defaults: Mapping[str, Any]) -> "tuple[to
     return chosen, pick_dtype(dtype, chosen)
 
 
-def announce(row: dict[str, Any]) -> None:
-    """A row as it comes, on stderr."""
+def progress(out: str | None) -> Callable[[dict[str, Any]], None]:
+    """Shows the last row of a page on stderr and keeps the page so far, so that a killed run loses one row."""
+
+    def show(page: dict[str, Any]) -> None:
+        _announce(page["rows"][-1])
+        _keep(page, out)
+
+    return show
+
+
+def _announce(row: dict[str, Any]) -> None:
     names = [str(row[key]) for key in ("model", "batch", "op", "implementation", "mode") if row.get(key) is not None]
     times = row.get("forward_backward", row).get("ms")
     note(f"{' '.join(names)}: {row['status']} {row.get('reason') or ''} {milliseconds(times) or ''}".rstrip())
@@ -109,7 +118,16 @@ def percent(share: float | None) -> str | None:
 
 
 def finish(page: dict[str, Any], out: str | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    """Write the file, then print JSON or the tables of `show`.
+    """Write the file, then print JSON or the tables of `show`."""
+    _keep(page, out)
+    if as_json:
+        emit_json(page)
+    else:
+        show(page)
+
+
+def _keep(page: dict[str, Any], out: str | None) -> None:
+    """Write the page where `--out` says.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -122,10 +140,6 @@ def finish(page: dict[str, Any], out: str | None, as_json: bool, show: Callable[
             write_text_atomic(Path(out), json.dumps(page, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise ConfigError(f"--out {out}: {error}") from error
-    if as_json:
-        emit_json(page)
-    else:
-        show(page)
 
 
 def show_header(page: dict[str, Any]) -> None:

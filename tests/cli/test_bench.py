@@ -152,6 +152,18 @@ def test_a_model_that_fails_is_a_row(rnn_lab, monkeypatch):
     assert row["status"] == "oom" and "too large" in row["reason"] and "ms" not in row
 
 
+def test_an_interrupted_run_keeps_its_rows(rnn_lab, monkeypatch, tmp_path):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "page.json"
+    monkeypatch.setattr("rnn_lab.bench.train._backends", lambda model: stop() if len(model.layers) == 2 else [])
+    models = ["--model", "e61:dim=16,depth=1", "--model", "e61:dim=16,depth=2"]
+    assert rnn_lab(*TRAIN, *models, "--out", str(out)).code == 130
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["status"] == "ok" and row["backends"] == []
+
+
 def test_decode_json_has_rates_and_state_bytes(rnn_lab):
     done = rnn_lab(*DECODE, "--model", "e61:dim=16,depth=2", "--json")
     assert done.code == 0 and done.json.keys() == PAGE and done.json["kind"] == "bench-decode"

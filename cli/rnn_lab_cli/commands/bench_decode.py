@@ -7,11 +7,11 @@ from rnn_lab.errors import ConfigError
 from rnn_lab.registry import registry
 
 from rnn_lab_cli.bench_options import (
-    announce,
     bench_options,
     finish,
     milliseconds,
     model_option,
+    progress,
     sections,
     show_header,
     target_option,
@@ -50,7 +50,7 @@ def decode(
     usual = [name for name in MODELS if name in found.models]
     asked = sections(models or usual, (), target or ("100M" if cuda else "100k"), found)
     setting = DecodeSetting(batches, tokens or (256 if cuda else 8), precision, chosen)
-    finish(bench_decode(asked, setting, found, announce), out, as_json, _show)
+    finish(bench_decode(asked, setting, found, progress(out)), out, as_json, _show)
 
 
 def _show(page: dict[str, Any]) -> None:

@@ -6,13 +6,13 @@ import click
 from rnn_lab.registry import registry
 
 from rnn_lab_cli.bench_options import (
-    announce,
     bench_options,
     finish,
     milliseconds,
     model_and_fields,
     model_option,
     percent,
+    progress,
     show_header,
     where,
 )
@@ -69,7 +69,7 @@ def kernels(
         batch or (32 if cuda else small["batch"]), seq_len or (512 if cuda else small["seq-len"]), precision, chosen,
         seconds or (0.3 if cuda else 0.02),
     )  # fmt: skip
-    page = bench_kernels(asked, ops, setting, found, announce)
+    page = bench_kernels(asked, ops, setting, found, progress(out))
     if not page["rows"]:
         note(f"none of these models calls {' or '.join(ops)}" if ops else "these models call no operation")
     finish(page, out, as_json, _show)

@@ -6,12 +6,12 @@ import click
 from rnn_lab.registry import registry
 
 from rnn_lab_cli.bench_options import (
-    announce,
     bench_options,
     finish,
     milliseconds,
     model_option,
     percent,
+    progress,
     sections,
     show_header,
     target_option,
@@ -59,7 +59,7 @@ def train(
         batch_size or (32 if cuda else 2), seq_len or (512 if cuda else 16), steps or (20 if cuda else 3), precision,
         chosen, graph, kernels,
     )  # fmt: skip
-    finish(bench_train(asked, setting, found, announce), out, as_json, _show)
+    finish(bench_train(asked, setting, found, progress(out)), out, as_json, _show)
 
 
 def _show(page: dict[str, Any]) -> None:

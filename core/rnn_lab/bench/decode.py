@@ -57,7 +57,7 @@ def bench_decode(
             for mode in setting.modes:
                 row = {"model": label, "batch": batch, "mode": mode, **_row(spec, batch, mode, setting)}
                 page["rows"].append(row)
-                show(row)
+                show(page)
     return page
 
 

@@ -59,7 +59,7 @@ def bench_kernels(
         ops: operations to keep; all when empty.
         setting: sizes.
         found: registry of the models.
-        show: is handed every row as soon as it is there.
+        show: is handed the page after every row.
 
     """
     specs = [(name, model_spec(ModelSection(name=name, depth=1, fields=fields), found)) for name, fields in asked]
@@ -77,7 +77,7 @@ def bench_kernels(
     for name, spec in specs:
         for row in _model_rows(name, spec, ops, setting, seen, page["ceilings"]):
             page["rows"].append(row)
-            show(row)
+            show(page)
     return page
 
 

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 from rnn_lab.errors import RnnLabError
 
@@ -57,6 +56,8 @@ def _right_tile() -> None:
     Triton miscompiles its kernel there for a tile of 64, not for one of 32 (fla issue 640), so it is given that one.
     Its results are checked like everybody's.
     """
+    from unittest import mock
+
     chunk_o: Any = importlib.import_module("fla.ops.common.chunk_o")
     user: Any = importlib.import_module("fla.ops.gated_delta_rule.chunk")
     shipped = user.chunk_bwd_dqkwg

@@ -74,7 +74,7 @@ def bench_train(
         asked: what each model is called in its rows, and the model.
         setting: sizes.
         found: registry of models and optimizers.
-        show: is handed every row as soon as it is there.
+        show: is handed the page after every row.
 
     """
     page: dict[str, Any] = {
@@ -97,7 +97,7 @@ def bench_train(
                     row |= _row(spec, implementation, mode, setting, found, batches, page["ceilings"])
                 eager_ms = row.get("ms", {}).get("median", 0.0)
                 page["rows"].append(row)
-                show(row)
+                show(page)
     return page
 
 
