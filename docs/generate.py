@@ -1,7 +1,8 @@
 """Write the pages that follow from the code: `python docs/generate.py`, or `--check` to see whether they are stale.
 
 Whole pages: cli.md, models.md, config.md, hooks.md, presets.md. Blocks between `<!-- generated: NAME -->` and
-`<!-- end -->` in written pages: the results of README.md and performance.md, the models and seed rows of each family.
+`<!-- end -->` in written pages: the results of README.md, the tables of performance.md, the models and seed rows of
+each family.
 
 `--record RUN [NAME]` first keeps the figures of a finished run as docs/benchmarks/NAME.json; see results.py.
 """
@@ -26,6 +27,7 @@ os.environ.pop("RNN_LAB_PLUGINS_DIR", None)
 
 import results  # noqa: E402
 import seeds  # noqa: E402
+import speed  # noqa: E402
 from click import Group  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from rnn_lab import hookspecs  # noqa: E402
@@ -281,7 +283,14 @@ def pages() -> dict[Path, str]:
         docs / "presets.md": "\n".join(["# Presets\n", NOTE, seeds.page(table)]),
     }
     blocks = [(ROOT / "README.md", "results", results.runs_block(docs / "benchmarks", table))]
-    blocks += [(docs / "performance.md", "bench", results.bench_block(docs / "benchmarks", table))]
+    measured = {
+        "bench": results.bench_block,
+        "floors": speed.floors_block,
+        "bench-kernels": speed.kernels_block,
+        "bench-train": speed.train_block,
+        "bench-decode": speed.decode_block,
+    }
+    blocks += [(docs / "performance.md", name, make(docs / "benchmarks", table)) for name, make in measured.items()]
     for family in FAMILIES:
         readme = ROOT / "plugins" / family / "README.md"
         blocks += [(readme, "models", family_table(family)), (readme, "seeds", seeds.family_block(family, table))]

@@ -1,8 +1,8 @@
 """Figures that the documentation shows, each from a file that says which device, versions and date it is from.
 
-docs/benchmarks/*.json holds two kinds of record: `"kind": "run"`, written from a finished run's folder by
-`python docs/generate.py --record RUN [NAME]`, and `"kind": "bench"`, written by
-`python bench/run.py --json docs/benchmarks/NAME.json`.
+docs/benchmarks/*.json holds records of several kinds: `"kind": "run"`, written from a finished run's folder by
+`python docs/generate.py --record RUN [NAME]`; `"kind": "bench"`, written by
+`python bench/run.py --json docs/benchmarks/NAME.json`; and those of `rnn-lab bench`, whose tables are in speed.py.
 """
 
 import json

@@ -11,7 +11,7 @@ gradients flow through both.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -46,6 +46,8 @@ class Layer(nn.Module, ABC):
     Config: ClassVar[type[LayerConfig]]
     lm_defaults: ClassVar[Mapping[str, Any]] = {}
     """Fields of LMConfig that this family's natural shell sets."""
+    peers: ClassVar[Mapping[str, Callable[[Any, int], nn.Module]]] = {}
+    """Other libraries' blocks of the same mathematics by name, made from a Config and a layer's index: bench train."""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__()

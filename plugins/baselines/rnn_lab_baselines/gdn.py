@@ -17,7 +17,8 @@ Aliases     fla-gdn, gated_deltanet:
 Source      elman 100M runs, FLA-GDN: D 768, depth 20, expansion 2, RMSNorm = 95,020,016 parameters.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnn_lab_baselines._adapters import FLA
+from rnn_lab_baselines._peers import gated_deltanet_block
 
 GATED_DELTA_RULE.backends.append(FLA)
 
@@ -67,6 +69,7 @@ class Model(Layer):
     """See the module docstring."""
 
     Config = Config
+    peers: ClassVar[Mapping[str, Callable[[Any, int], nn.Module]]] = {"fla GatedDeltaNet": gated_deltanet_block}
     qkv_proj: nn.Linear
     conv: CausalConv
     a_proj: nn.Linear

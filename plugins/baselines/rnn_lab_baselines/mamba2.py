@@ -13,7 +13,7 @@ Parameters  D*(2d + 2S + H) + 5*(d + 2S) + 3*H + d + d*D per layer.
 Source      E4 benchmark, row mamba2: D 672, S 64, depth 18, LayerNorm = 50,928,750 parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnn_lab_baselines._adapters import MAMBA_SSM
+from rnn_lab_baselines._peers import mamba2_block
 
 SSD.backends.append(MAMBA_SSM)
 
@@ -59,6 +60,7 @@ class Model(Layer):
 
     Config = Config
     lm_defaults: ClassVar[Mapping[str, Any]] = {"norm": "layer"}
+    peers: ClassVar[Mapping[str, Callable[[Any, int], nn.Module]]] = {"mamba-ssm Mamba2": mamba2_block}
     in_proj: nn.Linear
     conv: CausalConv
     A_log: nn.Parameter

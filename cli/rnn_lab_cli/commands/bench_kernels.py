@@ -1,0 +1,106 @@
+"""`rnn-lab bench kernels`."""
+
+from typing import Any
+
+import click
+from rnn_lab.registry import registry
+
+from rnn_lab_cli.bench_options import (
+    bench_options,
+    finish,
+    milliseconds,
+    model_and_fields,
+    model_option,
+    percent,
+    progress,
+    show_header,
+    where,
+)
+from rnn_lab_cli.output import note, table
+
+CASES = (
+    *(f"{name}:dim=640,expansion=2" for name in ("e61", "e62", "e64", "e65", "e67", "e68")),
+    "mingru:dim=1280",
+    "mamba2:dim=672,n_state=64",
+    "gdn:dim=1024,n_heads=32,head_dim=64,expansion=1",
+    "e70:dim=1408,n_state=96",
+    "e74:dim=1536,n_state=32",
+    "e88:dim=1024,n_heads=32,n_state=32",
+    *(f"{name}:dim=1024,expansion=1" for name in ("e1", "gru", "lstm")),
+)
+"""Shapes of docs/performance.md, measured where no model is named."""
+TINY = {"dim": 32, "n_state": 8, "n_heads": 2, "head_dim": 16}
+"""What takes their place on the CPU."""
+
+
+@click.command()
+@click.option("--op", "ops", multiple=True, metavar="NAME", help="Only this operation; may be repeated.")
+@model_option
+@click.option("--dim", type=int, metavar="N", help="Width of models that name none; default: 640, on the CPU 32.")
+@click.option("--expansion", type=float, metavar="X", help="Expansion of models that name none and have one.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Sequences; default: 32, on the CPU 2.")
+@click.option("--seq-len", type=click.IntRange(1), metavar="N", help="Steps; default: 512, on the CPU 8.")
+@click.option("--seconds", type=float, metavar="S", help="Per measurement; default: 0.3, on the CPU 0.02.")
+@bench_options
+def kernels(
+    ops: tuple[str, ...], models: tuple[str, ...], dim: int | None, expansion: float | None, batch: int | None,
+    seq_len: int | None, seconds: float | None, device: str, dtype: str, as_json: bool, out: str | None,
+) -> None:  # fmt: skip
+    """Measure the operations that models call: our backends, the plain loop, and peers where they are installed.
+
+    Each is first held against the reference in fp64, forward and gradients; what fails gets no time. Every
+    implementation runs both in a CUDA graph and launched from Python: compare within one mode. Bytes are
+    algorithmic: every input read once, every output written once.
+    """
+    small = {"batch": 2, "seq-len": 8, "dim": TINY["dim"]}
+    chosen, precision = where(device, dtype, small)
+    from rnn_lab.bench.kernels import Setting, bench_kernels
+
+    cuda, found = chosen.type == "cuda", registry()
+    asked = [model_and_fields(text) for text in models or CASES]
+    if not models:
+        absent = [name for name, _ in asked if name not in found.models]
+        if absent:
+            note(f"left out, their plugins are not installed: {', '.join(absent)}")
+        asked = [(name, fields if cuda else _tiny(fields)) for name, fields in asked if name not in absent]
+    given = {"dim": dim or (640 if cuda else TINY["dim"])} | ({} if expansion is None else {"expansion": expansion})
+    asked = [(name, _with(name, fields, given)) for name, fields in asked]
+    setting = Setting(
+        batch or (32 if cuda else small["batch"]), seq_len or (512 if cuda else small["seq-len"]), precision, chosen,
+        seconds or (0.3 if cuda else 0.02),
+    )  # fmt: skip
+    page = bench_kernels(asked, ops, setting, found, progress(out))
+    if not page["rows"]:
+        note(f"none of these models calls {' or '.join(ops)}" if ops else "these models call no operation")
+    finish(page, out, as_json, _show)
+
+
+def _tiny(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: TINY.get(key, value) for key, value in fields.items()}
+
+
+def _with(name: str, fields: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`fields` completed by those of `given` that the model has."""
+    ref, alias = registry().find_model(name)
+    known = ref.load().Config.model_fields
+    return {key: value for key, value in given.items() if key in known and key not in alias} | fields
+
+
+def _show(page: dict[str, Any]) -> None:
+    show_header(page)
+    headers = (
+        "model", "op", "implementation", "mode", "forward", "forward + backward", "of copy", "of matmul", "r", "r grad",
+        "remark",
+    )  # fmt: skip
+    table(headers, [_cells(row) for row in page["rows"]])
+
+
+def _cells(row: dict[str, Any]) -> list[object]:
+    both, check = row.get("forward_backward", {}), row.get("check", {})
+    errors = [None if check.get(key) is None else f"{check[key]:.1e}" for key in ("forward", "gradient")]
+    remark = row.get("note") if row["status"] == "ok" else f"{row['status']}: {row.get('reason')}"
+    return [
+        row["model"], row["op"], row["implementation"], row.get("mode"),
+        milliseconds(row.get("forward", {}).get("ms")), milliseconds(both.get("ms")),
+        percent(both.get("copy_share")), percent(both.get("matmul_share")), *errors, remark,
+    ]  # fmt: skip

@@ -1,0 +1,83 @@
+"""`rnn-lab bench train`."""
+
+from typing import Any
+
+import click
+from rnn_lab.registry import registry
+
+from rnn_lab_cli.bench_options import (
+    bench_options,
+    finish,
+    milliseconds,
+    model_option,
+    percent,
+    progress,
+    sections,
+    show_header,
+    target_option,
+    where,
+)
+from rnn_lab_cli.names import complete_preset
+from rnn_lab_cli.output import table
+
+MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "mamba2", "gdn", "mingru")
+"""Measured where nothing is named."""
+
+
+@click.command()
+@model_option
+@click.option(
+    "--preset", "presets", multiple=True, shell_complete=complete_preset, metavar="NAME",
+    help="Named configuration; may be repeated.",
+)  # fmt: skip
+@target_option
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Sequences; default: 32, on the CPU 2.")
+@click.option("--seq-len", type=click.IntRange(1), metavar="N", help="Bytes; default: 512, on the CPU 16.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Timed steps; default: 20, on the CPU 3.")
+@click.option("--graph", type=click.Choice(["auto", "on", "off"]), default="auto", help="auto: with and without.")
+@click.option("--kernels", type=click.Choice(["auto", "reference"]), default="auto", help="reference: plain loops.")
+@bench_options
+def train(
+    models: tuple[str, ...], presets: tuple[str, ...], target: str | None, batch_size: int | None,
+    seq_len: int | None, steps: int | None, graph: str, kernels: str, device: str, dtype: str, as_json: bool,
+    out: str | None,
+) -> None:  # fmt: skip
+    """Measure whole training steps: forward, backward, clipping and optimizer on batches that are on the device.
+
+    Mamba2 and Gated DeltaNet stand beside the blocks of mamba-ssm and FLA in the same language model. A model that
+    does not fit or fails is a row that says so.
+    """
+    small = {"target": "100k", "batch-size": 2, "seq-len": 16, "steps": 3}
+    chosen, precision = where(device, dtype, small)
+    from rnn_lab.bench.train import TrainSetting, bench_train
+
+    cuda, found = chosen.type == "cuda", registry()
+    usual = [name for name in MODELS if name in found.models]
+    size = target or ("100M" if cuda else "100k")
+    asked = sections(models if models or presets else usual, presets, size, found)
+    setting = TrainSetting(
+        batch_size or (32 if cuda else 2), seq_len or (512 if cuda else 16), steps or (20 if cuda else 3), precision,
+        chosen, graph, kernels,
+    )  # fmt: skip
+    finish(bench_train(asked, setting, found, progress(out)), out, as_json, _show)
+
+
+def _show(page: dict[str, Any]) -> None:
+    show_header(page)
+    headers = (
+        "model", "implementation", "mode", "parameters", "tok/s", "step", "GiB", "MFU datasheet", "MFU measured",
+        "launch", "loss", "backends", "remark",
+    )  # fmt: skip
+    table(headers, [_cells(row) for row in page["rows"]])
+
+
+def _cells(row: dict[str, Any]) -> list[object]:
+    head = [row["model"], row["implementation"], row["mode"]]
+    if row["status"] != "ok":
+        return [*head, *[None] * 9, f"{row['status']}: {row['reason']}"]
+    return [
+        *head, row["params"], round(row["tokens_per_s"]["median"]), milliseconds(row["ms"]),
+        round(row["peak_memory_bytes"] / 2**30, 2), percent(row["mfu_datasheet"]), percent(row["mfu_measured"]),
+        percent(row["launch_overhead"]), row["loss"], ", ".join(f"{c['op']} {c['backend']}" for c in row["backends"]),
+        None,
+    ]  # fmt: skip

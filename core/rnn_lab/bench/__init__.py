@@ -1,0 +1,1 @@
+"""What `rnn-lab bench` measures: operations, training steps and generation, each beside its peers in one process."""

@@ -1,0 +1,29 @@
+"""What every row has in common: a status, and a reason wherever it has no figures."""
+
+import gc
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from rnn_lab.bench.libraries import MissingPeer
+from rnn_lab.errors import RnnLabError
+from rnn_lab.train.device import is_out_of_memory
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Status and reason of what was raised."""
+    if isinstance(error, MissingPeer):
+        return {"status": "missing", "reason": str(error)}
+    status = "oom" if is_out_of_memory(error) else "error"
+    text = str(error) if isinstance(error, RnnLabError) else f"{type(error).__name__}: {error}"
+    return {"status": status, "reason": text[:400]}
+
+
+def free() -> None:
+    """Give back what the last row left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        # After a fault of the device every call raises; the rows so far are still worth writing.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()

@@ -1,0 +1,212 @@
+"""bench kernels, train and decode: rows for everything, figures only for what is right."""
+
+import json
+
+import pytest
+import torch
+from rnn_lab.bench.kernels import Setting, bench_kernels
+from rnn_lab.bench.timing import Spread
+from rnn_lab.bench.train import covered
+from rnn_lab.kernels import recurrence
+from rnn_lab.kernels.dispatch import Backend
+from rnn_lab.registry import registry
+
+from .helpers import CELL
+
+KERNELS = ["bench", "kernels", "--device", "cpu", "--batch", "2", "--seq-len", "6", "--seconds", "0.001"]
+TRAIN = ["bench", "train", "--device", "cpu", "--batch-size", "2", "--seq-len", "8", "--steps", "3"]
+DECODE = ["bench", "decode", "--device", "cpu", "--batch-size", "1,3", "--tokens", "4"]
+PAGE = {"kind", "header", "setting", "ceilings", "rows"}
+HEADER = {"date", "device", "driver", "python", "torch", "cuda", "cudnn", "triton", "peers", "commit"}
+FIGURES = {"ms", "bytes", "flops", "copy_share", "matmul_share"}
+SPREAD = {"median", "q1", "q3", "n"}
+
+
+@pytest.fixture
+def backends(monkeypatch):
+    """Backends of the recurrence for one test: name and function."""
+
+    def put(*implementations):
+        made = [Backend(name, run, lambda *args: None) for name, run in implementations]
+        monkeypatch.setattr(recurrence.RECURRENCE, "backends", made)
+
+    return put
+
+
+def slower_decay(cell, h, inputs, *rest):
+    """A right forward of another recurrence: what a mistaken kernel looks like."""
+    o, h = recurrence.reference(cell, h, (0.99 * inputs[0], *inputs[1:]), *rest)
+    return o, h
+
+
+class WrongBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, o):
+        return o.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 1.01 * gradient
+
+
+def wrong_backward(cell, h, *rest):
+    o, h = recurrence.reference(cell, h, *rest)
+    return WrongBackward.apply(o), h
+
+
+def raises(*args):
+    raise RuntimeError("no such instruction")
+
+
+def test_kernels_json_has_header_ceilings_and_a_row_for_every_implementation(rnn_lab, tmp_path):
+    out = tmp_path / "page.json"
+    done = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--model", "e62:dim=16", "--json", "--out", str(out))
+    assert done.code == 0, done.err
+    assert done.json == json.loads(out.read_text())
+    assert done.json.keys() == PAGE and done.json["header"].keys() == HEADER
+    assert done.json["kind"] == "bench-kernels" and done.json["setting"]["seq_len"] == 6
+    assert done.json["ceilings"]["copy_bytes_per_s"] > 0 and done.json["ceilings"]["matmul_flops_per_s"] > 0
+    rows = {(row["model"], row["implementation"]): row for row in done.json["rows"]}
+    loop = rows["e61", "reference"]
+    assert loop["status"] == "ok" and loop["mode"] == "eager"
+    assert loop["check"]["forward"] < 1e-5 and loop["check"]["gradient"] < 1e-4
+    for key in ("forward", "forward_backward"):
+        assert loop[key].keys() == FIGURES and loop[key]["ms"].keys() == SPREAD
+    # a and u in, o out, the state in and out, all fp32: 3 * B T d + 2 * B d.
+    assert loop["forward"]["bytes"] == 4 * (3 * 2 * 6 * 32 + 2 * 2 * 32)
+    assert rows["e61", "fla chunk_hgrn"]["status"] == "refused"
+    assert rows["e62", None]["status"] == "same" and "e61" in rows["e62", None]["reason"]
+
+
+@pytest.mark.parametrize("run", [slower_decay, wrong_backward])
+def test_a_wrong_backend_gets_no_time(rnn_lab, backends, run):
+    backends(("wrong", run))
+    rows = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--json").json["rows"]
+    row = next(row for row in rows if row["implementation"] == "wrong")
+    assert row["status"] == "wrong" and "allowed are" in row["reason"]
+    assert row.keys().isdisjoint({"forward", "forward_backward"}) and '"ms"' not in json.dumps(row)
+    lines = rnn_lab(*KERNELS, "--model", "e61:dim=16").out.splitlines()
+    (line,) = [line for line in lines if "\twrong\t" in line]
+    assert " ms " not in line
+
+
+def test_a_right_backend_is_timed_and_a_broken_one_is_a_row(rnn_lab, backends):
+    backends(("right", recurrence.reference), ("broken", raises))
+    rows = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--json").json["rows"]
+    found = {row["implementation"]: row for row in rows}
+    assert found["right"]["status"] == "ok" and found["right"]["implementation_kind"] == "backend"
+    assert found["broken"]["status"] == "error" and "no such instruction" in found["broken"]["reason"]
+
+
+def test_flops_are_those_of_the_products_at_the_measured_size():
+    setting = Setting(2, 6, torch.float32, torch.device("cpu"), 0.001)
+    asked = [("e1", {"dim": 16, "expansion": 1.0}), ("llama", {"dim": 64})]
+    rows = bench_kernels(asked, [], setting, registry(), lambda row: None)["rows"]
+    figures = {row["model"]: row for row in rows if row["implementation"] == "reference"}
+    assert figures["e1"]["forward"]["flops"] == 2 * 6 * 2 * 16 * 16
+    assert figures["llama"]["forward"]["flops"] == 2 * 4 * 6 * 6 * 64
+
+
+def test_a_cell_written_a_minute_ago_is_measured(rnn_lab, fresh, tmp_path):
+    fresh()
+    (tmp_path / "mine.py").write_text(CELL)
+    done = rnn_lab("--plugins-dir", str(tmp_path), *KERNELS, "--model", "mine", "--dim", "16", "--json")
+    assert done.code == 0, done.err
+    assert any(row["status"] == "ok" and row["model"] == "mine" for row in done.json["rows"])
+
+
+@pytest.mark.parametrize("op,kept", [("recurrence", True), ("nothing", False)])
+def test_only_the_operation_that_is_asked_for(rnn_lab, op, kept):
+    rows = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--op", op, "--json").json["rows"]
+    assert bool(rows) is kept
+
+
+def test_train_json_has_rates_memory_and_the_loss(rnn_lab, tmp_path):
+    out = tmp_path / "page.json"
+    options = ["--model", "e61:dim=16,depth=2", "--model", "mamba2:dim=64,depth=1", "--json", "--out", str(out)]
+    done = rnn_lab(*TRAIN, *options)
+    assert done.code == 0, done.err
+    assert done.json == json.loads(out.read_text())
+    assert done.json.keys() == PAGE and done.json["kind"] == "bench-train"
+    ours, mamba, peer = done.json["rows"]
+    assert ours["status"] == mamba["status"] == "ok" and ours["mode"] == "eager"
+    assert 0 < ours["tokens_per_s"]["q1"] <= ours["tokens_per_s"]["median"] <= ours["tokens_per_s"]["q3"]
+    assert ours["ms"]["n"] == 3 and 0 < ours["loss"] < 6 and ours["peak_memory_bytes"] > 0
+    assert ours["mfu_datasheet"] is None and ours["mfu_measured"] > 0 and ours["launch_overhead"] is None
+    assert ours["backends"][0]["op"] == "recurrence" and ours["config"]["dim"] == 16
+    assert (peer["implementation"], peer["status"]) == ("mamba-ssm Mamba2", "refused")
+
+
+def test_train_prints_a_table_and_says_that_a_cpu_is_no_gpu(rnn_lab):
+    done = rnn_lab(*TRAIN, "--model", "e61:dim=16,depth=1", "--kernels", "reference")
+    assert done.code == 0 and "how fast a GPU is" in done.err
+    assert "recurrence reference" in done.out.splitlines()[-1]
+
+
+def test_a_model_that_fails_is_a_row(rnn_lab, monkeypatch):
+    def explode(*args):
+        raise torch.OutOfMemoryError("too large")
+
+    monkeypatch.setattr("rnn_lab.bench.train.make_step", explode)
+    (row,) = rnn_lab(*TRAIN, "--model", "e61:dim=16,depth=1", "--json").json["rows"]
+    assert row["status"] == "oom" and "too large" in row["reason"] and "ms" not in row
+
+
+def test_an_interrupted_run_keeps_its_rows(rnn_lab, monkeypatch, tmp_path):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "page.json"
+    monkeypatch.setattr("rnn_lab.bench.train._backends", lambda model: stop() if len(model.layers) == 2 else [])
+    models = ["--model", "e61:dim=16,depth=1", "--model", "e61:dim=16,depth=2"]
+    assert rnn_lab(*TRAIN, *models, "--out", str(out)).code == 130
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["status"] == "ok" and row["backends"] == []
+
+
+def test_decode_json_has_rates_and_state_bytes(rnn_lab):
+    done = rnn_lab(*DECODE, "--model", "e61:dim=16,depth=2", "--json")
+    assert done.code == 0 and done.json.keys() == PAGE and done.json["kind"] == "bench-decode"
+    one, three = done.json["rows"]
+    assert (one["batch"], three["batch"]) == (1, 3) and one["status"] == "ok"
+    # Width 32 in fp32, two layers.
+    assert one["state_bytes"] == 2 * 32 * 4 and three["state_bytes"] == 3 * one["state_bytes"]
+    assert one["tokens_per_s"] == pytest.approx(1e3 / one["ms"]["median"])
+
+
+def test_decode_of_a_growing_state_runs_eagerly(rnn_lab):
+    (row, _) = rnn_lab(*DECODE, "--model", "llama:dim=64,depth=1", "--json").json["rows"]
+    assert row["status"] == "ok" and row["mode"] == "eager"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [*KERNELS, "--model", "e61:dim=16", "--model", "e999"],
+        [*KERNELS, "--model", "e61:dim"],
+        [*KERNELS, "--model", "e61:width=16"],
+        [*TRAIN, "--model", "e999"],
+        [*TRAIN, "--model", "e61:dim=16", "--preset", "nobody/knows"],
+        [*DECODE[:-4], "--batch-size", "one"],
+        [*DECODE[:-4], "--batch-size", "0"],
+        [*KERNELS, "--device", "tpu"],
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_runs(rnn_lab, argv):
+    done = rnn_lab(*argv)
+    assert done.code == 2 and not done.out and ": ok" not in done.err
+
+
+def test_a_file_that_cannot_be_written_is_said(rnn_lab, tmp_path):
+    done = rnn_lab(*DECODE, "--model", "e61:dim=16,depth=1", "--out", str(tmp_path / "missing" / "page.json"))
+    assert done.code == 2 and "--out" in done.err
+
+
+def test_spread_is_median_and_quartiles():
+    assert Spread.of([3.0]).as_dict() == {"median": 3.0, "q1": 3.0, "q3": 3.0, "n": 1}
+    assert Spread.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Spread(3.0, 2.0, 4.0, 5)
+
+
+def test_busy_time_counts_what_overlaps_once():
+    assert covered([]) == 0
+    assert covered([(4, 6), (0, 2), (1, 3), (1, 2)]) == 5
