@@ -14,7 +14,7 @@ def arguments(B, T, d, K, *, bias=True, reset=None, silu=True, dtype=torch.float
 
 
 @pytest.mark.parametrize("reset", [None, 0.3])
-@pytest.mark.parametrize("T", [1, 2, 3, 16, 17, 39])
+@pytest.mark.parametrize("T", [1, 2, 17, 39])
 def test_agrees_at_any_length(T, reset):
     expect_reference(CAUSAL_CONV, arguments(2, T, 5, 4, reset=reset), torch.float32)
 
@@ -22,14 +22,14 @@ def test_agrees_at_any_length(T, reset):
 @pytest.mark.parametrize("reset", [None, 0.3])
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("K", [1, 2, 7])
+@pytest.mark.parametrize("K", [1, 7])
 def test_agrees_in_every_form(K, bias, silu, reset):
     expect_reference(CAUSAL_CONV, arguments(1, 19, 3, K, bias=bias, silu=silu, reset=reset), torch.float32)
 
 
 @pytest.mark.parametrize("reset", [None, 0.3])
 def test_agrees_in_bf16(reset):
-    expect_reference(CAUSAL_CONV, arguments(2, 21, 130, 4, reset=reset, dtype=torch.bfloat16), torch.bfloat16)
+    expect_reference(CAUSAL_CONV, arguments(1, 21, 70, 4, reset=reset, dtype=torch.bfloat16), torch.bfloat16)
 
 
 def test_chunks_make_the_whole():

@@ -69,6 +69,8 @@ def _refuses(
     """Why the Triton kernels cannot take this call, or None."""
     if weight_d1K.shape[-1] > MOST_TAPS:
         return f"{weight_d1K.shape[-1]} taps are above {MOST_TAPS}, the most that its kernels unroll"
+    if x_BTd.shape[1] * max(x_BTd.stride(1), x_BTd.shape[2]) >= 2**31:
+        return "one sequence has more than 2^31 values, which its kernels' offsets do not reach"
     return refuses_triton(x_BTd, weight_d1K, past_BKd)
 
 
@@ -83,7 +85,8 @@ def _triton(
     """The fused kernels; see `reference`."""
     from rnn_lab.kernels.causal_conv_triton import causal_conv
 
-    return causal_conv(x_BTd, weight_d1K, bias_d, past_BKd, reset_BT, silu)
+    y_BTd, new_BKd = causal_conv(x_BTd, weight_d1K, bias_d, past_BKd, reset_BT, silu)
+    return y_BTd, new_BKd
 
 
 def _probe(

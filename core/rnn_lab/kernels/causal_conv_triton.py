@@ -1,8 +1,11 @@
+# Triton reads the signatures of kernels in its own way.
+# ruff: noqa: ANN001, ANN201, ANN202
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,assignment,misc"
 """Triton kernels of causal_conv, channels last.
 
 Forward, a program makes a block of steps and channels from K overlapping loads, all but one of them from the cache.
-Backward, each row of a program walks over `STEPS` steps with the last K inputs and the K open gradients in registers:
-x and dy are read once, SiLU's derivative is computed once, dx is written once.
+Backward, each row of a program walks over `STEPS` steps with the last inputs and the open gradients in registers: x and
+dy are read once, SiLU's derivative is computed once, dx is written once. Document resets are bits of a row's one word.
 """
 
 from functools import partial
@@ -16,19 +19,18 @@ from triton import Config
 
 from rnn_lab.kernels.triton_support import INTERPRETED, tuned
 
-SPAN = 16 if INTERPRETED else 256
+SPAN = 32 if INTERPRETED else 256
 """Steps of one sequence that a backward program takes."""
 
 
 @triton.jit
-def _steps(x_ptr, past_ptr, b, t, channel, inside, T, d, x_stride_b, x_stride_t, K: tl.constexpr):
-    """Inputs at steps t, from the past before step 0, zeros from step T on."""
+def _steps(x_ptr, past_ptr, t, channel, inside, T, d, x_stride_t, K: tl.constexpr):
+    """Inputs of one sequence at steps t, from the past before step 0, zeros from step T on."""
     t = t[:, None]
-    at = b * x_stride_b + t * x_stride_t + channel[None, :]
-    x = tl.load(x_ptr + at, mask=(t >= 0) & (t < T) & inside[None, :], other=0.0).to(tl.float32)
-    before = (b * (K - 1) + t + (K - 1)) * d + channel[None, :]
+    now = (t >= 0) & (t < T) & inside[None, :]
+    x = tl.load(x_ptr + t * x_stride_t + channel[None, :], mask=now, other=0.0).to(tl.float32)
     early = (t < 0) & (t >= 1 - K) & inside[None, :]
-    return x + tl.load(past_ptr + before, mask=early, other=0.0).to(tl.float32)
+    return x + tl.load(past_ptr + (t + (K - 1)) * d + channel[None, :], mask=early, other=0.0).to(tl.float32)
 
 
 @tuned(
@@ -42,16 +44,18 @@ def forward_kernel(
 ):  # fmt: skip
     """y for a block of steps; the program of the last step also leaves the new past."""
     b = tl.program_id(2).to(tl.int64)
+    x_ptr += b * x_stride_b
+    past_ptr += b * (K - 1) * d
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < d
-    t = tl.program_id(1).to(tl.int64) * STEPS + tl.arange(0, STEPS)
+    t = tl.program_id(1) * STEPS + tl.arange(0, STEPS)
     y = tl.zeros((STEPS, BLOCK), tl.float32)
     if bias_ptr is not None:
         y += tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
     alive = t < T
     for k in tl.static_range(K):
         w = tl.load(weight_ptr + channel * K + (K - 1 - k), mask=inside, other=0.0).to(tl.float32)
-        x = _steps(x_ptr, past_ptr, b, t - k, channel, inside, T, d, x_stride_b, x_stride_t, K)
+        x = _steps(x_ptr, past_ptr, t - k, channel, inside, T, d, x_stride_t, K)
         if reset_ptr is not None:
             x = tl.where(alive[:, None], x, 0.0)
             alive &= tl.load(reset_ptr + b * T + t - k, mask=(t >= k) & (t < T), other=0) == 0
@@ -59,12 +63,12 @@ def forward_kernel(
     if SILU:
         y *= tl.sigmoid(y)
     mask = (t < T)[:, None] & inside[None, :]
-    tl.store(y_ptr + (b * T + t)[:, None] * d + channel[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + b * T * d + t[:, None] * d + channel[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
     if tl.program_id(1) == tl.num_programs(1) - 1:
-        last = T - 1 + tl.arange(0, 1).to(tl.int64)
+        last = T - 1 + tl.arange(0, 1)
         kept = last >= 0
         for k in tl.static_range(K - 1):
-            new = _steps(x_ptr, past_ptr, b, last - k, channel, inside, T, d, x_stride_b, x_stride_t, K)
+            new = _steps(x_ptr, past_ptr, last - k, channel, inside, T, d, x_stride_t, K)
             if reset_ptr is not None:
                 new = tl.where(kept[:, None], new, 0.0)
                 kept &= tl.load(reset_ptr + b * T + last - k, mask=last >= k, other=0) == 0
@@ -72,15 +76,31 @@ def forward_kernel(
             tl.store(new_ptr + at, new.to(new_ptr.dtype.element_ty), mask=inside[None, :])
 
 
+@triton.jit
+def _ahead(ptr, t, channel, inside, T, stride):
+    """Values at steps t >= 0, not yet cast: a load that is used steps later hides its own latency."""
+    return tl.load(ptr + t[:, None] * stride + channel[None, :], mask=(t < T)[:, None] & inside[None, :], other=0.0)
+
+
+@triton.jit
+def _alive(resets, i, k: tl.constexpr, K: tl.constexpr):
+    """Whether no document begins in the k steps up to step i of a row; bit 0 of `resets` is its step 1 - K."""
+    return (((resets >> (i + (K - k))) & ((1 << k) - 1)) == 0)[:, None]
+
+
 @tuned(
-    [Config({"STEPS": s, "BLOCK": c}, num_warps=w) for s, c, w in ((16, 64, 4), (32, 64, 4), (32, 128, 4))],
+    [
+        Config({"STEPS": s, "BLOCK": c, "AHEAD": a}, num_warps=w)
+        for s, c, w, a in ((16, 64, 4, 2), (32, 64, 4, 2), (32, 64, 4, 4), (32, 64, 2, 2))
+    ],
     key=("d", "K", "SILU"),
 )
 @triton.jit
 def backward_kernel(
     dy_ptr, dnew_ptr, x_ptr, weight_ptr, bias_ptr, past_ptr, reset_ptr, dx_ptr, dpast_ptr, partial_ptr,
     T, d, x_stride_b, x_stride_t,
-    K: tl.constexpr, SILU: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, SILU: tl.constexpr, SPAN: tl.constexpr,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Gradients of x and the past, and this program's share of those of taps and bias.
 
@@ -88,70 +108,75 @@ def backward_kernel(
     K - 1 steps beyond its own; what it finds there adds nothing to the weights, which the next row's walk does.
     """
     b = tl.program_id(2).to(tl.int64)
+    x_ptr += b * x_stride_b
+    past_ptr += b * (K - 1) * d
+    dy_ptr += b * T * d
+    dx_ptr += b * T * d
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < d
-    start = tl.program_id(1).to(tl.int64) * SPAN + tl.arange(0, SPAN // STEPS) * STEPS
+    start = tl.program_id(1) * SPAN + tl.arange(0, SPAN // STEPS) * STEPS
     bias = tl.zeros((BLOCK,), tl.float32)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32)
     zero = tl.zeros((SPAN // STEPS, BLOCK), tl.float32)
     dbias = zero
-    weights, dweights, xs, open_ = (), (), (), ()
+    weights, dweights, before, open_ = (), (), (), ()
     for k in tl.static_range(K):
         weights += (tl.load(weight_ptr + channel * K + (K - 1 - k), mask=inside, other=0.0).to(tl.float32)[None, :],)
         dweights += (zero,)
-        open_ += (zero,)
     for k in tl.static_range(1, K):
-        xs += (_steps(x_ptr, past_ptr, b, start - k, channel, inside, T, d, x_stride_b, x_stride_t, K),)
-    age = tl.full((SPAN // STEPS,), K, tl.int32)
+        open_ += (zero,)
+        before += (_steps(x_ptr, past_ptr, start - k, channel, inside, T, d, x_stride_t, K),)
+    resets = tl.zeros((SPAN // STEPS,), tl.int64)
     if reset_ptr is not None:
-        for k in tl.static_range(1, K):
-            t = start - (K - k)
-            reset = tl.load(reset_ptr + b * T + t, mask=(t >= 0) & (t < T), other=0) != 0
-            age = tl.where(reset, 0, age + 1)
-    for i in tl.static_range(STEPS + K - 1):
+        bit = tl.arange(0, 64)
+        near = start[:, None] + (bit - (K - 1))[None, :]
+        seen = tl.load(reset_ptr + b * T + near, mask=(near >= 0) & (near < T), other=0).to(tl.int64)
+        resets = tl.sum(seen << bit[None, :], 1)
+    next_x, next_dy = (), ()
+    for i in tl.static_range(AHEAD):
+        next_x += (_ahead(x_ptr, start + i, channel, inside, T, x_stride_t),)
+        next_dy += (_ahead(dy_ptr, start + i, channel, inside, T, d),)
+    for i in range(STEPS + K - 1):
         t = start + i
-        xs = (_steps(x_ptr, past_ptr, b, t, channel, inside, T, d, x_stride_b, x_stride_t, K),) + xs[: K - 1]
-        if reset_ptr is not None:
-            reset = tl.load(reset_ptr + b * T + t, mask=t < T, other=0) != 0
-            age = tl.where(reset, 0, age + 1)
-        at = (b * T + t)[:, None] * d + channel[None, :]
-        dz = tl.load(dy_ptr + at, mask=(t < T)[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        met = ()
-        for k in tl.static_range(K):
-            met += (tl.where((age >= k)[:, None], xs[k], 0.0) if reset_ptr is not None else xs[k],)
+        x, dz = next_x[0].to(tl.float32), next_dy[0].to(tl.float32)
+        next_x = next_x[1:] + (_ahead(x_ptr, t + AHEAD, channel, inside, T, x_stride_t),)  # noqa: RUF005
+        next_dy = next_dy[1:] + (_ahead(dy_ptr, t + AHEAD, channel, inside, T, d),)  # noqa: RUF005
+        xs = (x,) + before  # noqa: RUF005
+        met = (x,)
+        for k in tl.static_range(1, K):
+            met += (tl.where(_alive(resets, i, k, K), xs[k], 0.0) if reset_ptr is not None else xs[k],)
         if SILU:
             z = zero + bias[None, :]
             for k in tl.static_range(K):
                 z += weights[k] * met[k]
             s = tl.sigmoid(z)
             dz *= s * (1.0 + z * (1.0 - s))
-        if i < STEPS:
-            dbias += dz
-            new = ()
-            for k in tl.static_range(K):
-                new += (dweights[k] + dz * met[k],)
-            dweights = new
-        new = ()
+        own = tl.where(i < STEPS, dz, 0.0)
+        dbias += own
+        added, closing = (), (weights[0] * dz,)
         for k in tl.static_range(K):
+            added += (dweights[k] + own * met[k],)
+        for k in tl.static_range(1, K):
             share = weights[k] * dz
             if reset_ptr is not None:
-                share = tl.where((age >= k)[:, None], share, 0.0)
-            new += (share + open_[k - 1] if k > 0 else share,)
-        open_ = new
-        done = open_[K - 1]
+                share = tl.where(_alive(resets, i, k, K), share, 0.0)
+            closing += (share + open_[k - 1],)
+        done = closing[K - 1]
         if dnew_ptr is not None:
+            after = (t >= T) & (t < T + K - 1)
             at = (b * (K - 1) + t - T)[:, None] * d + channel[None, :]
-            kept = (t >= T) & (t < T + K - 1) & (age >= K - 1)
-            done += tl.load(dnew_ptr + at, mask=kept[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        if i < K - 1:
-            at = (b * (K - 1) + t)[:, None] * d + channel[None, :]
-            mask = (start == 0)[:, None] & inside[None, :]
-            tl.store(dpast_ptr + at, done.to(dpast_ptr.dtype.element_ty), mask=mask)
-        else:
-            at = (b * T + t - (K - 1))[:, None] * d + channel[None, :]
-            mask = (t - (K - 1) < T)[:, None] & inside[None, :]
-            tl.store(dx_ptr + at, done.to(dx_ptr.dtype.element_ty), mask=mask)
+            dnew = tl.load(dnew_ptr + at, mask=after[:, None] & inside[None, :], other=0.0).to(tl.float32)
+            done += tl.where(_alive(resets, i, K - 1, K), dnew, 0.0) if reset_ptr is not None else dnew
+        at = (b * (K - 1) + t)[:, None] * d + channel[None, :]
+        first = ((t < K - 1) & (start == 0))[:, None] & inside[None, :]
+        tl.store(dpast_ptr + at, done.to(dpast_ptr.dtype.element_ty), mask=first)
+        at = (t - (K - 1))[:, None] * d + channel[None, :]
+        finished = ((t - (K - 1) < T) & (t - (K - 1) >= start))[:, None] & inside[None, :]
+        tl.store(dx_ptr + at, done.to(dx_ptr.dtype.element_ty), mask=finished)
+        dweights = added
+        before = xs[: K - 1]
+        open_ = closing[: K - 1]
     program = (b * tl.num_programs(1) + tl.program_id(1)) * (K + 1)
     for k in tl.static_range(K):
         tl.store(partial_ptr + (program + K - 1 - k) * d + channel, tl.sum(dweights[k], 0), mask=inside)

@@ -42,7 +42,8 @@ def _triton(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """The fused kernels; see `reference`."""
     from rnn_lab.kernels.cross_entropy_triton import cross_entropy
 
-    return cross_entropy(logits_BTV, targets_BT)[0]
+    loss: Tensor = cross_entropy(logits_BTV, targets_BT)[0]
+    return loss
 
 
 def _probe(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
