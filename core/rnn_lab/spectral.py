@@ -63,7 +63,8 @@ class PowerIteration(nn.Module, ABC):
 
     def unit(self, x: Tensor) -> Tensor:
         """Columns `[..., n, 1]` of length one."""
-        return x / (torch.linalg.vector_norm(x, dim=-2, keepdim=True) + _EPS)
+        length: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
+        return x / (length + _EPS)
 
     @staticmethod
     def settle(batch: "Sequence[PowerIteration]", norms: Tensor) -> None:
@@ -159,7 +160,8 @@ class ClippedMatrix(_DenseIteration):
 
     def unit(self, x: Tensor) -> Tensor:
         """x / max(|x|, 1e-12)."""
-        return x / torch.linalg.vector_norm(x, dim=-2, keepdim=True).clamp(min=1e-12)
+        length: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
+        return x / length.clamp(min=1e-12)
 
     @staticmethod
     def settle(batch: Sequence[PowerIteration], norms: Tensor) -> None:

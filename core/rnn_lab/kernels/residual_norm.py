@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnn_lab.kernels.dispatch import Backend, Op
-from rnn_lab.kernels.triton_support import refuses_triton
+from rnn_lab.kernels.triton_support import INTERPRETED, refuses_triton
 
 LARGEST_WIDTH = 8192
 """A row is held in the registers of one program."""
@@ -95,7 +95,8 @@ def _probe(
     dtype: torch.dtype,
 ) -> tuple[Tensor | float | torch.dtype | None, ...]:
     """More rows than the backward pass has programs, each away from a mean of zero."""
-    x, y = (None if t is None else torch.randn(2, 600, t.shape[-1]).to(t) + 0.5 for t in (x_BTD, y_BTD))
+    steps = 9 if INTERPRETED else 600
+    x, y = (None if t is None else torch.randn(2, steps, t.shape[-1]).to(t) + 0.5 for t in (x_BTD, y_BTD))
     bias = None if bias_D is None else torch.randn_like(bias_D)
     return x, y, 1 + 0.1 * torch.randn_like(weight_D), bias, eps, centred, dtype
 
