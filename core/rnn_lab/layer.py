@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rnn_lab.config import StrictModel
 from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.parts import Part
+from rnn_lab.spectral import prepare_together
 
 State = dict[str, Tensor]
 
@@ -53,9 +54,12 @@ class Layer(nn.Module, ABC):
         super().__init__()
         self.cfg = cfg
         self.backends: dict[str, Choice] = {}
-        """What ran, per operation, in the last forward: filled by kernels.dispatch."""
+        """What ran, per operation, in the last forward, parts included: filled by kernels.dispatch."""
         for name, part in self.parts(cfg).items():
-            setattr(self, name, part.build())
+            module = part.build()
+            setattr(self, name, module)
+            if hasattr(module, "backends"):
+                module.backends = self.backends
 
     @classmethod
     @abstractmethod
@@ -140,10 +144,7 @@ class Layer(nn.Module, ABC):
 
     def prepare(self) -> None:
         """Advance what changes once per optimizer step and is frozen elsewhere, such as power iterations."""
-        for module in self.children():
-            advance = getattr(module, "prepare", None)
-            if callable(advance):
-                advance()
+        prepare_together(self.children())
 
 
 class SearchSpace(StrictModel):

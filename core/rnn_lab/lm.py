@@ -18,7 +18,11 @@ from torch.nn import functional as F
 
 from rnn_lab.config import StrictModel
 from rnn_lab.init import fill, normal
+from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
+from rnn_lab.kernels.dispatch import Choice
+from rnn_lab.kernels.residual_norm import RESIDUAL_NORM
 from rnn_lab.layer import Layer, State
+from rnn_lab.spectral import prepare_together
 
 VOCAB = 256
 """Every byte is a token."""
@@ -53,6 +57,8 @@ class LM(nn.Module):
     def __init__(self, layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> None:
         super().__init__()
         self.cfg, self.layer_cls, self.layer_cfg = cfg, layer_cls, layer_cfg
+        self.backends: dict[str, Choice] = {}
+        """What ran, per operation around the layers, in the last pass."""
         # Without a weight of ours, nn.Embedding draws one, which on the meta device makes torch import dynamo.
         self.embedding = nn.Embedding(VOCAB, layer_cfg.dim, _weight=torch.empty(VOCAB, layer_cfg.dim))
         fill(self.embedding.weight, normal(0.02))
@@ -79,15 +85,30 @@ class LM(nn.Module):
             logits `[B, T, 256]` and the state of every layer.
 
         """
-        x_BTD = self.embedding(tokens_BT.long())
-        if self.cfg.shell == "e74":
-            x_BTD = x_BTD + x_BTD
+        stream_BTD: Tensor = self.embedding(tokens_BT.long())
+        y_BTD = stream_BTD if self.cfg.shell == "e74" else None
         new: list[State] = []
         for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
-            y_BTD, state = layer(norm(x_BTD), None if states is None else states[i], reset_BT)
-            x_BTD = x_BTD + y_BTD
+            stream_BTD, x_BTD = self._add_and_norm(norm, stream_BTD, y_BTD)
+            y_BTD, state = layer(x_BTD, None if states is None else states[i], reset_BT)
             new.append(state)
-        return F.linear(self.final_norm(x_BTD), self.embedding.weight), new
+        _, x_BTD = self._add_and_norm(self.final_norm, stream_BTD, y_BTD)
+        return F.linear(x_BTD, self.embedding.weight), new
+
+    def _add_and_norm(self, norm: nn.Module, stream_BTD: Tensor, y_BTD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual stream with y added, and what the next layer or the head takes of it."""
+        if isinstance(norm, nn.Identity):
+            stream_BTD = stream_BTD if y_BTD is None else stream_BTD + y_BTD
+            return stream_BTD, stream_BTD
+        assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+        kind = stream_BTD.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else stream_BTD.dtype
+        centred = isinstance(norm, nn.LayerNorm)
+        bias_D = norm.bias if isinstance(norm, nn.LayerNorm) else None
+        stream_BTD, x_BTD = RESIDUAL_NORM(
+            self.backends, stream_BTD, y_BTD, norm.weight, bias_D, norm.eps, centred, dtype
+        )
+        return stream_BTD, x_BTD
 
     def loss(
         self, bytes_BT1: Tensor, states: list[State] | None = None, reset_BT: Tensor | None = None
@@ -101,15 +122,16 @@ class LM(nn.Module):
 
         """
         logits_BTV, states = self(bytes_BT1[:, :-1], states, reset_BT)
-        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        targets = bytes_BT1[:, 1:].long().flatten()
-        return F.cross_entropy(logits_BTV.to(wide).flatten(0, 1), targets), states
+        return CROSS_ENTROPY(self.backends, logits_BTV, bytes_BT1[:, 1:].long()), states
 
     def prepare(self) -> None:
-        """Once per optimizer step, before its forward passes; see Layer.prepare."""
+        """Once per optimizer step, before its forward passes: `Layer.prepare` of all layers, equal parts together."""
+        parts: list[nn.Module] = []
         for layer in self.layers:
-            assert isinstance(layer, Layer)
-            layer.prepare()
+            # A layer with a prepare of its own is asked itself.
+            own = getattr(type(layer), "prepare", None) is not Layer.prepare
+            parts += [layer] if own else layer.children()
+        prepare_together(parts)
 
 
 def _norm(dim: int, cfg: LMConfig, *, final: bool = False) -> nn.Module:

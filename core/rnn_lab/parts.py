@@ -10,9 +10,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnn_lab.init import Init, constant, fill, uniform_fan_in, xavier
+from rnn_lab.kernels.causal_conv import CAUSAL_CONV
+from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.spectral import ClippedMatrix, FreeMatrix, ScaledOrthogonal, SpectralMatrix, SpectralProduct
 
 
@@ -212,37 +213,28 @@ class CausalConv(nn.Module):
     def __init__(self, channels: int, kernel: int, bias: bool) -> None:
         super().__init__()
         self.kernel = kernel
+        self.backends: dict[str, Choice] = {}
+        """What ran the convolution; a layer puts its own record here."""
         self.weight = _parameter((channels, 1, kernel), uniform_fan_in(kernel))
         self.bias = _parameter((channels,), uniform_fan_in(kernel)) if bias else None
 
-    def forward(self, x_BTd: Tensor, past_BKd: Tensor, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BTd: Tensor, past_BKd: Tensor, reset_BT: Tensor | None = None, *, silu: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Convolved x and the new past.
 
         Args:
             x_BTd: input `[B, T, d]`.
             past_BKd: the kernel - 1 inputs before it, zeros at the start `[B, kernel - 1, d]`.
             reset_BT: True where a new document begins; taps never reach across it.
+            silu: SiLU of the result, in the same pass.
 
         Returns:
             y_BTd in the dtype of x, and the new past `[B, kernel - 1, d]` in the dtype of `past_BKd`.
 
         """
-        K = self.kernel - 1
-        full = torch.cat([past_BKd.to(x_BTd.dtype), x_BTd], 1)
-        if reset_BT is None:
-            y = F.conv1d(full.transpose(1, 2), self.weight.to(full.dtype), None, groups=full.shape[2]).transpose(1, 2)
-            new_past = full[:, full.shape[1] - K :]
-        else:
-            document = F.pad(reset_BT.long().cumsum(1), (K, 0))
-            y, T = torch.zeros_like(x_BTd), x_BTd.shape[1]
-            for tap in range(self.kernel):
-                same = document[:, tap : tap + T] == document[:, K:]
-                y = y + torch.where(same[..., None], full[:, tap : tap + T], 0) * self.weight[:, 0, tap].to(full.dtype)
-            alive = document[:, -K:] == document[:, -1:]
-            new_past = torch.where(alive[..., None], full[:, full.shape[1] - K :], 0)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        return y, new_past.to(past_BKd.dtype)
+        y_BTd, new_BKd = CAUSAL_CONV(self.backends, x_BTd, self.weight, self.bias, past_BKd, reset_BT, silu)
+        return y_BTd, new_BKd
 
 
 def _parameter(shape: tuple[int, ...], init: Init) -> nn.Parameter:

@@ -5,6 +5,7 @@ The vectors of a power iteration are persistent buffers, so a resumed run goes o
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class ScaledOrthogonal(nn.Module):
 
 
 class PowerIteration(nn.Module, ABC):
-    """Largest singular value s = u'Mv of a matrix M known by its products with a vector."""
+    """Largest singular value s = u'Mv of a matrix M, a product of factors that is never formed."""
 
     u: Tensor
     v: Tensor
@@ -57,31 +58,64 @@ class PowerIteration(nn.Module, ABC):
         self.register_buffer("v", torch.zeros(columns, device=device))
 
     @abstractmethod
-    def times(self, v: Tensor) -> Tensor:
-        """M v."""
-
-    @abstractmethod
-    def transposed(self, u: Tensor) -> Tensor:
-        """M'u."""
+    def factors(self) -> tuple[Tensor, ...]:
+        """Matrices whose product is M."""
 
     def unit(self, x: Tensor) -> Tensor:
-        """x of length one."""
-        length: Tensor = x.norm()
+        """Columns `[..., n, 1]` of length one."""
+        length: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
         return x / (length + _EPS)
+
+    @staticmethod
+    def settle(batch: "Sequence[PowerIteration]", norms: Tensor) -> None:
+        """What follows from the new norms s of a batch; nothing here."""
 
     def norm(self) -> Tensor:
         """|u'Mv|, differentiated through M."""
         # The buffers are cloned so that a later prepare() cannot touch what backward needs.
-        return torch.dot(self.u.clone(), self.times(self.v.clone())).abs()
+        Mv = self.v.clone()
+        for factor in reversed(self.factors()):
+            Mv = torch.mv(factor, Mv)
+        return torch.dot(self.u.clone(), Mv).abs()
 
-    @torch.no_grad()
     def prepare(self) -> None:
         """Three rounds of v <- M'u / |M'u|, u <- M v / |M v|; nothing on the meta device, which holds no values."""
-        if self.u.is_meta:
-            return
-        for _ in range(self.ROUNDS):
-            self.v.copy_(self.unit(self.transposed(self.u)))
-            self.u.copy_(self.unit(self.times(self.v)))
+        _advance([self])
+
+
+def prepare_together(modules: Iterable[nn.Module]) -> None:
+    """`prepare` of every module that has it; power iterations of one kind and shape advance in one batch."""
+    batches: dict[object, list[PowerIteration]] = {}
+    for module in modules:
+        if isinstance(module, PowerIteration) and type(module).prepare is PowerIteration.prepare:
+            kind = (type(module), module.radius, *((f.shape, f.dtype, f.device) for f in module.factors()))
+            batches.setdefault(kind, []).append(module)
+        elif callable(prepare := getattr(module, "prepare", None)):
+            prepare()
+    for batch in batches.values():
+        _advance(batch)
+
+
+@torch.no_grad()
+def _advance(batch: Sequence[PowerIteration]) -> None:
+    """Power iterations of one kind and shape, each as it would advance alone."""
+    if batch[0].u.is_meta:
+        return
+    kind = batch[0]
+    factors = [torch.stack(same) for same in zip(*(module.factors() for module in batch), strict=True)]
+    u = v = torch.stack([module.u for module in batch]).unsqueeze(-1)
+    Mv = u
+    for _ in range(kind.ROUNDS):
+        v = u
+        for factor in factors:
+            v = torch.bmm(factor.mT, v)
+        Mv = v = kind.unit(v)
+        for factor in reversed(factors):
+            Mv = torch.bmm(factor, Mv)
+        u = kind.unit(Mv)
+    torch._foreach_copy_([module.u for module in batch], list(u.squeeze(-1).unbind()))
+    torch._foreach_copy_([module.v for module in batch], list(v.squeeze(-1).unbind()))
+    kind.settle(batch, (u * Mv).sum((-2, -1)).abs())
 
 
 class _DenseIteration(PowerIteration):
@@ -92,13 +126,9 @@ class _DenseIteration(PowerIteration):
         super().__init__(rows, columns, radius, weight.device)
         self.weight = weight
 
-    def times(self, v: Tensor) -> Tensor:
-        """W v."""
-        return torch.mv(self.weight, v)
-
-    def transposed(self, u: Tensor) -> Tensor:
-        """W'u."""
-        return torch.mv(self.weight.T, u)
+    def factors(self) -> tuple[Tensor, ...]:
+        """W."""
+        return (self.weight,)
 
 
 class SpectralMatrix(_DenseIteration):
@@ -130,15 +160,14 @@ class ClippedMatrix(_DenseIteration):
 
     def unit(self, x: Tensor) -> Tensor:
         """x / max(|x|, 1e-12)."""
-        length: Tensor = x.norm()
+        length: Tensor = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
         return x / length.clamp(min=1e-12)
 
-    @torch.no_grad()
-    def prepare(self) -> None:
-        """Three rounds, then the factor."""
-        super().prepare()
-        if not self.u.is_meta:
-            self.scale.copy_((self.radius / self.norm()).clamp(max=1.0))
+    @staticmethod
+    def settle(batch: Sequence[PowerIteration], norms: Tensor) -> None:
+        """The factors."""
+        scales = (batch[0].radius / norms).clamp(max=1.0)
+        torch._foreach_copy_([module.get_buffer("scale") for module in batch], list(scales.unbind()))
 
     def forward(self) -> Tensor:
         """The clipped matrix."""
@@ -153,13 +182,9 @@ class SpectralProduct(PowerIteration):
         self.U, self.V = U, V
         self.prepare()
 
-    def times(self, v: Tensor) -> Tensor:
-        """U V v, without the full matrix."""
-        return torch.mv(self.U, torch.mv(self.V, v))
-
-    def transposed(self, u: Tensor) -> Tensor:
-        """V'U'u."""
-        return torch.mv(self.V.T, torch.mv(self.U.T, u))
+    def factors(self) -> tuple[Tensor, ...]:
+        """U, V."""
+        return self.U, self.V
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The rescaled factors, differentiated through the norm of their product."""

@@ -1,12 +1,19 @@
 """Spectral constraints: the norm that they promise, and what autograd sees of them."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from rnn_lab.config import ModelSection
 from rnn_lab.init import xavier
+from rnn_lab.modelspec import model_spec
 from rnn_lab.parts import Recurrent, RecurrentProduct
+from rnn_lab.registry import registry
+from rnn_lab.spectral import SpectralMatrix, prepare_together
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROUNDS = 200
 
@@ -91,3 +98,52 @@ def test_a_restored_iteration_goes_on_exactly(part: str) -> None:
         other.prepare()  # type: ignore[operator]
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_equal_parts_advance_together_as_they_would_alone(part: str) -> None:
+    alone = [PARTS[part]() for _ in range(3)]
+    other = Recurrent(7, xavier(), "spectral").build()
+    together = copy.deepcopy([*alone, other])
+    for _ in range(2):
+        for module in (*alone, other):
+            module.prepare()  # type: ignore[operator]
+        prepare_together([*together, nn.Linear(2, 2)])
+    for module, twin in zip((*alone, other), together, strict=True):
+        for name, tensor in module.state_dict().items():
+            torch.testing.assert_close(twin.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_a_prepare_of_its_own_is_kept() -> None:
+    class Counting(SpectralMatrix):
+        calls = 0
+
+        def prepare(self) -> None:
+            super().prepare()
+            self.calls += 1
+
+    module = Counting(nn.Parameter(torch.randn(4, 4)), 0.9)
+    prepare_together([module, Recurrent(4, xavier(), "spectral").build()])
+    assert module.calls == 2
+
+
+def test_a_model_advances_its_layers_in_a_few_operations() -> None:
+    counts = []
+    for depth in (2, 6):
+        lm = model_spec(ModelSection(name="e1", depth=depth, fields={"dim": 16}), registry()).build()
+        before = {name: t.clone() for name, t in lm.named_buffers()}
+        with _Count() as count:
+            lm.prepare()
+        counts.append(count.operations)
+        assert not any(torch.equal(t, before[name]) for name, t in lm.named_buffers() if name.endswith(".u"))
+    assert counts[0] == counts[1]
+
+
+class _Count(TorchDispatchMode):
+    """Counts operations that compute something."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += not func.is_view and func is not torch.ops.aten.detach.default
+        return func(*args, **(kwargs or {}))

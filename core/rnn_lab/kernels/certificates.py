@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rnn_lab.kernels.dispatch import Backend, Op
 
 LIMITS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-3, 1e-2), torch.float16: (5e-3, 1e-2)}
-"""Largest relative error of results and of gradients, by the narrowest dtype among the arguments."""
+"""Largest relative error of results and of gradients, by the narrowest dtype among the arguments, given or named."""
 _known: dict[str, str | None] = {}
 
 
@@ -151,7 +151,9 @@ def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> d
     with torch.random.fork_rng(), torch.autocast(_tensors(args)[0].device.type, enabled=False):
         torch.manual_seed(0)
         small = op.probe(*args)
-        narrowest = min((t.dtype for t in _tensors(small) if t.is_floating_point()), key=lambda d: d.itemsize)
+        dtypes = [t.dtype for t in _tensors(small) if t.is_floating_point()]
+        dtypes += [a for a in small if isinstance(a, torch.dtype)]
+        narrowest = min(dtypes, key=lambda d: d.itemsize)
         forward = gradient = 0.0
         try:
             want, want_gradients = evaluate(op.reference, small, torch.float64)

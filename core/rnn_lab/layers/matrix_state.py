@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, self_gate, widen
 from rnn_lab.parts import Dense, Part
@@ -132,6 +131,7 @@ class TiedLayer(MatrixStateLayer):
 
     Config = TiedConfig
 
-    def activate(self, x_BTd: Tensor) -> Tensor:
-        """SiLU unless switched off."""
-        return F.silu(x_BTd) if self.cfg.activation == "silu" else x_BTd
+    @classmethod
+    def has_silu(cls, cfg: Any) -> bool:
+        """Unless switched off."""
+        return bool(cfg.activation == "silu")

@@ -23,9 +23,10 @@ class PlainLayer(ProjectedLayer):
             "out_proj": Dense(cfg.d_inner, cfg.dim, init=constant(0.0)),
         }
 
-    def activate(self, x_BTd: Tensor) -> Tensor:
-        """None."""
-        return x_BTd
+    @classmethod
+    def has_silu(cls, cfg: Any) -> bool:
+        """No."""
+        return False
 
     def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
         """The read-out itself."""

@@ -95,9 +95,10 @@ class ProjectedLayer(Layer):
         preferred = cls.Config.model_fields["expansion"].default
         return SearchSpace(choices={"expansion": tuple(sorted((1.0, 1.5, 2.0), key=lambda e: (e != preferred, e)))})
 
-    def activate(self, x_BTd: Tensor) -> Tensor:
-        """Activation between projection and cell."""
-        return F.silu(x_BTd)
+    @classmethod
+    def has_silu(cls, cfg: Any) -> bool:
+        """Whether SiLU stands between projection, or convolution, and cell."""
+        return True
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """Everything the cell needs that does not depend on the state, for all T at once; overridden by a cell."""
@@ -161,9 +162,11 @@ class ProjectedLayer(Layer):
         state = self.init_state(x_BTD.shape[0]) if state is None else state
         x_BTd, *rest = self.in_proj(x_BTD).chunk(self.branches, -1)
         new: State = {}
+        silu = self.has_silu(self.cfg)
         if self.cfg.use_conv:
-            x_BTd, new["conv"] = self.conv(x_BTd, state["conv"], reset_BT)
-        x_BTd = self.activate(x_BTd)
+            x_BTd, new["conv"] = self.conv(x_BTd, state["conv"], reset_BT, silu=silu)
+        elif silu:
+            x_BTd = F.silu(x_BTd)
         if self._gated is not None:
             y_BTd, new["h"] = self._run(self._gated, x_BTd, state["h"], reset_BT, *rest)
         else:

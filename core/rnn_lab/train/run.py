@@ -356,10 +356,13 @@ def _result(
 
 
 def backends(model: LM) -> list[dict[str, Any]]:
-    """Which backend ran each operation of each layer, and why no faster one; equal layers share a row."""
+    """Which backend ran each operation of each layer, and why no faster one; equal layers share a row.
+
+    What the language model runs around its layers is in layer "lm".
+    """
     rows: dict[str, dict[str, Any]] = {}
-    for i, layer in enumerate(model.layers):
-        for choice in getattr(layer, "backends", {}).values():
+    for name, owner in [*enumerate(model.layers), ("lm", model)]:
+        for choice in getattr(owner, "backends", {}).values():
             row = rows.setdefault(repr(choice), {**choice.as_dict(), "layers": []})
-            row["layers"].append(i)
+            row["layers"].append(name)
     return list(rows.values())

@@ -119,9 +119,9 @@ class Model(Layer):
         cfg = self.cfg
         new: State = {}
         state = self.init_state(x_BTD.shape[0]) if state is None else state
-        qkv, new["conv"] = self.conv(self.qkv_proj(x_BTD), state["conv"], reset_BT)
+        qkv, new["conv"] = self.conv(self.qkv_proj(x_BTD), state["conv"], reset_BT, silu=True)
         q_BTHK, k_BTHK, v_BTHV = (
-            s.reshape(*s.shape[:2], cfg.heads, -1) for s in torch.split(F.silu(qkv), list(cfg.widths), -1)
+            s.reshape(*s.shape[:2], cfg.heads, -1) for s in torch.split(qkv, list(cfg.widths), -1)
         )
         wide = torch.promote_types(qkv.dtype, torch.float32)
         q_BTHK, k_BTHK = _unit(q_BTHK.to(wide)) * cfg.d_key**-0.5, _unit(k_BTHK.to(wide))

@@ -108,8 +108,8 @@ class Model(Layer):
         state = self.init_state(x_BTD.shape[0]) if state is None else state
         d, S = cfg.d_inner, cfg.n_state
         z_BTd, xBC, dt_BTH = self.in_proj(x_BTD).split((d, d + 2 * S, cfg.n_heads), -1)
-        xBC, new["conv"] = self.conv(xBC, state["conv"], reset_BT)
-        x_BTd, B_BTS, C_BTS = torch.split(F.silu(xBC), [d, S, S], -1)
+        xBC, new["conv"] = self.conv(xBC, state["conv"], reset_BT, silu=True)
+        x_BTd, B_BTS, C_BTS = torch.split(xBC, [d, S, S], -1)
         x_BTHP = x_BTd.reshape(*x_BTd.shape[:2], cfg.n_heads, cfg.head_dim)
         wide = torch.promote_types(x_BTd.dtype, torch.float32)
         dt_BTH = F.softplus(dt_BTH.to(wide) + self.dt_bias)

@@ -54,9 +54,10 @@ class Model(ProjectedLayer):
             "W_g": Dense(d, d, bias=0.0),
         }
 
-    def activate(self, x_BTd: Tensor) -> Tensor:
-        """SiLU follows the convolution only: E0 has none without it."""
-        return F.silu(x_BTd) if self.cfg.use_conv else x_BTd
+    @classmethod
+    def has_silu(cls, cfg: Any) -> bool:
+        """After the convolution only: E0 has none without it."""
+        return bool(cfg.use_conv)
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """W_x x~ + b."""

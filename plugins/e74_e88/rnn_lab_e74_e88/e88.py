@@ -124,8 +124,9 @@ class Model(HeadsLayer):
         state = self.init_state(x_BTD.shape[0]) if state is None else state
         qkv = self.qkv_proj(x_BTD)
         if cfg.use_conv:
-            qkv, new["conv"] = self.conv(qkv, state["conv"], reset_BT)
-        qkv = F.silu(qkv) if cfg.use_silu else qkv
+            qkv, new["conv"] = self.conv(qkv, state["conv"], reset_BT, silu=cfg.use_silu)
+        elif cfg.use_silu:
+            qkv = F.silu(qkv)
         q_BTHN, k_BTHN, *rest = (part.unflatten(-1, (cfg.n_heads, -1)) for part in qkv.split(cfg.widths, -1))
         v_BTHV = rest[0] if rest else k_BTHN
         if cfg.l2_norm:
