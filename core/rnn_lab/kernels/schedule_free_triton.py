@@ -4,6 +4,7 @@
 tensors: it reads y, gradient, z and v and writes y, z and v, 28 bytes a parameter, where v is `exp_avg_sq`. Both do
 nothing while `skip` is set. The arithmetic is that of schedulefree 1.4.1, operation by operation.
 """
+# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False, disallow-incomplete-defs=False
 
 import triton
 import triton.language as tl
@@ -23,7 +24,7 @@ COEFFICIENTS = 8
 
 
 @triton.jit
-def _advance(counters, settings, coefficients, skip, G, GROUPS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _advance(counters, settings, coefficients, skip, G, GROUPS: tl.constexpr):
     if tl.load(skip) == 0:
         g = tl.arange(0, GROUPS)
         inside = g < G
@@ -62,9 +63,9 @@ def _advance(counters, settings, coefficients, skip, G, GROUPS: tl.constexpr):  
 
 
 @triton.jit
-def _block(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    y_at, g_at, z_at, v_at, inside,  # noqa: ANN001
-    scale, beta2, rest, correction, eps, decay, ckp1, lr, factor,  # noqa: ANN001
+def _block(
+    y_at, g_at, z_at, v_at, inside,
+    scale, beta2, rest, correction, eps, decay, ckp1, lr, factor,
 ):  # fmt: skip
     y, g = tl.load(y_at, inside), tl.load(g_at, inside) * scale
     z, v = tl.load(z_at, inside), tl.load(v_at, inside)
@@ -78,8 +79,8 @@ def _block(  # type: ignore[no-untyped-def]  # noqa: ANN202
 
 
 @triton.jit
-def _update(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    tensors, chunks, coefficients, scale, skip, G,  # noqa: ANN001
+def _update(
+    tensors, chunks, coefficients, scale, skip, G,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     if tl.load(skip) == 0:
