@@ -7,9 +7,10 @@ step k while later ones run. A step that is not finite halts the optimizer on th
 it changes nothing.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -57,11 +58,25 @@ class CudaQueue:
 
     def capture(self, body: Callable[[], None]) -> Replay:
         """See Queue."""
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: what another thread does meanwhile, a tracker's for one, must not spoil the capture.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            body()
+        gc.collect()  # so that no graph of old is destroyed in the midst of a capture, which would spoil it
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            # thread_local: what another thread does meanwhile, a tracker's for one, must not spoil the capture.
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                body()
+        except BaseException:
+            self._leave(pool)
+            raise
         return graph
+
+    def _leave(self, pool: Any) -> None:
+        """Close and free the memory pool that a failed capture leaves open, as torch does not.
+
+        While one is open, freeing cached memory is an internal error of torch's allocator.
+        """
+        with suppress(AttributeError, RuntimeError):  # torch renamed them, or closed the pool after all
+            torch._C._cuda_endAllocateToPool(self.stream.device_index, pool)
+            torch._C._cuda_releasePool(self.stream.device_index, pool)
 
 
 def queue_of(device: torch.device) -> Queue | None:
