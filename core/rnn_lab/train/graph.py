@@ -176,6 +176,7 @@ class GraphExecutor:
         if reason is None:
             try:
                 self._captured = CapturedStep(self.step, self.sampler, self.eager.carry, self.queue)
+                self.eager.carry = None
             except Exception as error:
                 # The capture ran nothing; its gradients point into memory that is gone.
                 self.step.optimizer.zero_grad(set_to_none=True)
