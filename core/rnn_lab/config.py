@@ -79,6 +79,9 @@ class TrainSection(StrictModel):
     dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16: autocast over fp32 master weights")
     clip: float = Field(1.0, ge=0, description="global gradient norm limit; 0 turns clipping off")
     carry_state: bool = Field(False, description="carry states across steps over contiguous streams (TBPTT)")
+    graph: Literal["auto", "on", "off"] = Field(
+        "auto", description="replay the whole step as one CUDA graph; auto: where that works, on: or fail"
+    )
 
 
 class OptimizerSection(StrictModel):

@@ -32,6 +32,10 @@ class KernelUnavailable(RnnLabError, RuntimeError):
     """No backend that the user allows can run an operation here."""
 
 
+class GraphUnavailable(RnnLabError, RuntimeError):
+    """train.graph = on, and a training step cannot be captured in a CUDA graph here."""
+
+
 class CheckpointError(RnnLabError, RuntimeError):
     """A checkpoint is truncated, altered, or of another run."""
 

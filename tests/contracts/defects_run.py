@@ -13,9 +13,8 @@ from .planting import Ground, defect
 @defect("causal", "e61")
 def leak_from_the_next_step(ground: Ground):
     class Model(ground.Model):
-        def activate(self, x_BTd):
-            x_BTd = super().activate(x_BTd)
-            return x_BTd + 1e-4 * torch.cat([x_BTd[:, 1:], x_BTd[:, -1:]], 1)
+        def inputs(self, x_BTd):
+            return super().inputs(x_BTd + 1e-4 * torch.cat([x_BTd[:, 1:], x_BTd[:, -1:]], 1))
 
     return Model
 

@@ -9,7 +9,8 @@ from rnn_lab.errors import OutOfMemory
 from rnn_lab.lm import LM, LMConfig
 from rnn_lab.registry import registry
 from rnn_lab.train.checkpoint import load_checkpoint
-from rnn_lab.train.run import plan_run, resume_run, start_run
+from rnn_lab.train.resume import resume_run
+from rnn_lab.train.run import plan_run, start_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

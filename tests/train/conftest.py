@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rnn_lab.config import Layer
 from rnn_lab.registry import registry
-from rnn_lab.train.run import Plan, plan_run, resume_run, start_run
+from rnn_lab.train.resume import resume_run
+from rnn_lab.train.run import Plan, plan_run, start_run
 
 TEXT = b"the quick brown fox jumps over the lazy dog. \x1e"
 

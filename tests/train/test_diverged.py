@@ -5,28 +5,28 @@ import json
 import pytest
 import torch
 from rnn_lab.errors import Diverged, OutOfMemory
-from rnn_lab.train import loop
 from rnn_lab.train import run as runs
 from rnn_lab.train.checkpoint import load_latest
+from rnn_lab.train.step import EagerExecutor
 
 from .conftest import resume, run
 
 
 def poison(monkeypatch, name: str, at_step: int, value: float = float("nan")):
     """Multiply a parameter's gradient or a module's output by `value` in one step."""
-    real = loop.Trainer._optimizer_step
+    real = EagerExecutor.submit
 
     def step(self, k):
         if k == at_step:
             module, _, kind = name.rpartition(":")
-            target = self.model.get_submodule(module) if kind == "output" else None
+            target = self.step.model.get_submodule(module) if kind == "output" else None
             if target is not None:
                 target.register_forward_hook(lambda m, a, out: out * value)
             else:
-                self.model.get_parameter(module).register_hook(lambda grad: grad * value)
+                self.step.model.get_parameter(module).register_hook(lambda grad: grad * value)
         return real(self, k)
 
-    monkeypatch.setattr(loop.Trainer, "_optimizer_step", step)
+    monkeypatch.setattr(EagerExecutor, "submit", step)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_out_of_memory_says_what_to_change(tiny, tmp_path, monkeypatch, pieces, 
     def step(self, k):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop.Trainer, "_optimizer_step", step)
+    monkeypatch.setattr(EagerExecutor, "submit", step)
     with pytest.raises(OutOfMemory, match=rf"with {4 // pieces} x 16 bytes at .*{advice}"):
         run(tiny(train={"steps": 3, "grad_accum": pieces}), tmp_path / "r")
     assert json.loads((tmp_path / "r" / "result.json").read_text())["status"] == "oom"
@@ -80,7 +80,7 @@ def test_a_bug_in_a_model_is_a_failed_run_with_its_error_on_record(tiny, tmp_pat
     def step(self, k):
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr(loop.Trainer, "_optimizer_step", step)
+    monkeypatch.setattr(EagerExecutor, "submit", step)
     with pytest.raises(ZeroDivisionError):
         run(tiny(train={"steps": 3}), tmp_path / "r")
     result = json.loads((tmp_path / "r" / "result.json").read_text())

@@ -33,7 +33,7 @@ def resume(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **budge
     extend = {key: getattr(checked, key) for key in given}
 
     def start(watcher: "Watcher") -> dict[str, Any]:
-        from rnn_lab.train.run import resume_run
+        from rnn_lab.train.resume import resume_run
 
         return resume_run(run, extend, registry(), watcher)
 

@@ -1,8 +1,8 @@
 """Where the seconds of a run went. Every second is in exactly one bucket, so the buckets sum to the wall time.
 
 startup     opening data, building and loading the model
-warmup      the first step of every session: compilation, autotuning, first touches
-train       all other optimizer steps: the clock that a time budget counts
+warmup      the first steps of every session, one or those before a CUDA graph: compilation, autotuning, capture
+train       all other optimizer steps: the clock that a time budget counts; device time where steps are queued
 eval        validation
 checkpoint  writing checkpoints
 other       logging, trackers, everything else
@@ -42,6 +42,13 @@ class Clock:
             yield
         finally:
             self.switch(before)
+
+    def claim(self, bucket: str, seconds: float) -> None:
+        """Book to `bucket` what of the current bucket's time a device spent working meanwhile."""
+        self.switch(self._current)
+        moved = min(seconds, self._spent[self._current])
+        self._spent[self._current] -= moved
+        self._spent[bucket] += moved
 
     def seconds(self) -> dict[str, float]:
         """Seconds per bucket until now."""

@@ -2,31 +2,31 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import Tensor
 
 from rnn_lab.config import RunConfig
 from rnn_lab.data.batches import ContiguousStreams, RandomWindows, Sampler
-from rnn_lab.data.chain import OffsetChain, fingerprint
+from rnn_lab.data.chain import fingerprint
 from rnn_lab.data.corpus import Split
-from rnn_lab.errors import BudgetTooSmall, CheckpointError, Diverged
-from rnn_lab.layer import State
+from rnn_lab.errors import BudgetTooSmall, Diverged
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
-from rnn_lab.train.device import autocast, peak_flops, peak_memory_bytes
-from rnn_lab.train.diagnose import first_offender
+from rnn_lab.train.device import peak_flops, peak_memory_bytes
 from rnn_lab.train.evaluate import averaged_weights, evaluate
+from rnn_lab.train.graph import executor
 from rnn_lab.train.metrics import MetricsLog, bits_per_byte
-from rnn_lab.train.optimizers import current_lr, set_mode
+from rnn_lab.train.optimizers import set_mode
+from rnn_lab.train.progress import Progress, flatten_states, identity
 from rnn_lab.train.rundir import RunDir
+from rnn_lab.train.step import Executor, Outcome, TrainStep
 
 AUTO_CHECKPOINT_SECONDS = 120.0
 
@@ -41,6 +41,16 @@ class Observer(Protocol):
         """Something a person should know."""
 
 
+class Tracker(Protocol):
+    """Receives every line of metrics.jsonl, and the result."""
+
+    def log(self, step: int, line: dict[str, Any]) -> None:
+        """A step's line."""
+
+    def close(self, result: dict[str, Any]) -> None:
+        """What result.json holds."""
+
+
 class Trainer:
     """One run from its current step to the end of its budget.
 
@@ -49,7 +59,9 @@ class Trainer:
         spec: the model.
         run: the run's folder.
         split: training and validation bytes.
-        model, optimizer: on their device, freshly initialised.
+        model, optimizer: on their device, as they were after `progress.step` steps.
+        dtype: of matrix products.
+        progress: where to begin.
         trackers: receivers of every metrics line.
         observer: who watches.
         clock: started when the run's session began.
@@ -57,71 +69,31 @@ class Trainer:
 
     def __init__(
         self, *, cfg: RunConfig, spec: ModelSpec, run: RunDir, split: Split, model: LM,
-        optimizer: torch.optim.Optimizer, dtype: torch.dtype, observer: Observer, clock: Clock,
+        optimizer: torch.optim.Optimizer, dtype: torch.dtype, progress: Progress, trackers: Sequence[Tracker],
+        observer: Observer, clock: Clock,
     ) -> None:  # fmt: skip
         self.cfg, self.spec, self.run, self.split = cfg, spec, run, split
         self.model, self.optimizer, self.dtype = model, optimizer, dtype
         self.device = model.embedding.weight.device
-        self.observer, self.clock = observer, clock
-        self.trackers: list[Any] = []
+        self.trackers, self.observer, self.clock = trackers, observer, clock
         self.budget = Budget.of(cfg.train)
         train = cfg.train
         kind = ContiguousStreams if train.carry_state else RandomWindows
         self.sampler: Sampler = kind(split.train, train.seed, train.batch_size, train.seq_len)
-        self.chain = self.sampler.chain()
+        self.chain = progress.chain or self.sampler.chain()
         self.data_fingerprint = fingerprint(split.train)
         self.step_flops = 3 * spec.flops_per_token(train.seq_len) * self.budget.tokens_per_step
         self.peak = peak_flops(self.device)
-        self.step, self.timed_steps = 0, 0
+        self.step, self.timed_steps = progress.step, progress.timed_steps
         self.last_line: dict[str, Any] = {}
-        self.carry: list[State] | None = None
         self.stop_signal: int | None = None
         self.metrics: MetricsLog | None = None
-        self._warm = False
-        self._saved_step = 0
+        self.executor: Executor = executor(
+            TrainStep(model, optimizer, train, dtype), self.sampler, clock, progress.carry, observer.note
+        )
+        self._submitted = self._saved_step = self.step
+        self._step_seconds = 0.0
         set_mode(optimizer, "train")
-
-    def restore(self, saved: ckpt.Checkpoint) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            CheckpointError: it belongs to another model or other data.
-        """
-        before, now = saved.state["identity"], self.identity
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
-            raise CheckpointError(
-                f"{self.run.config} says {changed[0]} = {now.get(changed[0])}, the run was trained with "
-                f"{before.get(changed[0])}: set it back, or start a new run (changed: {', '.join(changed)})"
-            )
-        if saved.state["data_fingerprint"] != self.data_fingerprint:
-            raise CheckpointError(
-                f"{self.split.train.file.path} is not the data this run began with (fingerprint differs): "
-                "restore the file, or start a new run"
-            )
-        try:
-            self.model.load_state_dict(saved.tensors["model"])
-            ckpt.restore_optimizer(self.optimizer, saved.tensors["optimizer"], saved.state["optimizer"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit this model: {error}") from error
-        ckpt.restore_random_state(saved.tensors["random"])
-        if saved.tensors["carry"]:
-            self.carry = _unflatten_states(saved.tensors["carry"], self.device)
-        self.step = self._saved_step = saved.step
-        self.timed_steps = saved.state["timed_steps"]
-        self.chain = OffsetChain(saved.state["data_chain"])
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What must not change within a run: the model, the batches, the update rule."""
-        free = {"train.steps", "train.tokens", "train.minutes", "train.device", "model.target"}
-        tables = self.cfg.model_dump(mode="json") | {"model": self.spec.table()}
-        return {
-            f"{section}.{key}": value
-            for section in ("model", "train", "optimizer")
-            for key, value in tables[section].items()
-            if f"{section}.{key}" not in free and value is not None
-        }
 
     def train(self) -> None:
         """Run until the budget is spent or a signal asks to stop; both end with a checkpoint.
@@ -134,56 +106,78 @@ class Trainer:
         self.last_line = self.metrics.last_line
         last_save = self.clock.seconds()
         with self._signals():
-            while self.stop_signal is None and self.budget.allows(self.step, self.clock.train):
-                self._advance()
-                if self._checkpoint_due(last_save):
+            while self._may_submit():
+                self._submitted += 1
+                self.executor.submit(self._submitted)
+                due = self._checkpoint_due(last_save)
+                # Weights are read behind this very step: nothing may be queued after it.
+                alone = due or self._validates(self._submitted) or self.timed_steps == 0
+                self._collect(0 if alone else self.executor.depth)
+                if due:
                     self.save()
                     last_save = self.clock.seconds()
+            self._collect(0)
             if self.step > self._saved_step:
                 self.save()
 
-    def _advance(self) -> None:
-        """One optimizer step, booked, recorded and shown."""
-        k = self.step + 1
-        before = self.clock.seconds()
-        with self.clock.book("train" if self._warm else "warmup"):
-            loss, grad_norm = self._optimizer_step(k)
-        self.step = k
-        if self._warm:
-            self.timed_steps += 1
-        spent = self.clock.seconds()
-        step_seconds = sum(spent[b] - before[b] for b in ("train", "warmup"))
-        self._record(loss, grad_norm, step_seconds, spent["train"])
-        if self._warm and self.timed_steps == 1:
+    def _may_submit(self) -> bool:
+        """Whether one more step may start, if those in flight take as long as the last one did."""
+        while self.stop_signal is None:
+            flying = len(self.executor)
+            if self.budget.allows(self._submitted, self.clock.train + flying * self._step_seconds):
+                return True
+            if not flying:
+                return False
+            self._collect(flying - 1)
+        return False
+
+    def _collect(self, limit: int) -> None:
+        """Record what is done, and wait until at most `limit` steps are in flight."""
+        while (outcome := self.executor.collect(wait=len(self.executor) > limit)) is not None:
+            self._take(outcome)
+
+    def _take(self, outcome: Outcome) -> None:
+        """Count a step, record it and show it.
+
+        Raises:
+            Diverged: it was not finite, and therefore not applied.
+            BudgetTooSmall: it is the first timed one and overran the whole time budget.
+        """
+        self.chain.update(outcome.k, outcome.starts_B)
+        if not outcome.finite:
+            self._diverged(outcome)
+        self.step = outcome.k
+        self.timed_steps += outcome.timed
+        self._step_seconds = outcome.seconds
+        self._record(outcome)
+        if outcome.timed and self.timed_steps == 1:
             try:
-                self.budget.check_first_step(step_seconds)
+                self.budget.check_first_step(outcome.seconds)
             except BudgetTooSmall:
                 self.save()
                 raise
-        self._warm = True
 
-    def _record(self, loss: float, grad_norm: float, step_seconds: float, train_seconds: float) -> None:
+    def _record(self, outcome: Outcome) -> None:
         assert self.metrics is not None
-        self.metrics.add_loss(loss)
-        tokens = self.step * self.budget.tokens_per_step
+        self.metrics.add_loss(outcome.loss)
+        train_seconds = self.clock.train
         line: dict[str, Any] = {
             "step": self.step,
-            "tokens": tokens,
+            "tokens": self.step * self.budget.tokens_per_step,
             "flops": self.step * self.step_flops,
             "seconds": train_seconds,
-            "loss": loss,
-            "objective": loss,
-            "bpb": bits_per_byte(loss),
+            "loss": outcome.loss,
+            "objective": outcome.loss,
+            "bpb": bits_per_byte(outcome.loss),
             "last100": self.metrics.last100,
-            "grad_norm": grad_norm,
-            "lr": current_lr(self.optimizer),
-            "tokens_per_s": self.budget.tokens_per_step / step_seconds,
-            "flops_per_s": self.step_flops / step_seconds,
-            "mfu": None if self.peak is None else self.step_flops / step_seconds / self.peak,
+            "grad_norm": outcome.grad_norm,
+            "lr": outcome.lr,
+            "tokens_per_s": self.budget.tokens_per_step / outcome.seconds,
+            "flops_per_s": self.step_flops / outcome.seconds,
+            "mfu": None if self.peak is None else self.step_flops / outcome.seconds / self.peak,
             "memory_bytes": peak_memory_bytes(self.device),
         }
-        every = self.cfg.eval.every
-        if every is not None and self.step % every == 0:
+        if self._validates(self.step):
             line |= self.validate()
         self.metrics.write(line)
         for tracker in self.trackers:
@@ -191,68 +185,18 @@ class Trainer:
         self.last_line = line
         self.observer.step(line, self.budget.fraction(self.step, train_seconds))
 
-    def _optimizer_step(self, k: int) -> tuple[float, float]:
-        """Loss in nats and gradient norm of step k, applied only if both are finite."""
-        train = self.cfg.train
-        batch = self.sampler.batch(k)
-        self.chain.update(k, batch.starts_B)
-        bytes_BT1 = torch.from_numpy(batch.bytes_BT1).to(self.device)
-        reset_BT = None if batch.reset_BT is None else torch.from_numpy(batch.reset_BT).to(self.device)
-        self.model.prepare()
-        micro = train.batch_size // train.grad_accum
-        total = torch.zeros((), device=self.device)
-        carried: list[list[State]] = []
-        for first in range(0, train.batch_size, micro):
-            rows = slice(first, first + micro)
-            with autocast(self.device, self.dtype):
-                loss, states = self.model.loss(bytes_BT1[rows], *self._context(rows, reset_BT))
-            (loss / train.grad_accum).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() / train.grad_accum
-            if train.carry_state:
-                carried.append([{name: t.detach() for name, t in state.items()} for state in states])
-        norm = self._clip()
-        value, grad_norm = total.item(), norm.item()
-        if not (abs(value) < float("inf") and abs(grad_norm) < float("inf")):
-            self._diverged(k, value, grad_norm, bytes_BT1, batch.starts_B, reset_BT)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if carried:
-            self.carry = [
-                {name: torch.cat([part[i][name] for part in carried]) for name in carried[0][i]}
-                for i in range(len(carried[0]))
-            ]
-        return value, grad_norm
-
-    def _context(self, rows: slice, reset_BT: Tensor | None) -> tuple[list[State] | None, Tensor | None]:
-        """Carried states and resets of some rows of the batch."""
-        states = self.carry and [{name: t[rows] for name, t in state.items()} for state in self.carry]
-        return states, None if reset_BT is None else reset_BT[rows]
-
-    def _clip(self) -> Tensor:
-        """Global gradient norm before clipping to train.clip."""
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if self.cfg.train.clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(list(self.model.parameters()), self.cfg.train.clip, norm)
-        return norm
-
-    def _diverged(
-        self, k: int, loss: float, norm: float, bytes_BT1: Tensor, starts_B: Any, reset_BT: Tensor | None
-    ) -> None:
-        micro = self.cfg.train.batch_size // self.cfg.train.grad_accum
-
-        def forward() -> None:
-            for first in range(0, self.cfg.train.batch_size, micro):
-                rows = slice(first, first + micro)
-                with autocast(self.device, self.dtype):
-                    self.model.loss(bytes_BT1[rows], *self._context(rows, reset_BT))
-
-        where = first_offender(self.model, forward)
+    def _diverged(self, outcome: Outcome) -> NoReturn:
+        where = self.executor.offender(outcome.k)
         raise Diverged(
-            f"step {k}: loss {loss}, gradient norm {norm}; first not finite: {where}. The step was not applied. "
-            f"Batch {k} of seed {self.cfg.train.seed} starts at bytes {', '.join(map(str, starts_B[:4]))}, ... "
+            f"step {outcome.k}: loss {outcome.loss}, gradient norm {outcome.grad_norm}; first not finite: {where}. "
+            f"The step was not applied. Batch {outcome.k} of seed {self.cfg.train.seed} starts at bytes "
+            f"{', '.join(map(str, outcome.starts_B[:4]))}, ... "
             "Try a lower --lr or -o train.clip=0.5; `rnn-lab resume` goes on from the last checkpoint."
         )
+
+    def _validates(self, step: int) -> bool:
+        every = self.cfg.eval.every
+        return every is not None and step % every == 0
 
     def validate(self) -> dict[str, float | None]:
         """Validation loss and bits per byte with the averaged weights."""
@@ -268,13 +212,13 @@ class Trainer:
     def _checkpoint_due(self, last_save: dict[str, float]) -> bool:
         every = self.cfg.checkpoint.every
         if every is not None:
-            return self.step % every == 0
+            return self._submitted % every == 0
         now = self.clock.seconds()
         return sum(now.values()) - sum(last_save.values()) >= AUTO_CHECKPOINT_SECONDS
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
-        assert self.metrics is not None
+        assert self.metrics is not None and self._submitted == self.step
         with self.clock.book("checkpoint"):
             self.metrics.sync()
             tensors, values = ckpt.optimizer_tensors(self.optimizer)
@@ -284,12 +228,12 @@ class Trainer:
                     "model": dict(self.model.state_dict()),
                     "optimizer": tensors,
                     "random": ckpt.random_state(),
-                    "carry": _flatten_states(self.carry),
+                    "carry": flatten_states(self.executor.carry),
                 },
                 {
                     "optimizer": values,
                     "timed_steps": self.timed_steps,
-                    "identity": self.identity,
+                    "identity": identity(self.cfg, self.spec),
                     "data_chain": self.chain.hexdigest,
                     "data_fingerprint": self.data_fingerprint,
                     "clock": self.clock.seconds(),
@@ -317,16 +261,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _flatten_states(states: list[State] | None) -> dict[str, Tensor]:
-    return {f"{i}.{name}": t for i, state in enumerate(states or []) for name, t in state.items()}
-
-
-def _unflatten_states(flat: dict[str, Tensor], device: torch.device) -> list[State]:
-    depth = 1 + max(int(key.split(".")[0]) for key in flat)
-    states: list[State] = [{} for _ in range(depth)]
-    for key, tensor in flat.items():
-        index, _, name = key.partition(".")
-        states[int(index)][name] = tensor.to(device)
-    return states

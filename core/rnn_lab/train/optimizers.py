@@ -1,29 +1,52 @@
 """Optimizers of the core: factories that take (model, OptimizerSection) and return a torch optimizer.
 
 An optimizer that averages its weights, as schedule-free ones do, has `train()` and `eval()`; the loop calls them
-where they exist.
+where they exist. One whose step needs no host is a `GatedOptimizer`; a step of any other cannot be part of a CUDA
+graph.
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from schedulefree import AdamWScheduleFree
-from torch import nn
+from torch import Tensor, nn
 
 from rnn_lab.config import OptimizerSection
+
+_OF_THIS_MACHINE = ("foreach", "fused", "capturable")
+"""Keys of a parameter group that say how an update runs, not what it does."""
+
+
+@runtime_checkable
+class GatedOptimizer(Protocol):
+    """An optimizer with every counter on the device, so that a CUDA graph can replay its step."""
+
+    @property
+    def lr_now(self) -> Tensor:
+        """Rate of the last step, a scalar on the device."""
+
+    def gated_step(self, scale: Tensor, skip: Tensor) -> None:
+        """One update from the gradients times `scale`; none, counters included, where `skip` is not 0."""
+
+    def bind(self) -> None:
+        """After a capture, before its first replay: see to it that the step meets the captured gradients."""
 
 
 def schedule_free_adamw(model: nn.Module, cfg: OptimizerSection) -> torch.optim.Optimizer:
     """AdamW whose evaluation weights are a running average instead of a learning-rate schedule (arXiv 2405.15682)."""
-    optimizer: torch.optim.Optimizer = AdamWScheduleFree(
+    from rnn_lab.train.schedule_free import FusedScheduleFree, refuses_fused
+
+    kind = AdamWScheduleFree if refuses_fused(model.parameters()) else FusedScheduleFree
+    optimizer: torch.optim.Optimizer = kind(
         _groups(model, cfg), lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, warmup_steps=cfg.warmup_steps
     )
     return optimizer
 
 
 def adamw(model: nn.Module, cfg: OptimizerSection) -> torch.optim.Optimizer:
-    """torch's AdamW at a constant rate after a linear warm-up."""
-    return WarmupAdamW(_groups(model, cfg), lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, warmup_steps=cfg.warmup_steps)
+    """torch's AdamW at a constant rate after a linear warm-up; its fused kernel on CUDA."""
+    kind = FusedAdamW if all(p.is_cuda for p in model.parameters()) else WarmupAdamW
+    return kind(_groups(model, cfg), lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, warmup_steps=cfg.warmup_steps)
 
 
 class WarmupAdamW(torch.optim.AdamW):
@@ -41,9 +64,72 @@ class WarmupAdamW(torch.optim.AdamW):
             group["lr"] = group["peak_lr"] * min(1.0, group["steps_taken"] / max(1, group["warmup_steps"]))
         return super().step(closure)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state, by the implementation chosen here."""
+        own = {name: self.param_groups[0][name] for name in _OF_THIS_MACHINE}
+        groups = [{**group, **own} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
+
+class FusedAdamW(WarmupAdamW):
+    """The same by torch's fused kernel, with steps taken and rate on the device."""
+
+    def __init__(self, params: Any, **kwargs: Any) -> None:
+        super().__init__(params, fused=True, capturable=True, **kwargs)
+        # torch warns about a capturable optimizer that runs outside a capture, as ours does before its own.
+        self._warned_capturable_if_run_uncaptured = True
+        device = self.param_groups[0]["params"][0].device
+        self._taken = torch.zeros((), dtype=torch.float64, device=device)
+        self._lr = torch.zeros((), dtype=torch.float64, device=device)
+        self._one, self._zero = torch.ones((), device=device), torch.zeros((), device=device)
+
+    @property
+    def lr_now(self) -> Tensor:
+        """See GatedOptimizer."""
+        return self._lr
+
+    def step(self, closure: Any = None) -> Any:
+        """One update at the rate of this step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.gated_step(self._one, self._zero)
+        return loss
+
+    def gated_step(self, scale: Tensor, skip: Tensor) -> None:
+        """See GatedOptimizer."""
+        first = self.param_groups[0]
+        self._taken += 1 - skip
+        ramp = (self._taken / max(1, first["warmup_steps"])).clamp(max=1.0)
+        torch.where(skip > 0, self._lr, first["peak_lr"] * ramp, out=self._lr)
+        self.grad_scale, self.found_inf = 1 / scale, skip
+        kept = first["lr"]
+        for group in self.param_groups:
+            group["lr"] = self._lr.float()
+        torch.optim.AdamW.step(self)
+        for group in self.param_groups:
+            group["lr"] = kept
+
+    def bind(self) -> None:
+        """Nothing: torch's kernel takes addresses from its launch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As WarmupAdamW's, the counters fetched from the device."""
+        taken, lr = round(self._taken.item()), self._lr.item()
+        for group in self.param_groups:
+            group.update(steps_taken=taken, lr=lr if taken else group["peak_lr"])
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state of this class or of WarmupAdamW."""
+        super().load_state_dict(state_dict)
+        self._taken.fill_(self.param_groups[0]["steps_taken"])
+        self._lr.fill_(self.param_groups[0]["lr"])
+
 
 def current_lr(optimizer: torch.optim.Optimizer) -> float:
-    """Rate of the last step: a schedule-free optimizer keeps it apart from its peak."""
+    """Rate of the last step, kept on the host: a schedule-free optimizer has it apart from its peak."""
     group = optimizer.param_groups[0]
     return float(group.get("scheduled_lr") or group["lr"])
 

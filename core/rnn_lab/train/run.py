@@ -12,17 +12,18 @@ import torch
 from rnn_lab.config import Layer, ModelSection, Resolved, RunConfig, resolve
 from rnn_lab.data.corpus import open_split
 from rnn_lab.data.default import default_corpus
-from rnn_lab.errors import CheckpointError, ConfigError, Diverged, OutOfMemory, RnnLabError
+from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
 from rnn_lab.registry import Registry
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
-from rnn_lab.train.device import is_out_of_memory, peak_memory_bytes, pick_device, pick_dtype
+from rnn_lab.train.device import is_out_of_memory, pick_device, pick_dtype
 from rnn_lab.train.loop import Observer, Trainer
-from rnn_lab.train.metrics import bits_per_byte
 from rnn_lab.train.optimizers import set_mode
+from rnn_lab.train.progress import Progress, restore
+from rnn_lab.train.result import result_of
 from rnn_lab.train.rundir import RunDir, default_command
 
 CPU_DEFAULTS = Layer("default on cpu", {"train": {"batch_size": 8, "seq_len": 128}, "eval": {"tokens": 16384}})
@@ -80,6 +81,8 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
         raise ConfigError(
             f"train.grad_accum = {cfg.train.grad_accum} does not divide train.batch_size = {cfg.train.batch_size}"
         )
+    if cfg.train.graph == "on" and pick_device(cfg.train.device).type != "cuda":
+        raise ConfigError("train.graph = on needs a CUDA device: `-o train.graph=auto` uses a graph where it can")
     found.load("optimizers", cfg.optimizer.name)
     for name in cfg.log.trackers:
         found.load("trackers", name)
@@ -104,7 +107,7 @@ def start_run(plan: Plan, out: Path, found: Registry, observer: Observer) -> dic
         What result.json holds.
 
     Raises:
-        RnnLabError: see `_execute`; the folder then says how far it came.
+        RnnLabError: see `execute`; the folder then says how far it came.
     """
     clock = Clock()
     cfg = plan.resolved.config
@@ -114,82 +117,9 @@ def start_run(plan: Plan, out: Path, found: Registry, observer: Observer) -> dic
     try:
         run.write_env(default_command())
         run.write_config(plan.tables(), plan.origins())
-        return _execute(plan, run, split, found, observer, clock, None)
+        return execute(plan, run, split, found, observer, clock, None)
     finally:
         run.unlock()
-
-
-def resume_run(path: Path, extend: dict[str, Any], found: Registry, observer: Observer) -> dict[str, Any]:
-    """Go on with a run from its newest intact checkpoint, or from its first step if it has none yet.
-
-    Args:
-        path: the run's folder.
-        extend: new limits for `train.steps`, `train.tokens` or `train.minutes`.
-        found: the registry.
-        observer: who watches.
-
-    Raises:
-        ConfigError: not a run, or it is finished and nothing extends it.
-        CheckpointError: no checkpoint is intact, or the data changed.
-    """
-    run = RunDir.open(path)
-    run.lock()
-    try:
-        resolved = run.read_config()
-        saved = ckpt.load_latest(run.checkpoints, observer.note)
-        if saved is None:
-            _no_checkpoint(run, observer)
-        clock = Clock(saved.state["clock"] if saved else None)
-        if extend:
-            resolved = _extended(resolved, extend)
-        plan = Plan(resolved, model_spec(resolved.config.model, found, must_reach=False))
-        done, seconds = (saved.step, saved.state["clock"]["train"]) if saved else (0, 0.0)
-        finished = (run.read_result() or {}).get("status") == "ok"
-        if finished and not Budget.of(resolved.config.train).allows(done, seconds):
-            raise ConfigError(
-                f"{path} has spent its budget at step {done}: extend it with `rnn-lab resume {path} --steps N`, "
-                "--tokens N or --minutes M"
-            )
-        cfg = resolved.config
-        split = open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
-
-        def begin() -> None:
-            """Only once everything is in place does the old end of the run give way."""
-            run.write_config(plan.tables(), plan.origins())
-            run.result.unlink(missing_ok=True)
-
-        return _execute(plan, run, split, found, observer, clock, saved, begin)
-    finally:
-        run.unlock()
-
-
-def _no_checkpoint(run: RunDir, observer: Observer) -> None:
-    """Begin again only if the run never had a checkpoint.
-
-    Raises:
-        CheckpointError: it ended once, so it had one.
-    """
-    if run.checkpoints.exists() and not run.checkpoints.is_dir():
-        raise CheckpointError(f"{run.checkpoints} is not a folder")
-    steps = (run.read_result() or {}).get("steps")
-    if steps:
-        raise CheckpointError(
-            f"{run.checkpoints} is missing, though this run ended after {steps} steps: restore it from a copy, or "
-            f"remove {run.result} to train again from the first step"
-        )
-    observer.note("this run has no checkpoint yet: it starts from its first step")
-
-
-def _extended(resolved: Resolved, extend: dict[str, Any]) -> Resolved:
-    """The same configuration under new limits; limits that are not named anew no longer hold."""
-    cfg = resolved.config
-    limits = {"steps": None, "tokens": None, "minutes": None, **extend}
-    tables = cfg.model_dump(mode="json", exclude_none=True)
-    tables["model"] |= tables["model"].pop("fields")
-    tables["train"] = {k: v for k, v in {**tables["train"], **limits}.items() if v is not None}
-    changed = resolve([Layer("config.toml", tables)])
-    origins = {**resolved.origins, **{f"train.{key}": "resume" for key in extend}}
-    return Resolved(changed.config, origins)
 
 
 def build(plan: Plan, found: Registry) -> tuple[LM, torch.optim.Optimizer]:
@@ -226,27 +156,31 @@ def load_trained(path: Path, found: Registry, device: str, note: Any) -> tuple[L
     return model.eval(), plan, saved.step
 
 
-def _execute(
+def execute(
     plan: Plan, run: RunDir, split: Any, found: Registry, observer: Observer, clock: Clock,
     saved: ckpt.Checkpoint | None, begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train, validate, and write result.json whatever happens once `begin` was called."""
     cfg = plan.resolved.config
     trainer: Trainer | None = None
+    trackers: list[Any] = []
     status, error_text, begun = "failed", None, saved is None
     final: dict[str, Any] = {}
     previous = _terminate_as_interrupt()
     try:
         model, optimizer = build(plan, found)
         dtype = pick_dtype(cfg.train.dtype, pick_device(cfg.train.device))
+        progress = Progress()
+        if saved is not None:
+            progress = restore(
+                saved, cfg=cfg, spec=plan.spec, run=run, split=split, model=model, optimizer=optimizer
+            )  # fmt: skip
+        for name in cfg.log.trackers:
+            trackers.append(found.load("trackers", name)(run.path, _shown(plan), progress.step + 1))
         trainer = Trainer(
             cfg=cfg, spec=plan.spec, run=run, split=split, model=model, optimizer=optimizer, dtype=dtype,
-            observer=observer, clock=clock,
+            progress=progress, trackers=trackers, observer=observer, clock=clock,
         )  # fmt: skip
-        if saved is not None:
-            trainer.restore(saved)
-        for name in cfg.log.trackers:
-            trainer.trackers.append(found.load("trackers", name)(run.path, _shown(plan), trainer.step + 1))
         begin()
         begun = True
         clock.switch("other")
@@ -272,14 +206,15 @@ def _execute(
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
-        result = _result(plan, trainer, status, error_text, final, clock)
+        result = result_of(
+            plan.spec, cfg.train.seed, trainer, clock, status=status, error=error_text, final=final
+        )  # fmt: skip
         if begun:
             run.write_result(result)
-        if trainer is not None:
-            if trainer.metrics is not None:
-                trainer.metrics.close()
-            for tracker in trainer.trackers:
-                tracker.close(result)
+        if trainer is not None and trainer.metrics is not None:
+            trainer.metrics.close()
+        for tracker in trackers:
+            tracker.close(result)
     return result
 
 
@@ -309,60 +244,3 @@ def _advice(cfg: Any) -> str:
         f"use --grad-accum {train.grad_accum * 2} (same batch in smaller pieces), or lower" if micro > 1 else "lower"
     )
     return f"out of memory with {micro} x {train.seq_len} bytes at once: {smaller} --seq-len, --batch-size or --target"
-
-
-def _result(
-    plan: Plan, trainer: Trainer | None, status: str, error: str | None, final: dict[str, Any], clock: Clock
-) -> dict[str, Any]:
-    """What result.json says; figures that do not exist are null."""
-    seconds = clock.seconds()
-    result: dict[str, Any] = {
-        "status": status,
-        "error": error,
-        "model": plan.spec.name,
-        "params": plan.spec.certificate.params,
-        "certificate": plan.spec.certificate.as_dict(),
-        "seed": plan.resolved.config.train.seed,
-        "clock": {"buckets": seconds, "total": sum(seconds.values()), "budget": "train"},
-    }
-    names = (
-        "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "tokens_per_s", "mfu",
-        "peak_memory_bytes", "device", "dtype", "data", "data_chain", "backends",
-    )  # fmt: skip
-    result |= dict.fromkeys(names)
-    if trainer is None:
-        return result
-    timed_flops = trainer.timed_steps * trainer.step_flops
-    last100 = trainer.metrics.last100 if trainer.metrics else None
-    train_seconds = seconds["train"]
-    result |= final
-    result |= {
-        "steps": trainer.step,
-        "tokens": trainer.step * trainer.budget.tokens_per_step,
-        "flops": trainer.step * trainer.step_flops,
-        "loss": trainer.last_line.get("loss"),
-        "last100": last100,
-        "bpb": bits_per_byte(last100),
-        "tokens_per_s": trainer.timed_steps * trainer.budget.tokens_per_step / train_seconds if train_seconds else None,
-        "mfu": timed_flops / train_seconds / trainer.peak if trainer.peak and train_seconds else None,
-        "peak_memory_bytes": peak_memory_bytes(trainer.device),
-        "device": str(trainer.device),
-        "dtype": str(trainer.dtype).removeprefix("torch."),
-        "data": {"path": str(trainer.split.train.file.path), "fingerprint": trainer.data_fingerprint},
-        "data_chain": trainer.chain.hexdigest,
-        "backends": backends(trainer.model),
-    }
-    return result
-
-
-def backends(model: LM) -> list[dict[str, Any]]:
-    """Which backend ran each operation of each layer, and why no faster one; equal layers share a row.
-
-    What the language model runs around its layers is in layer "lm".
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for name, owner in [*enumerate(model.layers), ("lm", model)]:
-        for choice in getattr(owner, "backends", {}).values():
-            row = rows.setdefault(repr(choice), {**choice.as_dict(), "layers": []})
-            row["layers"].append(name)
-    return list(rows.values())

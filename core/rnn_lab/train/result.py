@@ -1,0 +1,69 @@
+"""result.json: how a run ended, in figures."""
+
+from typing import Any
+
+from rnn_lab.lm import LM
+from rnn_lab.modelspec import ModelSpec
+from rnn_lab.train.clock import Clock
+from rnn_lab.train.device import peak_memory_bytes
+from rnn_lab.train.loop import Trainer
+from rnn_lab.train.metrics import bits_per_byte
+
+
+def result_of(
+    spec: ModelSpec, seed: int, trainer: Trainer | None, clock: Clock, *, status: str, error: str | None,
+    final: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What result.json says; figures that do not exist are null."""
+    seconds = clock.seconds()
+    result: dict[str, Any] = {
+        "status": status,
+        "error": error,
+        "model": spec.name,
+        "params": spec.certificate.params,
+        "certificate": spec.certificate.as_dict(),
+        "seed": seed,
+        "clock": {"buckets": seconds, "total": sum(seconds.values()), "budget": "train"},
+    }
+    names = (
+        "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "tokens_per_s", "mfu",
+        "peak_memory_bytes", "device", "dtype", "data", "data_chain", "backends", "graph",
+    )  # fmt: skip
+    result |= dict.fromkeys(names)
+    if trainer is None:
+        return result
+    timed_flops = trainer.timed_steps * trainer.step_flops
+    last100 = trainer.metrics.last100 if trainer.metrics else None
+    train_seconds = seconds["train"]
+    result |= final
+    result |= {
+        "steps": trainer.step,
+        "tokens": trainer.step * trainer.budget.tokens_per_step,
+        "flops": trainer.step * trainer.step_flops,
+        "loss": trainer.last_line.get("loss"),
+        "last100": last100,
+        "bpb": bits_per_byte(last100),
+        "tokens_per_s": trainer.timed_steps * trainer.budget.tokens_per_step / train_seconds if train_seconds else None,
+        "mfu": timed_flops / train_seconds / trainer.peak if trainer.peak and train_seconds else None,
+        "peak_memory_bytes": peak_memory_bytes(trainer.device),
+        "device": str(trainer.device),
+        "dtype": str(trainer.dtype).removeprefix("torch."),
+        "data": {"path": str(trainer.split.train.file.path), "fingerprint": trainer.data_fingerprint},
+        "data_chain": trainer.chain.hexdigest,
+        "backends": backends(trainer.model),
+        "graph": trainer.executor.graph,
+    }
+    return result
+
+
+def backends(model: LM) -> list[dict[str, Any]]:
+    """Which backend ran each operation of each layer, and why no faster one; equal layers share a row.
+
+    What the language model runs around its layers is in layer "lm".
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name, owner in [*enumerate(model.layers), ("lm", model)]:
+        for choice in getattr(owner, "backends", {}).values():
+            row = rows.setdefault(repr(choice), {**choice.as_dict(), "layers": []})
+            row["layers"].append(name)
+    return list(rows.values())

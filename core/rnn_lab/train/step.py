@@ -1,0 +1,226 @@
+"""One optimizer step: forward, backward, clip and update, and who executes it.
+
+`TrainStep` is what is computed; an executor decides when. This module has the eager one; train.graph replays the same
+step as a CUDA graph.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rnn_lab.config import TrainSection
+from rnn_lab.data.batches import Batch, Sampler
+from rnn_lab.layer import State
+from rnn_lab.lm import LM
+from rnn_lab.train.clock import Clock
+from rnn_lab.train.device import autocast
+from rnn_lab.train.diagnose import first_offender
+from rnn_lab.train.optimizers import GatedOptimizer, current_lr
+
+Carry = list[State] | None
+RECORD = 4
+"""What a step reports, as fp64 `[4]`: loss, gradient norm before the clip, learning rate, 1 if it was not applied."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the host learns of step k; `timed` unless it was a warm-up step."""
+
+    k: int
+    starts_B: NDArray[Any]
+    loss: float
+    grad_norm: float
+    lr: float
+    seconds: float
+    timed: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step was applied."""
+        return isfinite(self.loss) and isfinite(self.grad_norm)
+
+
+class Executor(Protocol):
+    """Runs steps in order; results come in the same order, at once or up to `depth` steps later."""
+
+    @property
+    def depth(self) -> int:
+        """Steps that may be in flight when another is submitted."""
+
+    @property
+    def graph(self) -> dict[str, Any]:
+        """For result.json: whether a CUDA graph is in use, and why not."""
+
+    @property
+    def carry(self) -> Carry:
+        """States to go on with after the last step; to be read when nothing is in flight."""
+
+    def __len__(self) -> int:
+        """Steps in flight."""
+
+    def submit(self, k: int) -> None:
+        """Start step k; the caller collects so often that at most `depth` steps are in flight before."""
+
+    def collect(self, wait: bool) -> Outcome | None:
+        """The oldest step in flight, or None if there is none or it is not done and need not be waited for."""
+
+    def offender(self, k: int) -> str:
+        """What went non-finite in step k, which was not applied; the executor ends with this."""
+
+
+class HostUpdate:
+    """Clip and update by any optimizer: the host looks at loss and norm first."""
+
+    def __init__(self, model: LM, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        self.parameters, self.optimizer, self.clip = list(model.parameters()), optimizer, clip
+
+    def __call__(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Apply the gradients in place if both are finite; the step's record."""
+        value, size = loss.item(), norm.item()
+        applied = isfinite(value) and isfinite(size)
+        if applied:
+            if self.clip > 0:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+            self.optimizer.step()
+        return torch.tensor([value, size, current_lr(self.optimizer), not applied], dtype=torch.float64)
+
+
+class DeviceUpdate:
+    """The same without the host: a step that is not finite is not applied, nor is any after it."""
+
+    def __init__(self, optimizer: GatedOptimizer, clip: float, device: torch.device) -> None:
+        self.optimizer, self.clip = optimizer, clip
+        self.halted = torch.zeros((), device=device)
+
+    def __call__(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Apply the gradients in place unless a loss or norm was not finite; the step's record, on the device."""
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        torch.maximum(self.halted, (~finite).float(), out=self.halted)
+        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip > 0 else torch.ones_like(norm)
+        self.optimizer.gated_step(scale, self.halted)
+        return torch.stack([loss.double(), norm.double(), self.optimizer.lr_now, self.halted.double()])
+
+
+class TrainStep:
+    """Forward, backward and update over one batch in `train.grad_accum` pieces."""
+
+    def __init__(self, model: LM, optimizer: torch.optim.Optimizer, train: TrainSection, dtype: torch.dtype) -> None:
+        self.model, self.train, self.dtype = model, train, dtype
+        self.optimizer = optimizer
+        self.device = model.embedding.weight.device
+        self.update: HostUpdate | DeviceUpdate
+        if isinstance(optimizer, GatedOptimizer):
+            self.update = DeviceUpdate(optimizer, train.clip, self.device)
+        else:
+            self.update = HostUpdate(model, optimizer, train.clip)
+
+    def __call__(self, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry) -> tuple[Tensor, Carry]:
+        """Train on a batch.
+
+        Returns:
+            The record, and the states to carry on if states are carried.
+
+        """
+        self.model.prepare()
+        loss, carry = self.backward(bytes_BT1, reset_BT, carry)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return self.update(loss, norm), carry
+
+    def backward(self, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry) -> tuple[Tensor, Carry]:
+        """Add the gradients of a batch's mean loss; that loss, and the states to carry on."""
+        total = torch.zeros((), device=self.device)
+        carried: list[list[State]] = []
+        for piece in self._pieces():
+            loss, states = self._forward(piece, bytes_BT1, reset_BT, carry)
+            (loss / self.train.grad_accum).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() / self.train.grad_accum
+            if self.train.carry_state:
+                carried.append([{name: t.detach() for name, t in state.items()} for state in states])
+        return total, _joined(carried) if carried else None
+
+    def forward(self, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry) -> None:
+        """The forward passes alone."""
+        for piece in self._pieces():
+            self._forward(piece, bytes_BT1, reset_BT, carry)
+
+    def _pieces(self) -> Iterator[slice]:
+        micro = self.train.batch_size // self.train.grad_accum
+        return (slice(first, first + micro) for first in range(0, self.train.batch_size, micro))
+
+    def _forward(
+        self, rows: slice, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry
+    ) -> tuple[Tensor, list[State]]:
+        states = carry and [{name: t[rows] for name, t in state.items()} for state in carry]
+        with autocast(self.device, self.dtype):
+            return self.model.loss(bytes_BT1[rows], states, None if reset_BT is None else reset_BT[rows])
+
+
+class EagerExecutor:
+    """Runs each step at once and waits for its result.
+
+    Args:
+        step: what to compute.
+        sampler: batches.
+        clock: seconds are booked to `warmup` for the first `warmup` steps, then to `train`.
+        carry: states to begin with.
+        warmup: how many steps are not timed.
+
+    """
+
+    depth = 0
+
+    def __init__(self, step: TrainStep, sampler: Sampler, clock: Clock, carry: Carry, warmup: int = 1) -> None:
+        self.step, self.sampler, self.clock, self.carry = step, sampler, clock, carry
+        self.graph: dict[str, Any] = {"used": False, "reason": None}
+        self._warmup = warmup
+        self._done: Outcome | None = None
+
+    def __len__(self) -> int:
+        """See Executor."""
+        return int(self._done is not None)
+
+    def submit(self, k: int) -> None:
+        """See Executor."""
+        bucket = "warmup" if self._warmup > 0 else "train"
+        before = self.clock.seconds()[bucket]
+        with self.clock.book(bucket):
+            batch = self.sampler.batch(k)
+            record, carry = self.step(*self._on_device(batch), self.carry)
+            loss, norm, lr, halted = record.tolist()
+            if not halted:
+                self.carry = carry
+                self.step.optimizer.zero_grad(set_to_none=True)
+        seconds = self.clock.seconds()[bucket] - before
+        self._done = Outcome(k, batch.starts_B, loss, norm, lr, seconds, timed=self._warmup <= 0)
+        self._warmup -= 1
+
+    def collect(self, wait: bool) -> Outcome | None:
+        """See Executor."""
+        done, self._done = self._done, None
+        return done
+
+    def offender(self, k: int) -> str:
+        """See Executor."""
+        batch = self.sampler.batch(k)
+        return first_offender(self.step.model, lambda: self.step.forward(*self._on_device(batch), self.carry))
+
+    def repeat(self, k: int) -> None:
+        """The gradients of step k once more, into cleared ones."""
+        self.step.optimizer.zero_grad(set_to_none=True)
+        self.step.backward(*self._on_device(self.sampler.batch(k)), self.carry)
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        reset_BT = None if batch.reset_BT is None else torch.from_numpy(batch.reset_BT).to(self.step.device)
+        return torch.from_numpy(batch.bytes_BT1).to(self.step.device), reset_BT
+
+
+def _joined(pieces: list[list[State]]) -> list[State]:
+    """States of all rows from those of the pieces of a batch."""
+    return [
+        {name: torch.cat([part[i][name] for part in pieces]) for name in first} for i, first in enumerate(pieces[0])
+    ]
