@@ -1,4 +1,4 @@
-"""Kernels run on a GPU, or on the CPU through Triton's interpreter, which has to be chosen before Triton is imported."""
+"""Kernels run on a GPU, or through Triton's interpreter, which has to be chosen before Triton is imported."""
 
 import os
 

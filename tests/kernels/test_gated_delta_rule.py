@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 pytest.importorskip("triton")
-from rnn_lab.kernels import gated_delta_rule_triton as kernels
+from rnn_lab.kernels import gated_delta_rule_chunked as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("o", "last", "q", "k", "v", "g", "beta", "S")

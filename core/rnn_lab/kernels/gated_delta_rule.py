@@ -8,7 +8,7 @@ That is Gated DeltaNet, which decays the state before it retrieves. With `decay_
 
     S_t = a_t S_{t-1} + k_t (beta_t (v_t - S_{t-1}' k_t))'
 
-The reference is the plain loop. Linear in S, so the Triton backend works in chunks (gated_delta_rule_triton).
+The reference is the plain loop. Linear in S, so the Triton backend works in chunks (gated_delta_rule_chunked).
 """
 
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def _read(S: Tensor, q: Tensor) -> Tensor:
 
 def _run_triton(*args: Any) -> tuple[Tensor, Tensor]:
     """The chunked kernels; their module imports triton."""
-    from rnn_lab.kernels.gated_delta_rule_triton import gated_delta_rule
+    from rnn_lab.kernels.gated_delta_rule_chunked import gated_delta_rule
 
     return gated_delta_rule(*args)
 
