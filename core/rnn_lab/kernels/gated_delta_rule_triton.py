@@ -34,7 +34,7 @@ def _decays(g_ptr, beta_ptr, reset_ptr, t, T, H, DECAY_FIRST: tl.constexpr, HAS_
     The sums of fp32 calls are in fp64: of a large sum, fp32 loses the small decays after it.
     """
     g = tl.maximum(tl.load(g_ptr + t * H, t < T, other=0.0).to(tl.float32), LEAST_DECAY)
-    if DOT == tl.float32:
+    if DOT == tl.float32:  # noqa: SIM300
         g = g.to(tl.float64)
     beta = tl.load(beta_ptr + t * H, t < T, other=0.0).to(tl.float32)
     G = tl.cumsum(g, 0)
