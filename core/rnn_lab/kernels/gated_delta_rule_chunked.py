@@ -21,9 +21,10 @@ def _sizes(q: Tensor, v: Tensor) -> dict[str, Any]:
     BK = max(16, triton.next_power_of_2(K))
     wide = v.dtype == torch.float32
     dot = tl.float32 if wide or INTERPRETED else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[v.dtype]
+    side = CHUNK // 2 if wide else CHUNK
     return {
-        "K": K, "V": V, "BK": BK, "BV": max(16, min(64 if BK < 256 else 32, triton.next_power_of_2(V))),
-        "C": CHUNK // 2 if wide else CHUNK, "DOT": dot, "PRECISION": "tf32x3" if wide else "tf32",
+        "K": K, "V": V, "BK": BK, "BV": max(16, min(side if BK < 256 else side // 2, triton.next_power_of_2(V))),
+        "C": side, "DOT": dot, "PRECISION": "tf32x3" if wide else "tf32",
     }  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def backward(
         q, k, g, beta, reset, inverse, do, S if dlast is None else dlast, dv, dstates, dS, T, H, chunks,
         HAS_LAST=dlast is not None, **sizes, **modes,
     )  # fmt: skip
-    sizes["BK"], sizes["BV"] = min(64, sizes["BK"]), max(16, min(64, triton.next_power_of_2(V)))
+    sizes["BK"], sizes["BV"] = min(sizes["C"], sizes["BK"]), max(16, min(sizes["C"], triton.next_power_of_2(V)))
     dq, dk = torch.empty_like(q), torch.empty_like(k)
     parts = triton.cdiv(K, sizes["BK"])
     dg, dbeta = g.new_empty(parts, B, T, H), g.new_empty(parts, B, T, H)
