@@ -105,9 +105,18 @@ def run_ssd(
 
 
 def refuses_delta(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor, reset_BT: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    S: Tensor,
+    reset_BT: Tensor | None = None,
+    decay_first: bool = True,
 ) -> str | None:
     """Why fla's chunked form cannot run this call of `gated_delta_rule`, or None."""
+    if not decay_first:
+        return "it decays the state before the retrieval"
     if k.shape[-1] > LARGEST_KEY:
         return f"keys have size {k.shape[-1]}, more than {LARGEST_KEY}"
     if reason := _refuses(DELTA_MODULE, DELTA_FUNCTION, v, reset_BT):
@@ -117,7 +126,14 @@ def refuses_delta(
 
 
 def run_delta(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor, reset_BT: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    S: Tensor,
+    reset_BT: Tensor | None = None,
+    decay_first: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`gated_delta_rule` by fla: queries are scaled already, everything but the decay in the dtype of the values."""
     chunked = getattr(_import(DELTA_MODULE), DELTA_FUNCTION)

@@ -124,17 +124,21 @@ class Model(Layer):
             s.reshape(*s.shape[:2], cfg.heads, -1) for s in torch.split(qkv, list(cfg.widths), -1)
         )
         wide = torch.promote_types(qkv.dtype, torch.float32)
-        q_BTHK, k_BTHK = _unit(q_BTHK.to(wide)) * cfg.d_key**-0.5, _unit(k_BTHK.to(wide))
+        # Rounded to the dtype of the values here, so that no pass over memory moves them in fp32.
+        q_BTHK, k_BTHK = _unit(q_BTHK, cfg.d_key**-0.5), _unit(k_BTHK)
         g_BTH = -torch.exp(self.A_log.to(wide)) * F.softplus(self.a_proj(x_BTD).to(wide) + self.dt_bias)
         beta_BTH = torch.sigmoid(self.b_proj(x_BTD).to(wide))
         o_BTHV, new["S"] = GATED_DELTA_RULE(
             self.backends, q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state["S"], reset_BT
         )
-        o_BTHV = F.rms_norm(o_BTHV, (cfg.d_value,), self.o_norm_weight.to(wide), 1e-5)
+        o_BTHV = F.rms_norm(o_BTHV.to(wide), (cfg.d_value,), self.o_norm_weight.to(wide), 1e-5)
         y_BT = o_BTHV.flatten(-2) * F.silu(self.g_proj(x_BTD).to(wide))
         return self.o_proj(y_BT.to(qkv.dtype)), new
 
 
-def _unit(k: Tensor) -> Tensor:
-    """k / sqrt(|k|^2 + 1e-6)."""
-    return k * torch.rsqrt(k.square().sum(-1, keepdim=True) + 1e-6)
+def _unit(k: Tensor, scale: float = 1.0) -> Tensor:
+    """Scale * k / sqrt(|k|^2 + 1e-6) over the last axis, its length in fp32 or wider."""
+    square = torch.linalg.vector_norm(
+        k, dim=-1, keepdim=True, dtype=torch.promote_types(k.dtype, torch.float32)
+    ).square()
+    return (k * (scale * torch.rsqrt(square + 1e-6))).to(k.dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from rnn_lab.init import Init, constant, inverse_softplus_of_log_uniform, log_uniform, xavier
 from rnn_lab.layer import Layer
-from rnn_lab.layers import gate, widen
+from rnn_lab.layers import widen
 from rnn_lab.parts import Dense, Part, Weight, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,21 +67,20 @@ class HeadsLayer(Layer):
     head_attn: nn.Linear
     o_proj: nn.Linear
 
-    def decay(self, x_BTD: Tensor) -> Tensor:
-        """a_BTH in (0, 1], computed in fp32 or wider."""
+    def log_decay(self, x_BTD: Tensor) -> Tensor:
+        """log a_BTH <= 0, computed in fp32 or wider."""
         mode, shape = self.cfg.decay, (*x_BTD.shape[:2], self.cfg.n_heads)
         if mode == "mamba":
-            rate = F.softplus(widen(self.a_proj(x_BTD)) + self.dt_bias)
-            return torch.exp(-torch.exp(widen(self.A_log)) * rate)
+            return -torch.exp(widen(self.A_log)) * F.softplus(widen(self.a_proj(x_BTD)) + self.dt_bias)
         if mode == "simple":
-            return gate(self.beta_proj(x_BTD))
+            return F.logsigmoid(widen(self.beta_proj(x_BTD)))
         if mode == "constant":
-            return gate(self.theta).expand(shape)
-        return widen(x_BTD.new_ones(shape))
+            return F.logsigmoid(widen(self.theta)).expand(shape)
+        return widen(x_BTD.new_zeros(shape))
 
     def output(self, o_BTHV: Tensor, v_BTHV: Tensor, x_BTD: Tensor) -> Tensor:
         """y_BTD: value residual, norm, gate, and the heads together."""
-        cfg = self.cfg
+        cfg, o_BTHV = self.cfg, widen(o_BTHV)
         if cfg.value_residual:
             o_BTHV = o_BTHV + v_BTHV * self.D_v
         if cfg.output_norm:

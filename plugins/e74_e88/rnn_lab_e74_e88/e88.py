@@ -20,7 +20,9 @@ Source      E88 500M study: D 3328, depth 24, H 32, N 48, no gate, norm on = 494
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
+from rnn_lab.kernels.gated_delta_rule import GATED_DELTA_RULE
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.layer import LayerConfig, SearchSpace, State
 from rnn_lab.layers import gate, normalise, retrieve, write
@@ -86,7 +88,7 @@ class Model(HeadsLayer):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        self._cell = Cell(tanh_update if cfg.nonlinearity == "tanh" else linear_update, read)
+        self._cell = Cell(tanh_update, read)
 
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
@@ -131,23 +133,24 @@ class Model(HeadsLayer):
         v_BTHV = rest[0] if rest else k_BTHN
         if cfg.l2_norm:
             q_BTHN, k_BTHN = normalise(q_BTHN), normalise(k_BTHN)
-        inputs = [k_BTHN, v_BTHV, self.decay(x_BTD)]
-        if cfg.write_gate:
-            inputs.append(gate(self.write_gate_proj(x_BTD)))
-        streams = Streams(tuple(inputs), queries=(q_BTHN,))
-        o_BTHV, new["S"] = RECURRENCE(self.backends, self._cell, state["S"], streams, reset_BT)
+        g_BTH = self.log_decay(x_BTD)
+        w_BTH = gate(self.write_gate_proj(x_BTD)) if cfg.write_gate else None
+        if cfg.nonlinearity == "linear":
+            strength = torch.ones_like(g_BTH) if w_BTH is None else w_BTH
+            o_BTHV, new["S"] = GATED_DELTA_RULE(
+                self.backends, q_BTHN, k_BTHN, v_BTHV, g_BTH, strength, state["S"], reset_BT, False
+            )
+        else:
+            inputs = (k_BTHN, v_BTHV, g_BTH.exp()) if w_BTH is None else (k_BTHN, v_BTHV, g_BTH.exp(), w_BTH)
+            streams = Streams(inputs, queries=(q_BTHN,))
+            o_BTHV, new["S"] = RECURRENCE(self.backends, self._cell, state["S"], streams, reset_BT)
         return self.output(o_BTHV, v_BTHV, x_BTD).to(qkv.dtype), new
 
 
-def linear_update(S: Tensor, k: Tensor, v: Tensor, a: Tensor, w: Tensor | None = None) -> Tensor:
-    """a S + w k (v - S' k)'; retrieval is from the state before its decay."""
-    error = v - retrieve(S.mT, k)
-    return write(a[..., None, None] * S, k, error if w is None else w[..., None] * error)
-
-
 def tanh_update(S: Tensor, k: Tensor, v: Tensor, a: Tensor, w: Tensor | None = None) -> Tensor:
-    """Tanh of the linear update."""
-    return linear_update(S, k, v, a, w).tanh()
+    """tanh(a S + w k (v - S' k)'); retrieval is from the state before its decay."""
+    error = v - retrieve(S.mT, k)
+    return write(a[..., None, None] * S, k, error if w is None else w[..., None] * error).tanh()
 
 
 def read(S: Tensor, q: Tensor) -> Tensor:
