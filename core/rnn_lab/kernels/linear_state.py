@@ -75,7 +75,7 @@ def run(
     from rnn_lab.kernels.linear_state_triton import linear_state
 
     o_BTHP, S_BHPN = linear_state(v_BTHP, None, g_BTH, k_BTGN, q_BTGN, S_BHPN, reset_BT)
-    return o_BTHP, S_BHPN
+    return o_BTHP.to(v_BTHP.dtype), S_BHPN
 
 
 def probe(

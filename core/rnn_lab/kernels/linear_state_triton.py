@@ -28,11 +28,11 @@ class _Plan:
         narrow = widest == 64 and triton.cdiv(self.P, 64) * 64 > triton.cdiv(self.P, 32) * 32
         self.BP = min(32 if narrow else widest, max(16, triton.next_power_of_2(self.P)))
         self.chunks = triton.cdiv(self.T, self.L)
-        self.low = low
+        self.low = _stored(low)
         self.flags: dict[str, Any] = {
             "SCALED": dt is not None,
             "RESETS": reset is not None,
-            "LOW": _OPERAND[torch.float32 if INTERPRETED else low],
+            "LOW": _OPERAND[self.low],
             "PRECISION": "tf32x3",
             "L": self.L,
             "BN": self.BN,
@@ -49,6 +49,11 @@ class _Plan:
 
 
 _OPERAND = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    """What kernels store and multiply for results in `dtype`: the interpreter neither rounds to bf16 nor sums it."""
+    return torch.float32 if INTERPRETED else dtype
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def linear_state(
         reset_BT: True at t zeroes the state before step t.
 
     Returns:
-        Read-outs `[B, T, H, P]` in the dtype of x and the last state in fp32.
+        Read-outs `[B, T, H, P]` in the dtype of x (fp32 from the interpreter) and the last state in fp32.
 
     """
     x, k, q = _rows(x_BTHP), _rows(k_BTGN), _rows(q_BTGN)
@@ -97,7 +102,7 @@ def linear_state(
 
 
 def _empty_results(x_BTHP: Tensor, S_BHPN: Tensor) -> tuple[Tensor, Tensor]:
-    o_BTHP = torch.empty(x_BTHP.shape, dtype=x_BTHP.dtype, device=x_BTHP.device)
+    o_BTHP = torch.empty(x_BTHP.shape, dtype=_stored(x_BTHP.dtype), device=x_BTHP.device)
     return o_BTHP, torch.empty(S_BHPN.shape, dtype=torch.float32, device=S_BHPN.device)
 
 
@@ -133,7 +138,7 @@ def linear_state_backward(
     g, reset = g.contiguous(), _bytes(reset_BT)
     strides = *x.stride()[:3], *k.stride()[:3], *q.stride()[:3]
     states = x.new_empty(2, plan.B, plan.chunks, plan.H, plan.N, plan.P, dtype=plan.low)
-    dx, ddt, dg, dk, dq, dS = _empty_gradients(x, dt_BTH, k, q, S_BHPN)
+    dx, ddt, dg, dk, dq, dS = _empty_gradients(x, dt, k, q, S_BHPN)
     states_kernel[plan.grid](
         x, dt, g, k, S_BHPN.contiguous(), reset, states[0], dS,
         *plan.sizes, plan.chunks, *strides[:6], REVERSE=False, **plan.flags,
@@ -145,18 +150,10 @@ def linear_state_backward(
     per_group = plan.H // plan.G
     splits = min(per_group, triton.cdiv(LEAST_PROGRAMS, plan.B * plan.chunks * plan.G))
     per_split = triton.cdiv(per_group, splits)
-    splits = triton.cdiv(per_group, per_split)
+    splits = triton.cdiv(per_group, per_split)  # none is empty
     parts = (dk, dq) if splits == 1 else tuple(x.new_empty(splits, *k.shape, dtype=torch.float32) for _ in "kq")
-    sizes = (
-        *plan.sizes[:4],
-        plan.G,
-        per_group,
-        per_split,
-        plan.chunks,
-        triton.cdiv(plan.P, plan.BP),
-        k.numel(),
-        *strides,
-    )
+    blocks = triton.cdiv(plan.P, plan.BP)
+    sizes = *plan.sizes[:4], plan.G, per_group, per_split, plan.chunks, blocks, k.numel(), *strides
     flags = {"BP": plan.BP, **plan.flags}
     ddt_part, dg_part = torch.empty_like(ddt), torch.empty_like(dg)
     grid = (plan.chunks * splits, plan.G, plan.B)
@@ -170,9 +167,9 @@ def linear_state_backward(
 
 def _empty_gradients(x: Tensor, dt: Tensor | None, k: Tensor, q: Tensor, S: Tensor) -> tuple[Tensor, ...]:
     """Uninitialised gradients by x, dt, log decay, k, q and initial state, contiguous."""
-    dg = x.new_empty(x.shape[:3], dtype=torch.float32)
-    ddt = x.new_empty(0) if dt is None else torch.empty_like(dg)
-    return x.new_empty(x.shape), ddt, dg, k.new_empty(k.shape), q.new_empty(q.shape), S.new_empty(S.shape)
+    dx, dk, dq, dS = (torch.empty(t.shape, dtype=_stored(t.dtype), device=t.device) for t in (x, k, q, S))
+    dg = torch.empty(x.shape[:3], dtype=torch.float32, device=x.device)
+    return dx, dg.new_empty(0) if dt is None else torch.empty_like(dg), dg, dk, dq, dS
 
 
 @linear_state_backward.register_fake
@@ -195,11 +192,11 @@ def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, do_BTHP: Tensor, dS_BHPN: Tensor) -> tuple[Tensor | None, ...]:
-    dt, g = ctx.saved_tensors[1:3]
-    dx, ddt, dg, dk, dq, dS = linear_state_backward(do_BTHP, dS_BHPN, *ctx.saved_tensors)
-    if dt is None:
-        return dx, None, dg.to(g.dtype), dk, dq, dS, None
-    return dx, ddt.to(dt.dtype), (dg * dt).sum((0, 1)).to(g.dtype), dk, dq, dS, None
+    inputs = ctx.saved_tensors[:6]
+    dx, ddt, dg, *rest = linear_state_backward(do_BTHP, dS_BHPN, *ctx.saved_tensors)
+    dt = inputs[1]
+    gradients = dx, None if dt is None else ddt, dg if dt is None else (dg * dt).sum((0, 1)), *rest
+    return *(d if d is None else d.to(t.dtype) for d, t in zip(gradients, inputs, strict=True)), None
 
 
 linear_state.register_autograd(_backward, setup_context=_save)

@@ -61,7 +61,7 @@ def run(
     from rnn_lab.kernels.linear_state_triton import linear_state as kernels
 
     y_BTHP, h_BHPS = kernels(x, dt, A, B.unsqueeze(2), C.unsqueeze(2), h, reset_BT)
-    return y_BTHP, h_BHPS
+    return y_BTHP.to(x.dtype), h_BHPS
 
 
 def probe(
