@@ -1,4 +1,4 @@
-"""The chunked kernels of linear_state and ssd against the plain loop in fp64: results, every gradient, carried state."""
+"""The chunked kernels of linear_state and ssd against the plain loop in fp64: results, gradients, carried state."""
 
 import pytest
 import torch

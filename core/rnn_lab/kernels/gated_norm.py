@@ -2,6 +2,8 @@
 
     y_BTd, x_BTd, z_BTd  read-outs, the skip's input, the gate; any strides between rows
     D_H                  skip weight per head of d / H neighbours         weight_d  w
+
+One pass over memory per direction, where plain torch makes one per product.
 """
 
 from collections.abc import Callable

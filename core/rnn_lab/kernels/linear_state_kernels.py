@@ -19,7 +19,7 @@ A product's result is never transposed for another product: what is needed in bo
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
-# ruff: noqa: ANN
+# ruff: noqa: ANN001, ANN201, ANN202
 import triton
 import triton.language as tl
 
@@ -145,15 +145,13 @@ def states_kernel(
     a = tl.load(g_ptr + h).to(tl.float32) if SCALED else 0.0
     x_ptr += b * xb + h * xh
     k_ptr += b * kb + h // heads_per_group * kg
-    for step in range(0, chunks):
+    for step in range(chunks):
         c = chunks - 1 - step if REVERSE else step
         chunk_ptr = all_ptr + ((b * chunks + c) * H + h) * N * P
         tl.store(chunk_ptr + (n[:, None] * P + p[None, :]), R.to(all_ptr.dtype.element_ty), mask=in_state)
         live = c * L + s < T
         row = b * T + c * L
-        cs, from_start, to_end, whole, dt, resets = _decays(
-            g_ptr, dt_ptr, a, reset_ptr, row, s, live, H, h, SCALED, RESETS
-        )
+        _, from_start, to_end, whole, dt, _ = _decays(g_ptr, dt_ptr, a, reset_ptr, row, s, live, H, h, SCALED, RESETS)
         first = tl.cast(c, tl.int64) * L
         k = tl.load(
             (k_ptr + first * kt) + (s[:, None] * kt + n[None, :]), mask=live[:, None] & in_n[None, :], other=0.0
