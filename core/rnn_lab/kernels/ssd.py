@@ -4,7 +4,8 @@
     A_H      decay rate < 0                        B_BTS, C_BTS  write and read vectors, shared by all heads
     h_BHPS   state                                 y_BTHP  read-outs, without the skip D * x
 
-The reference is the plain loop. Linear in h, so a backend may work in chunks.
+That is kernels.linear_state with v = dt x, g = dt A, k = B and q = C in one group. Its kernels form dt x and dt A
+themselves and give the gradients by dt and A.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels import recurrence
-from rnn_lab.kernels.dispatch import Op
-from rnn_lab.kernels.recurrence import Cell, Streams
+from rnn_lab.kernels import linear_state
+from rnn_lab.kernels.dispatch import Backend, Op
 
 
 def reference(
@@ -43,20 +43,37 @@ def reference(
     """
     wide = torch.promote_types(x_BTHP.dtype, torch.float32)
     dt_BTH = dt_BTH.to(wide)
-    inputs = (torch.exp(dt_BTH * A_H.to(wide)), dt_BTH.unsqueeze(-1) * x_BTHP.to(wide), B_BTS)
-    y_BTd, h = recurrence.reference(Cell(_update, _read), h_BHPS, Streams(inputs, queries=(C_BTS,)), reset_BT)
-    return y_BTd.view(x_BTHP.shape), h
+    v_BTHP, g_BTH = dt_BTH.unsqueeze(-1) * x_BTHP.to(wide), dt_BTH * A_H.to(wide)
+    return linear_state.reference(v_BTHP, B_BTS.unsqueeze(2), C_BTS.unsqueeze(2), g_BTH, h_BHPS, reset_BT)
 
 
-def _update(h_BHPS: Tensor, a_BH: Tensor, u_BHP: Tensor, B_BS: Tensor) -> Tensor:
-    """a h + u B', all heads in one rank-one product."""
-    decayed_BdS = (a_BH[..., None, None] * h_BHPS).flatten(1, 2)
-    return torch.baddbmm(decayed_BdS, u_BHP.flatten(1, 2).unsqueeze(-1), B_BS.unsqueeze(-2)).view_as(h_BHPS)
+def refuses(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, reset_BT: Tensor | None = None
+) -> str | None:
+    """Why the Triton kernels cannot run this call, or None."""
+    return linear_state.refuses(x, B.unsqueeze(2), C.unsqueeze(2), dt, h, reset_BT)
 
 
-def _read(h_BHPS: Tensor, C_BS: Tensor) -> Tensor:
-    """h C, heads flattened."""
-    return torch.bmm(h_BHPS.flatten(1, 2), C_BS.unsqueeze(-1)).squeeze(-1)
+def run(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, reset_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`reference` by Triton; the read-outs come in the dtype of the input."""
+    from rnn_lab.kernels.linear_state_triton import linear_state as kernels
+
+    y_BTHP, h_BHPS = kernels(x, dt, A, B.unsqueeze(2), C.unsqueeze(2), h, reset_BT)
+    return y_BTHP.to(x.dtype), h_BHPS
 
 
-SSD: Op[Callable[..., tuple[Tensor, Tensor]]] = Op("ssd", reference)
+def probe(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, reset_BT: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """Random arguments of the same kind, long enough for several chunks."""
+    few = linear_state.PROBE_BATCH, linear_state.PROBE_STEPS
+    small_x, small_dt, small_B, small_C = (linear_state.random(t, *few) for t in (x, dt, B, C))
+    small_B = small_B * B.shape[-1] ** -0.5
+    dt_and_A = torch.nn.functional.softplus(small_dt - 1), -torch.exp(linear_state.random(A) - 1)
+    return small_x, *dt_and_A, small_B, small_C, linear_state.random(h, few[0]), linear_state.resets(reset_BT)
+
+
+TRITON = Backend("triton", run, refuses)
+SSD: Op[Callable[..., tuple[Tensor, Tensor]]] = Op("ssd", reference, [TRITON], probe)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 from rnn_lab.init import inverse_softplus_of_log_uniform, log_uniform, uniform_fan_in
+from rnn_lab.kernels.gated_norm import GATED_NORM
 from rnn_lab.kernels.ssd import SSD
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import CausalConv, Conv, Dense, Part, Weight, vector
@@ -115,6 +116,5 @@ class Model(Layer):
         dt_BTH = F.softplus(dt_BTH.to(wide) + self.dt_bias)
         A_H = -torch.exp(self.A_log.to(wide))
         y_BTHP, new["h"] = SSD(self.backends, x_BTHP, dt_BTH, A_H, B_BTS, C_BTS, state["h"], reset_BT)
-        y_BTd = (y_BTHP + self.D.unsqueeze(-1) * x_BTHP).flatten(-2) * F.silu(z_BTd.to(wide))
-        y_BTd = F.rms_norm(y_BTd, (d,), self.norm_weight.to(wide), 1e-5)
-        return self.out_proj(y_BTd.to(x_BTd.dtype)), new
+        y_BTd = GATED_NORM(self.backends, y_BTHP.flatten(-2), x_BTd, z_BTd, self.D, self.norm_weight, 1e-5)
+        return self.out_proj(y_BTd), new

@@ -17,9 +17,11 @@ Source      100M/10-minute benchmark, row E70: D 1408, n 96, depth 20 = 98,612,1
 
 from typing import Any
 
+import torch
 from pydantic import Field
 from rnn_lab.init import constant
-from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, write
+from rnn_lab.kernels.linear_state import LINEAR_STATE
+from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, widen, write
 from rnn_lab.parts import Part, Rescaled, Weight
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,3 +64,11 @@ class Model(MatrixStateLayer):
     def update(S: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:  # type: ignore[override]
         """Lambda S + v k'."""
         return write(decay * S, v, k)
+
+    def run_cell(self, x_BTd: Tensor, h: Tensor, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The recurrence as a linear state of one head, which a kernel may run in chunks."""
+        k, v, q = (part.unsqueeze(2) for part in self.project(x_BTd))
+        (decay,) = self.weights()
+        g_BTH = torch.log(widen(decay)).expand(k.shape[:3])
+        o_BTHn, S_BHnn = LINEAR_STATE(self.backends, v, k, q, g_BTH, h.unsqueeze(1), reset_BT)
+        return widen(o_BTHn.squeeze(2)), S_BHnn.squeeze(1)
