@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rnn_lab.init import Init, constant, fill, uniform_fan_in, xavier
 from rnn_lab.kernels.causal_conv import CAUSAL_CONV

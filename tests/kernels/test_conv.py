@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from kernels.compare import DEVICE, expect_reference, random
 from rnn_lab.kernels.causal_conv import CAUSAL_CONV, MOST_TAPS
+
+from kernels.compare import DEVICE, expect_reference, random
 
 
 def arguments(B, T, d, K, *, bias=True, reset=None, silu=True, dtype=torch.float32):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from kernels.compare import DEVICE
 from rnn_lab.kernels.certificates import relative
 from rnn_lab.layers import PlainLayer, ProjectedConfig
 from rnn_lab.lm import LM, LMConfig
+
+from kernels.compare import DEVICE
 
 
 class Mean(PlainLayer):

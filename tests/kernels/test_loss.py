@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from kernels.compare import expect_reference, random
 from rnn_lab.kernels.certificates import relative
 from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
 from torch.nn import functional as F
+
+from kernels.compare import expect_reference, random
 
 
 def arguments(shape, dtype, scale=4.0):

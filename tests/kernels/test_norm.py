@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from kernels.compare import DEVICE, expect_reference, random
 from rnn_lab.kernels.residual_norm import LARGEST_WIDTH, RESIDUAL_NORM
+
+from kernels.compare import DEVICE, expect_reference, random
 
 KINDS = {"rms": (False, False), "layer": (True, True), "layer without bias": (True, False)}
 

@@ -18,7 +18,7 @@ from rnn_lab.bench.cases import Case, tensors
 from rnn_lab.bench.libraries import load
 from rnn_lab.kernels import gated_delta_rule, recurrence
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
-from rnn_lab.kernels.recurrence import Cell
+from rnn_lab.kernels.recurrence import Cell, Streams
 
 GATES = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}
 """cuDNN's cell by the number of recurrent products."""
@@ -133,7 +133,7 @@ def _fla_scan(form: str, x: Tensor, g: Tensor) -> Any:
 
 def _scan(x: Tensor, g: Tensor) -> Tensor:
     zeros = x.new_zeros(x.shape[0], x.shape[2])
-    return recurrence.reference(Cell(lambda h, x, g: torch.exp(g) * h + x), zeros, (x, g))[0]
+    return recurrence.reference(Cell(lambda h, x, g: torch.exp(g) * h + x), zeros, Streams((x, g)))[0]
 
 
 def _gla_inputs(case: Case) -> tuple[Tensor, ...]:
@@ -169,7 +169,7 @@ def _gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
         lambda S, q: (q.unsqueeze(-2) @ S).squeeze(-2),
     )
     zeros = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1])
-    return recurrence.reference(cell, zeros, (k, v, g), (), (q,))[0]
+    return recurrence.reference(cell, zeros, Streams((k, v, g), queries=(q,)))[0]
 
 
 def _dense(case: Case, gates: int, d: int) -> Iterator[Implementation]:

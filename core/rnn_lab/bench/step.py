@@ -1,4 +1,4 @@
-"""One optimizer step of `rnn-lab bench train`, launched from Python or replayed as a CUDA graph."""
+"""The training step of train.step as `rnn-lab bench train` times it: launched from Python, or as one CUDA graph."""
 
 from collections.abc import Callable
 
@@ -6,46 +6,48 @@ import torch
 from torch import Tensor
 
 from rnn_lab.bench.timing import captured
+from rnn_lab.config import TrainSection
+from rnn_lab.errors import GraphUnavailable
 from rnn_lab.lm import LM
-from rnn_lab.train.device import autocast
+from rnn_lab.train.graph import uncapturable
+from rnn_lab.train.step import TrainStep
 
-CLIP = 1.0
 Step = Callable[[Tensor], Tensor]
 
 
 def make_step(model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, like_BT1: Tensor, graph: bool) -> Step:
-    """A function that trains on a batch of windows `[B, T + 1]` and gives the loss, without waiting for it.
-
-    With `graph`, forward, backward and clipping are one CUDA graph; the optimizer is launched after it.
+    """A function that trains on a batch of windows `[B, T + 1]` and gives the step's record without waiting for it.
 
     Args:
         model: on its device.
         optimizer: over the model's parameters.
         dtype: of the autocast.
         like_BT1: a batch of the shape and dtype of all others.
-        graph: whether to capture.
+        graph: whether forward, backward, clip and update are one CUDA graph.
+
+    Raises:
+        GraphUnavailable: a layer of the model cannot be captured.
 
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    B, T = like_BT1.shape[0], like_BT1.shape[1] - 1
+    compute = TrainStep(model, optimizer, TrainSection(batch_size=B, seq_len=T, steps=1), dtype)
     batch_BT1 = like_BT1.clone()
-    loss = torch.zeros((), device=batch_BT1.device)
+    record = torch.zeros(4, dtype=torch.float64, device=batch_BT1.device)
 
-    def gradients() -> None:
-        for p in parameters:
-            p.grad = None
-        model.prepare()
-        with autocast(batch_BT1.device, dtype):
-            value, _ = model.loss(batch_BT1)
-        value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
-        loss.copy_(value.detach())
+    def body() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        record.copy_(compute(batch_BT1, None, None)[0])
 
-    run = captured([gradients]).replay if graph else gradients
+    run: Callable[[], None] = body
+    if graph:
+        body()
+        if reason := next(uncapturable(model), None):
+            raise GraphUnavailable(reason)
+        run = captured([body]).replay
 
     def step(bytes_BT1: Tensor) -> Tensor:
         batch_BT1.copy_(bytes_BT1)
         run()
-        optimizer.step()
-        return loss
+        return record[0]
 
     return step

@@ -1,5 +1,4 @@
 # Triton reads the signatures of kernels in its own way.
-# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,assignment,misc"
 """Triton kernels of cross_entropy: a block of rows per program."""
 

@@ -5,7 +5,6 @@ up the parts, so that nothing depends on the order in which programs run.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
-# ruff: noqa: ANN001, ANN201, ANN202
 from typing import Any
 
 import torch

@@ -1,5 +1,4 @@
 # Triton reads the signatures of kernels in its own way.
-# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,assignment,misc"
 """Triton kernels of residual_norm: one row of the stream per program forward, a strided set of rows backward."""
 

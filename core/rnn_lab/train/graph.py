@@ -193,7 +193,7 @@ class GraphExecutor:
             return f"the optimizer {type(self.step.optimizer).__name__} keeps its counters on the host"
         if self._grew:
             return "the carried state grows from step to step"
-        return next(_uncapturable(self.step.model), None)
+        return next(uncapturable(self.step.model), None)
 
 
 class CapturedStep:
@@ -256,7 +256,7 @@ class CapturedStep:
         self._replay.reset()
 
 
-def _uncapturable(model: LM) -> Iterator[str]:
+def uncapturable(model: LM) -> Iterator[str]:
     """Reasons of the backends that ran in the last forward pass."""
     for layer in model.layers:
         for choice in getattr(layer, "backends", {}).values():
