@@ -196,11 +196,14 @@ __device__ __forceinline__ bool begins(const Args& a, const Place& p, i64 i) {
     return RESET && threadIdx.x < TILE && i >= 0 && t < a.T && a.reset[p.b * a.T + t];
 }
 
-__device__ __forceinline__ void weights(const Args& a, const Place& p, float (&w)[V][NWP]) {
+// What a lane keeps from the first step on. These rows may stand anywhere, so they are read one by one.
+__device__ __forceinline__ void begin(const Args& a, const Place& p, float (&w)[V][NWP], float (&state)[V]) {
 #pragma unroll
-    for (int v = 0; v < V; ++v)
+    for (int v = 0; v < V; ++v) {
+        state[v] = p.inside ? a.start[p.b * a.C + p.c + v] : 0.0f;
 #pragma unroll
         for (int j = 0; j < NW; ++j) w[v][j] = p.inside ? a.w[j][p.c + v] : 0.0f;
+    }
 }
 
 struct Gradients {
@@ -219,9 +222,8 @@ extern "C" __global__ void __launch_bounds__(32) forward(const __grid_constant__
     extern __shared__ __align__(16) char shared[];
     constexpr int BYTES = offset<NX>();
     const Place p(a);
-    float w[V][NWP], h[V] = {};
-    weights(a, p, w);
-    if (p.inside) load<float>(a.start + p.b * a.C + p.c, h);
+    float w[V][NWP], h[V];
+    begin(a, p, w, h);
     for (int i = 0; i < STAGES - 1; ++i) {
         if (i < p.tiles) fetch<NX>(a, p, shared + i * BYTES, i);
         commit();
@@ -258,9 +260,8 @@ extern "C" __global__ void __launch_bounds__(32) backward(const __grid_constant_
     extern __shared__ __align__(16) char shared[];
     constexpr int MARK = offset<NX + 1>(), BYTES = MARK + ROW * int(sizeof(float));
     const Place p(a);
-    float w[V][NWP], dw[V][NWP] = {}, dh[V] = {};
-    weights(a, p, w);
-    if (p.inside) load<float>(a.start + p.b * a.C + p.c, dh);
+    float w[V][NWP], dw[V][NWP] = {}, dh[V];
+    begin(a, p, w, dh);
     const auto fetch_tile = [&](int stage, i64 i) {
         fetch<NX + 1>(a, p, shared + stage * BYTES, i);
         const float* mark = a.marks + (p.b * p.tiles + i) * a.C;
@@ -300,9 +301,9 @@ extern "C" __global__ void __launch_bounds__(32) backward(const __grid_constant_
             Gradients g[V];
 #pragma unroll
             for (int v = 0; v < V; ++v) {
-                const bool begin = resets >> k & 1;
-                g[v] = gradients(begin ? 0.0f : s[k][v], s[k + 1][v], dh[v], dy[v], x[v], w[v]);
-                dh[v] = begin ? 0.0f : g[v].h;
+                const bool fresh = resets >> k & 1;
+                g[v] = gradients(fresh ? 0.0f : s[k][v], s[k + 1][v], dh[v], dy[v], x[v], w[v]);
+                dh[v] = fresh ? 0.0f : g[v].h;
 #pragma unroll
                 for (int j = 0; j < NW; ++j) dw[v][j] += g[v].w[j];
             }

@@ -122,11 +122,10 @@ def _launch(
     form = Form(
         forward, types, channels, _unit(read, C), T % TILE == 0, call.reset is not None, forward and marks is not None
     )
-    n_x, n_w = len(call.xs), max(len(call.ws), 1)
-    weights = [w.float() for w in call.ws]
+    nulls_w, nulls_x = [None] * (not call.ws), [None] * (len(call.xs) - len(dxs))
     values: list[Any] = [*rows, *(row.stride(0) for row in rows), *(row.stride(1) for row in rows)]
-    values += [*weights, *[None] * (n_w - len(weights)), *(dxs or [None] * n_x), *dws, *[None] * (n_w - len(dws))]
-    values += [start, stop, y if forward else None, marks, call.reset, T, C]
+    values += [*(w.float() for w in call.ws), *nulls_w, *dxs, *nulls_x, *dws, *[None] * (len(call.ws) - len(dws))]
+    values += [*nulls_w, start, stop, y if forward else None, marks, call.reset, T, C]
     tile = TILE * sum(row.element_size() for row in read) + (0 if forward else 4)
     grid = (B * -(-C // (32 * channels)), 1, 1)
     kernel(call.program, form)(grid, (32, 1, 1), *values, shared=STAGES * 32 * channels * tile)
