@@ -102,7 +102,9 @@ def compile_cuda(text: str, arch: str, file: str = "kernel.cu", options: Sequenc
 
     program = _checked(nvrtc.nvrtcCreateProgram(text.encode(), file.encode(), 0, [], []))
     try:
-        given = [f"--gpu-architecture={arch}", "--std=c++17", f"--include-path={_headers()}", *options]
+        # What is not annotated is device code: NVRTC 13.0 asks it of lambdas, later ones do not.
+        given = ["--std=c++17", "--device-as-default-execution-space", f"--include-path={_headers()}"]
+        given += [f"--gpu-architecture={arch}", *options]
         (error,) = nvrtc.nvrtcCompileProgram(program, len(given), [option.encode() for option in given])
         log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
         _checked(nvrtc.nvrtcGetProgramLog(program, log))
@@ -182,10 +184,12 @@ class Arguments:
 
 @dataclass
 class _Loaded:
-    """A kernel on one device."""
+    """A kernel on one device, and what a launch needs besides, so that it looks nothing up."""
 
+    driver: Any
     function: Any
     context: Any
+    address: int
     shared: int = STATIC_SHARED
 
 
@@ -222,18 +226,18 @@ class Kernel:
         `values` are numbers, tensors, which become their addresses, and None, which becomes a null pointer.
         `shared` is the dynamic shared memory in bytes.
         """
-        from cuda.bindings import driver
-
         index = next(v.device.index for v in values if isinstance(v, Tensor))
         loaded = self._loaded.get(index) or self._load(index)
+        driver = loaded.driver
         numbers = [v.data_ptr() if isinstance(v, Tensor) else 0 if v is None else v for v in values]
         # Per thread, because the driver reads them without the interpreter's lock.
-        if not hasattr(self._own, "arguments"):
-            self._own.arguments = Arguments(self.signature)
-        address = self._own.arguments.pack(numbers)
+        arguments = getattr(self._own, "arguments", None)
+        if arguments is None:
+            arguments = self._own.arguments = Arguments(self.signature)
+        address = arguments.pack(numbers)
         stream = torch.cuda.current_stream(index).cuda_stream
         # A thread of autograd may have no context yet, or another device's.
-        foreign = int(_checked(driver.cuCtxGetCurrent())) != int(loaded.context)
+        foreign = int(_checked(driver.cuCtxGetCurrent())) != loaded.address
         if foreign:
             _checked(driver.cuCtxPushCurrent(loaded.context))
         try:
@@ -279,7 +283,7 @@ class Kernel:
                 _checked(driver.cuFuncSetAttribute(function, attribute, 1))
         finally:
             _checked(driver.cuCtxPopCurrent())
-        self._loaded[index] = _Loaded(function, context)
+        self._loaded[index] = _Loaded(driver, function, context, int(context))
         return self._loaded[index]
 
 
@@ -293,18 +297,18 @@ def _library(code: bytes) -> Any:
 
 @cache
 def _headers() -> str | None:
-    """Folder with cuda_bf16.h: of the wheel beside torch, or wherever NVIDIA's own search finds one."""
-    spec = importlib.util.find_spec("nvidia")
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        for folder in sorted(Path(root).glob("cu*/include")):
-            if (folder / "cuda_bf16.h").exists():
-                return str(folder)
+    """Folder with cuda_bf16.h, where NVIDIA's own search finds it or in the wheel beside torch."""
     try:
         from cuda.pathfinder import find_nvidia_header_directory
-    except ImportError:
-        return None
-    found: str | None = find_nvidia_header_directory("cudart")
-    return found
+
+        if found := find_nvidia_header_directory("cudart"):
+            return str(found)
+    except ImportError:  # an older cuda-pathfinder looks for libraries only
+        pass
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    wheels = [path.parent for root in roots for path in root.glob("cu*/include/cuda_bf16.h")]
+    return str(max(wheels)) if wheels else None
 
 
 def _checked(result: tuple[Any, ...]) -> Any:
