@@ -217,7 +217,7 @@ __device__ __forceinline__ float output(float s, X x, W w);
 __device__ __forceinline__ Gradients gradients(float h, float s, float dh, float dy, X x, W w);
 
 #if FORWARD
-extern "C" __global__ void __launch_bounds__(32) forward(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(32, 1) forward(const __grid_constant__ Args a) {
     using Y = Stream<NX>::type;
     extern __shared__ __align__(16) char shared[];
     constexpr int BYTES = offset<NX>();
@@ -255,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(32) forward(const __grid_constant__
     if (p.inside) store(a.stop + p.b * a.C + p.c, h);
 }
 #else
-extern "C" __global__ void __launch_bounds__(32) backward(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(32, 1) backward(const __grid_constant__ Args a) {
     using Y = Stream<NX>::type;
     extern __shared__ __align__(16) char shared[];
     constexpr int MARK = offset<NX + 1>(), BYTES = MARK + ROW * int(sizeof(float));

@@ -222,6 +222,11 @@ class Symbol:
     def __pow__(self, exponent: Any) -> "Symbol":
         return Symbol(_power(self.node, exponent))
 
+    def __matmul__(self, other: Any) -> "Symbol":
+        raise NotElementwise("a product of matrices, which is not element-wise")
+
+    __rmatmul__ = __matmul__
+
     def __neg__(self) -> "Symbol":
         return Symbol(neg(self.node))
 
