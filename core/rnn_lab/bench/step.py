@@ -10,6 +10,7 @@ from rnn_lab.config import TrainSection
 from rnn_lab.errors import GraphUnavailable
 from rnn_lab.lm import LM
 from rnn_lab.train.graph import uncapturable
+from rnn_lab.train.optimizers import GatedOptimizer
 from rnn_lab.train.step import TrainStep
 
 Step = Callable[[Tensor], Tensor]
@@ -44,6 +45,8 @@ def make_step(model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, l
         if reason := next(uncapturable(model), None):
             raise GraphUnavailable(reason)
         run = captured([body]).replay
+        if isinstance(optimizer, GatedOptimizer):
+            optimizer.bind()
 
     def step(bytes_BT1: Tensor) -> Tensor:
         batch_BT1.copy_(bytes_BT1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rnn_lab.atomic import write_bytes_atomic
+from rnn_lab.kernels.cuda_jit import nvrtc_version
 from rnn_lab.kernels.triton_support import most_configs, trying
 from rnn_lab.paths import cache_dir
 
@@ -81,6 +82,7 @@ def machine(device_type: str) -> dict[str, Any]:
             "device": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "driver": _driver(),
+            "nvrtc": nvrtc_version(),
         }
     return where
 
@@ -99,7 +101,7 @@ def _sources(module: str) -> str:
     own = getattr(sys.modules.get(module), "__file__", None)
     folders = {Path(__file__).parent} | ({Path(own).parent} if own else set())
     for folder in sorted(folders):
-        for path in sorted([*folder.glob("*.py"), *folder.glob("*.cu")]):
+        for path in sorted([*folder.glob("*.py"), *folder.glob("*.cu*")]):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

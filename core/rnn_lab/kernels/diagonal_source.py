@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
+from rnn_lab.kernels.dialects import printed
 from rnn_lab.kernels.expression import (
     ONE,
     Node,
     add,
     gradients,
     ordered,
-    printed,
     substitute,
     var,
     variables,
@@ -182,7 +182,7 @@ def _forward(program: Program, local: bool) -> list[str]:
     return [*_signature("ends" if local else "forward", pointers, program), *(f"    {line}" for line in lines)]
 
 
-def _step_gradients(program: Program) -> dict[str, Node]:
+def step_gradients(program: Program) -> dict[str, Node]:
     """Gradients of one step by h, streams and weights, from dy (output) and dh (state after the step)."""
     inner = gradients([(program.output, var("dy"))], ["s", *program.xs, *program.ws])
     arriving = add(var("dh"), inner["s"])
@@ -215,7 +215,7 @@ def _backward(program: Program, local: bool) -> list[str]:
     for k in range(TILE):
         body += [*_widen(program, k), f"h_{k} = s_{k}", *_forget(k, f"h_{k}")]
         body += printed({f"s_{k + 1}": program.update}, _names(program, k) | {"h": f"h_{k}"}, f"a{k}_")
-    step = _step_gradients(program)
+    step = step_gradients(program)
     if local:
         assert program.factor is not None
         step = {"h": step["h"], "factor": program.factor}

@@ -1,4 +1,4 @@
-"""Element-wise functions as expressions: traced from plain torch code, differentiated, printed as Triton.
+"""Element-wise functions as expressions: traced from plain torch code and differentiated; kernels.dialects prints them.
 
 What a function may use to be traced, and nothing else (docs/add-a-kernel.md):
 
@@ -222,6 +222,11 @@ class Symbol:
     def __pow__(self, exponent: Any) -> "Symbol":
         return Symbol(_power(self.node, exponent))
 
+    def __matmul__(self, other: Any) -> "Symbol":
+        raise NotElementwise("a product of matrices, which is not element-wise")
+
+    __rmatmul__ = __matmul__
+
     def __neg__(self) -> "Symbol":
         return Symbol(neg(self.node))
 
@@ -346,27 +351,3 @@ def gradients(outputs: Sequence[tuple[Node, Node]], names: Sequence[str]) -> dic
                 if not _is(d, 0):
                     flow[a] = add(flow.get(a, ZERO), d)
     return {name: flow.get(var(name), ZERO) for name in names}
-
-
-_PRINTED = {
-    "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}",
-    "lt": "{0} < {1}", "le": "{0} <= {1}", "gt": "{0} > {1}", "ge": "{0} >= {1}", "where": "tl.where({0}, {1}, {2})",
-    "sigmoid": "sigmoid({0})", "tanh": "tanh({0}, EXACT)", "exp": "exp({0})", "log": "tl.log({0})",
-    "sqrt": "tl.sqrt({0})", "softplus": "softplus({0})", "abs": "tl.abs({0})", "sign": "sign({0})",
-    "maximum": "tl.maximum({0}, {1})", "minimum": "tl.minimum({0}, {1})",
-}  # fmt: skip
-
-
-def printed(outputs: dict[str, Node], names: dict[str, str], prefix: str) -> list[str]:
-    """Lines of Triton that assign every output; `names` says what variables are called, `prefix` marks locals."""
-    lines: list[str] = []
-    known: dict[Node, str] = {}
-    for node in ordered(outputs.values()):
-        if node.op == "const":
-            known[node] = f"({node.value!r})" if float(node.value) < 0 else repr(node.value)
-        elif node.op == "var":
-            known[node] = names[str(node.value)]
-        else:
-            known[node] = f"{prefix}{len(lines)}"
-            lines.append(f"{known[node]} = {_PRINTED[node.op].format(*(known[a] for a in node.args))}")
-    return lines + [f"{name} = {known[node]}" for name, node in outputs.items()]

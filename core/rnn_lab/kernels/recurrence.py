@@ -2,13 +2,14 @@
 
 The reference walks over time in plain torch. It computes in fp32 (fp64 for fp64 inputs) whatever autocast says,
 because a recurrent state that is rounded at every step loses more than it saves. On a GPU an element-wise cell becomes
-one kernel per direction (kernels.diagonal); any other runs as a loop captured in CUDA graphs (kernels.graphed).
+one kernel per direction (kernels.diagonal), Triton or CUDA C++; any other runs as a loop captured in CUDA graphs
+(kernels.graphed).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,7 +158,32 @@ def _refuses_diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor 
     return program if isinstance(program, str) else None
 
 
-def _diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _refuses_diagonal_cuda(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    from rnn_lab.kernels.cuda_jit import refuses_cuda
+    from rnn_lab.kernels.diagonal import parts_of
+
+    if reason := refuses_cuda(*streams.inputs, *streams.queries, *streams.gates, h):
+        return reason
+    program = cell.program(_counts(streams))
+    if isinstance(program, str):
+        return program
+    B, T = streams.inputs[0].shape[:2]
+    if parts_of(program, B, T, h[0].numel()) > 1:
+        return "it is linear and narrow, so parts of time should run at once, which this backend cannot"
+    return None
+
+
+def _diagonal_cuda(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return _diagonal(cell, h, streams, reset_BT, "cuda")
+
+
+def _diagonal(
+    cell: Cell,
+    h: Tensor,
+    streams: Streams,
+    reset_BT: Tensor | None = None,
+    backend: Literal["triton", "cuda"] = "triton",
+) -> tuple[Tensor, Tensor]:
     from rnn_lab.kernels import diagonal
 
     program = cell.program(_counts(streams))
@@ -165,7 +191,7 @@ def _diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None =
     shape = h.shape[1:]
     xs = [_flat(x, 2, shape) for x in (*streams.inputs, *streams.queries, *streams.gates)]
     ws = [_flat(w, 0, shape) for w in (*streams.weights, *streams.biases)]
-    y, last = diagonal.run(program, h.flatten(1), xs, ws, reset_BT, cell.after is not None)
+    y, last = diagonal.run(program, h.flatten(1), xs, ws, reset_BT, cell.after is not None, backend=backend)
     return y.view(*y.shape[:2], *shape), last.view(h.shape)
 
 
@@ -193,6 +219,7 @@ RECURRENCE: Op[Callable[..., tuple[Tensor, Tensor]]] = Op(
     reference,
     [
         Backend("diagonal", _diagonal, _refuses_diagonal),
+        Backend("diagonal-cuda", _diagonal_cuda, _refuses_diagonal_cuda),
         Backend("graph", _graph, _refuses_graph, capturable=False),
     ],
     _probe,

@@ -28,21 +28,29 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-def refuses_triton(*tensors: Tensor) -> str | None:
-    """Why Triton kernels cannot take these tensors, or None: device, dtype, or no Triton."""
+def refuses_gpu(*tensors: Tensor) -> str | None:
+    """Why no kernel of ours can take these tensors, or None: dtype, device, or a GPU too old."""
+    if reason := _refuses_dtype(*tensors):
+        return reason
+    device = tensors[0].device
+    if device.type != "cuda":
+        return f"tensors are on {device.type}, not on cuda"
+    return "the GPU is older than sm_80" if _capability(device.index or 0) < (8, 0) else None
+
+
+def _refuses_dtype(*tensors: Tensor) -> str | None:
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"tensors are {str(tensor.dtype).removeprefix('torch.')}; its kernels take fp32, bf16 and fp16"
-    device = tensors[0].device
-    if INTERPRETED:
-        return None if device.type == "cpu" else "TRITON_INTERPRET=1 runs kernels on the CPU only"
-    if device.type != "cuda":
-        return f"tensors are on {device.type}, not on cuda"
-    if not _installed():
-        return "triton is not installed"
-    if _capability(device.index or 0) < (8, 0):
-        return "the GPU is older than sm_80"
     return None
+
+
+def refuses_triton(*tensors: Tensor) -> str | None:
+    """Why Triton kernels cannot take these tensors, or None: as refuses_gpu, or no Triton."""
+    if INTERPRETED:
+        on_cpu = tensors[0].device.type == "cpu"
+        return _refuses_dtype(*tensors) if on_cpu else "TRITON_INTERPRET=1 runs kernels on the CPU only"
+    return refuses_gpu(*tensors) or (None if _installed() else "triton is not installed")
 
 
 class Tuned:
@@ -62,12 +70,11 @@ class Tuned:
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         """Launcher for a grid, which may be a function of the configuration."""
-        global _most_configs
-        _most_configs = max(_most_configs, len(self.configs))
-        if _tried is None and self._tuner is not None:
+        index = tried(len(self.configs))
+        if index is None and self._tuner is not None:
             launch: Callable[..., Any] = self._tuner[grid]
             return launch
-        return partial(self.kernel[grid], **self.configs[(_tried or 0) % len(self.configs)].all_kwargs())
+        return partial(self.kernel[grid], **self.configs[index or 0].all_kwargs())
 
 
 _tried: int | None = None
@@ -83,6 +90,13 @@ def trying(index: int) -> Iterator[None]:
         yield
     finally:
         _tried = before
+
+
+def tried(count: int) -> int | None:
+    """Which of a kernel's `count` configurations a surrounding `trying` asks for, or None where it may choose."""
+    global _most_configs
+    _most_configs = max(_most_configs, count)
+    return None if _tried is None else _tried % count
 
 
 def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Tuned]:
