@@ -61,9 +61,7 @@ def figures(path, names=("loss", "grad_norm", "lr", "val_loss")):
 
 CASES = [
     {"name": "e61"},
-    {"name": "e1"},
     {"name": "llama"},
-    {"name": "e74", "model": {"n_state": 16}},
     {"name": "e61", "carry_state": True, "grad_accum": 2, "model": {"use_conv": True}},
     {"name": "e61", "optimizer": {"name": "adamw"}},
     {"name": "e61", "optimizer": {"decay": "matrices", "betas": (0.9, 0.95)}, "clip": 0.1},
@@ -79,6 +77,12 @@ def test_a_graph_trains_as_eager_steps_do(make, tmp_path, case):
     assert figures(tmp_path / "graph") == pytest.approx(figures(tmp_path / "eager"), rel=2e-3)
     buckets = result["clock"]["buckets"]
     assert sum(buckets.values()) == pytest.approx(result["clock"]["total"]) and buckets["train"] > 0
+
+
+def test_a_layer_that_replays_graphs_of_its_own_keeps_the_step_out_of_one(make, tmp_path):
+    result = start(make("auto", name="e1"), tmp_path / "run")
+    assert result["graph"] == {"used": False, "reason": "recurrence runs by graph, which cannot be captured"}
+    assert [row["backend"] for row in result["backends"] if row["op"] == "recurrence"] == ["graph"]
 
 
 @pytest.mark.parametrize("name", ["schedulefree", "adamw"])

@@ -111,7 +111,7 @@ def test_only_linear_and_narrow_recurrences_are_split():
     }
     assert diagonal.parts_of(program["nonlinear"], 1, 2**15, 64) == 1
     assert diagonal.parts_of(program["linear"], 32, 512, 4096) == 1
-    assert diagonal.parts_of(program["linear"], 1, 2**15, 1024) == 128
+    assert diagonal.parts_of(program["linear"], 1, 2**15, 1024) == 32
     assert diagonal.parts_of(program["linear"], 1, 100, 64) == 1
 
 

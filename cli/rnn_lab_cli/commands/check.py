@@ -13,18 +13,22 @@ WORDS = {"pass": "pass", "fail": "FAIL", "skip": "skip"}
 @click.command()
 @click.argument("subject", metavar="MODEL|PLUGIN", shell_complete=complete_model_or_plugin)
 @click.option("--only", multiple=True, metavar="ID", help="Only this check; may be repeated.")
+@click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N: where kernels are held to it too.")
 @json_option
 @click.pass_context
-def check(ctx: click.Context, subject: str, only: tuple[str, ...], as_json: bool) -> None:
+def check(ctx: click.Context, subject: str, only: tuple[str, ...], device: str, as_json: bool) -> None:
     """Hold a model, or every model of a plugin, to the contract that all models keep."""
     models = _models(subject)
     from rnn_lab.testing import check_model
+    from rnn_lab.train.device import pick_device
+
+    where = str(pick_device(device))
 
     rows = []
     for model in models:
         if len(models) > 1 and not as_json:
             click.echo(f"{model}:")
-        for result in check_model(model, only=only or None):
+        for result in check_model(model, only=only or None, device=where):
             rows.append(
                 {
                     "model": model,

@@ -14,7 +14,7 @@ def mamba2_block(cfg: Any, index: int) -> nn.Module:
     except MissingPeer:
         fused = False
     block: nn.Module = load("mamba_ssm.modules.mamba2").Mamba2(
-        cfg.dim, d_state=cfg.n_state, headdim=cfg.head_dim, expand=cfg.expansion, use_mem_eff_path=fused,
+        cfg.dim, d_state=cfg.n_state, headdim=cfg.head_dim, expand=int(cfg.expansion), use_mem_eff_path=fused,
         layer_idx=index,
     )  # fmt: skip
     return block
