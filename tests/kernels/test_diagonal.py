@@ -121,7 +121,7 @@ def test_the_operation_follows_the_rules_of_torch(device):
     leaves = [x.detach().requires_grad_() for x in streams.inputs]
     ws = [w.requires_grad_() for w in (*streams.weights, *streams.biases)]
     h = torch.randn(2, 4, device=device, requires_grad=True)
-    args = (text, h, leaves, ws, None, True, True, 1)
+    args = ("triton", text, h, leaves, ws, None, True, True, 1)
     torch.library.opcheck(diagonal._forward, args, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -25,7 +25,7 @@ from rnn_lab.paths import cache_dir
 if TYPE_CHECKING:
     from rnn_lab.kernels.dispatch import Backend, Op
 
-LIMITS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-3, 1e-2), torch.float16: (5e-3, 1e-2)}
+LIMITS = {torch.float64: (1e-10, 1e-9), torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-3, 1e-2), torch.float16: (5e-3, 1e-2)}
 """Largest relative error of results and of gradients, by the narrowest dtype among the arguments, given or named."""
 _known: dict[str, str | None] = {}
 
