@@ -5,6 +5,7 @@ import tomllib
 from urllib.parse import urlsplit
 
 import pytest
+from rnn_lab.distributions import OWN
 
 from .source import MEMBERS, ROOT, files, shown, text_of
 
@@ -62,6 +63,10 @@ def test_every_member_describes_itself(member):
 def test_the_root_depends_on_every_member():
     wanted = {f"{project(member)['name']} @ {{root:uri}}/{member}" for member in MEMBERS}
     assert set(project(".")["dependencies"]) == wanted
+
+
+def test_the_lab_knows_its_own_distributions():
+    assert set(OWN) == {project(member)["name"] for member in [".", *MEMBERS]}
 
 
 def test_entry_points_are_named_like_their_folders():
