@@ -270,6 +270,8 @@ def _explain(schema: type[BaseModel], item: Any, prefix: str, origins: Mapping[s
         known = _known_keys(schema, path[:-1])
         hint = did_you_mean(path[-1], known) or f" Known: {', '.join(known)}."
         return f"{key}: unknown key{where}.{hint}"
+    if not path:  # the table as a whole
+        return ": ".join(filter(None, [prefix.rstrip("."), item["msg"].removeprefix("Value error, ")]))
     value = repr(item.get("input"))
     shown = value if len(value) <= 60 else value[:57] + "..."
     message = item["msg"].removeprefix("Value error, ")

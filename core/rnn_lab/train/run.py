@@ -36,6 +36,12 @@ class Plan:
     resolved: Resolved
     spec: ModelSpec
 
+    @property
+    def preset(self) -> str | None:
+        """Preset that the model came from."""
+        origins = (origin for key, origin in self.resolved.origins.items() if key.startswith("model."))
+        return next((origin.removeprefix("preset ") for origin in origins if origin.startswith("preset ")), None)
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """Every section with every value decided; config.toml holds the same."""
         return self.resolved.config.model_dump(mode="json") | {"model": self.spec.table()}
@@ -320,6 +326,7 @@ def _result(
         "status": status,
         "error": error,
         "model": plan.spec.name,
+        "preset": plan.preset,
         "params": plan.spec.certificate.params,
         "certificate": plan.spec.certificate.as_dict(),
         "seed": plan.resolved.config.train.seed,
