@@ -22,7 +22,7 @@ from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import autocast, peak_flops, peak_memory_bytes
-from rnn_lab.train.diagnose import first_offender
+from rnn_lab.train.diagnose import advice, first_offender
 from rnn_lab.train.evaluate import averaged_weights, evaluate
 from rnn_lab.train.metrics import MetricsLog, bits_per_byte
 from rnn_lab.train.optimizers import current_lr, set_mode
@@ -251,7 +251,7 @@ class Trainer:
         raise Diverged(
             f"step {k}: loss {loss}, gradient norm {norm}; first not finite: {where}. The step was not applied. "
             f"Batch {k} of seed {self.cfg.train.seed} starts at bytes {', '.join(map(str, starts_B[:4]))}, ... "
-            "Try a lower --lr or -o train.clip=0.5; `rnn-lab resume` goes on from the last checkpoint."
+            + advice(self.spec.layer_cls, self.spec.layer_cfg)
         )
 
     def validate(self) -> dict[str, float | None]:
