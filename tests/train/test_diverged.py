@@ -33,7 +33,7 @@ def poison(monkeypatch, name: str, at_step: int, value: float = float("nan")):
 @pytest.mark.parametrize(
     ("where", "value", "says"),
     [
-        ("layers.1.leak:output", float("nan"), r"loss nan.*first not finite: output of layers\.1\.leak\."),
+        ("layers.1.in_proj:output", float("nan"), r"loss nan.*first not finite: output of layers\.1\.in_proj\."),
         ("layers.0.value.weight:grad", float("inf"), r"gradient norm inf.*gradient of layers\.0\.value\.weight\."),
     ],
 )
