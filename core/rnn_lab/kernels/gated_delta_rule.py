@@ -59,4 +59,19 @@ def _read(S: Tensor, q: Tensor) -> Tensor:
     return torch.bmm(S.flatten(0, 1).mT, q.flatten(0, 1).unsqueeze(-1)).view(*S.shape[:2], -1)
 
 
-GATED_DELTA_RULE: Op[Callable[..., tuple[Tensor, Tensor]]] = Op("gated_delta_rule", reference)
+def _probe(
+    q_BTHN: Tensor,
+    k_BTHN: Tensor,
+    v_BTHV: Tensor,
+    g_BTH: Tensor,
+    beta_BTH: Tensor,
+    S_BHNV: Tensor,
+    reset_BT: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """One sequence, a step longer than a chunk of 64."""
+    few = slice(0, 1), slice(0, 65)
+    reset = None if reset_BT is None else reset_BT[few]
+    return q_BTHN[few], k_BTHN[few], v_BTHV[few], g_BTH[few], beta_BTH[few], S_BHNV[:1], reset
+
+
+GATED_DELTA_RULE: Op[Callable[..., tuple[Tensor, Tensor]]] = Op("gated_delta_rule", reference, probe=_probe)

@@ -59,4 +59,19 @@ def _read(h_BHPS: Tensor, C_BS: Tensor) -> Tensor:
     return torch.bmm(h_BHPS.flatten(1, 2), C_BS.unsqueeze(-1)).squeeze(-1)
 
 
-SSD: Op[Callable[..., tuple[Tensor, Tensor]]] = Op("ssd", reference)
+def _probe(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    A_H: Tensor,
+    B_BTS: Tensor,
+    C_BTS: Tensor,
+    h_BHPS: Tensor,
+    reset_BT: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """One sequence, a step longer than a chunk of 64."""
+    few = slice(0, 1), slice(0, 65)
+    reset = None if reset_BT is None else reset_BT[few]
+    return x_BTHP[few], dt_BTH[few], A_H, B_BTS[few], C_BTS[few], h_BHPS[:1], reset
+
+
+SSD: Op[Callable[..., tuple[Tensor, Tensor]]] = Op("ssd", reference, probe=_probe)
