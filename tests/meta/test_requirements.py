@@ -35,7 +35,19 @@ def test_requirements_list_every_member():
 def test_development_requirements_build_on_them():
     lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
     assert lines[0] == "-r requirements.txt"
-    assert {"pytest", "pytest-xdist", "ruff", "mypy", "hatchling"} <= {requirement_name(line) for line in lines[1:]}
+    tools = {"pytest", "pytest-xdist", "ruff", "mypy", "hatchling"}
+    oracles = {"flash-linear-attention", "transformers"}
+    assert tools | oracles <= {requirement_name(line) for line in lines[1:]}
+
+
+def test_setup_installs_what_runs_and_then_what_tests():
+    make = (ROOT / "Makefile").read_text()
+    assert re.search(r"^run: \$\(VENV\)/\.ready$", make, re.MULTILINE), "`make run` needs no tools"
+    assert re.search(r"^setup: \$\(VENV\)/\.ready-dev$", make, re.MULTILINE)
+    plain, tested = re.findall(r"pip install .* -r (\S+)$", make, re.MULTILINE)
+    assert (plain, tested) == ("requirements.txt", "requirements-dev.txt")
+    assert re.search(r"^TRITON \?= triton==\d", make, re.MULTILINE)
+    assert "\"$(TRITON); sys_platform == 'linux'\"" in make
 
 
 def test_versions_are_equal():
