@@ -61,8 +61,10 @@ class ModelSection(StrictModel):
 class DataSection(StrictModel):
     """`[data]`: bytes to learn from."""
 
-    path: str | None = Field(None, description="raw byte file; default: the embedded corpus")
-    val_path: str | None = Field(None, description="validation bytes; default: the corpus's own part or its last 1 %")
+    path: str | None = Field(None, min_length=1, description="raw byte file; default: the embedded corpus")
+    val_path: str | None = Field(
+        None, min_length=1, description="validation bytes; default: the corpus's own part or its last 1 %"
+    )
 
 
 class TrainSection(StrictModel):
