@@ -76,7 +76,8 @@ class PowerIteration(nn.Module, ABC):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Three rounds of v <- M'u / |M'u|, u <- M v / |M v|; nothing on the meta device, which holds no values."""
+        """Three rounds of v <- M'u / |M'u|, u <- M v / |M v|; nothing on the meta device."""
+        # It holds no values, and arithmetic on it imports torch's compiler, for seconds.
         if self.u.is_meta:
             return
         for _ in range(self.ROUNDS):

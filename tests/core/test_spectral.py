@@ -91,3 +91,14 @@ def test_a_restored_iteration_goes_on_exactly(part: str) -> None:
         other.prepare()  # type: ignore[operator]
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nothing_is_computed_on_the_meta_device(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def computes(*args: object) -> None:
+        raise AssertionError("arithmetic on the meta device imports torch's compiler")
+
+    for function in ("mv", "dot"):
+        monkeypatch.setattr(torch, function, computes)
+    with torch.device("meta"):
+        PARTS[part]().prepare()  # type: ignore[operator]
