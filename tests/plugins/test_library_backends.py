@@ -37,6 +37,13 @@ class Watcher(importlib.abc.MetaPathFinder):
             raise self.error or ModuleNotFoundError(f"No module named {name!r}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _offered() -> None:
+    """A model's file adds its library to the operation's backends."""
+    for name in ("mamba2", "gdn"):
+        registry().models[name].load()
+
+
 @pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Watcher]:
     """Neither library is there, and nothing that was found out about them is remembered."""
