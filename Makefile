@@ -6,20 +6,27 @@ BIN    := $(VENV)/bin
 # Any torch from 2.11 on will do. The pin keeps pip from choosing a build of several GB where a CPU build is
 # offered; `make run TORCH="torch>=2.11"` takes whatever pip prefers.
 TORCH  ?= torch==2.13.0
+# The release that belongs to that torch, for tests in Triton's interpreter and for fla; a CUDA build of torch brings
+# its own, and TRITON=triton takes it.
+TRITON ?= triton==3.7.1
 WORKERS ?= 2
 SOURCES := core cli plugins tests docs bench
 
 .PHONY: setup run test lint types docs bench check clean
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready-dev
 
-$(VENV)/.ready: requirements.txt requirements-dev.txt pyproject.toml core/pyproject.toml cli/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+$(VENV)/.ready: requirements.txt pyproject.toml core/pyproject.toml cli/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)" -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -r requirements.txt
 	touch $@
 
-run: setup
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "$(TRITON); sys_platform == 'linux'" -r requirements-dev.txt
+	touch $@
+
+run: $(VENV)/.ready
 	$(BIN)/rnn-lab fit --model e74 --n-state 32 --target 1M --minutes 1
 
 test: setup

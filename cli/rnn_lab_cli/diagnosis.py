@@ -112,12 +112,14 @@ def _cache() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
+    from rnn_lab.presets import all_presets
     from rnn_lab.registry import registry
 
     from rnn_lab_cli.plugin_commands import plugin_commands
 
     plugin_commands()
     found = registry()
+    all_presets(found)
     for info in found.plugins:
         if info.problems:
             advice = "see `rnn-lab plugins`; reinstall or uninstall it"

@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     """
     session = Session()
+    _replace_closed_streams()
     _forgive_encodings()
     try:
         code: Any = cli.main(
@@ -143,6 +144,13 @@ def _report(error: BaseException, debug: bool) -> int:
     first = (str(error).strip().splitlines() or [""])[0]
     click.echo(f"internal error: {type(error).__name__}: {first}{hint}", err=True)
     return 1
+
+
+def _replace_closed_streams() -> None:
+    """A stream that was closed before we started (`>&-`) swallows what is written to it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def _forgive_encodings() -> None:

@@ -4,7 +4,7 @@ The command line names the model, so its options are known only once the argumen
 them finds the name; the second, click's own, then knows the fields too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -81,7 +81,12 @@ def _first_model(rest: list[str], found: Registry) -> str | None:
 
 
 def model_named_by(model: str | None, given: Mapping[str, Any], found: Registry) -> str | None:
-    """Name of the model, the strongest layer of the `given` options first; None when nothing names one."""
+    """Name of the model, the strongest layer of the `given` options first; None when nothing names one.
+
+    Raises:
+        ConfigError: a preset is given, and something stronger names another model than its own.
+
+    """
     from rnn_lab.config import parse_override, read_toml
     from rnn_lab.presets import find_preset
 
@@ -90,15 +95,25 @@ def model_named_by(model: str | None, given: Mapping[str, Any], found: Registry)
         tables.append({"model": {"name": model}})
     if (config := given.get("config")) is not None:
         tables.append(read_toml(Path(config)))
+    stronger = _model_in(tables)
     if (preset := given.get("preset")) is not None:
         tables.append(find_preset(preset, found).layer().values)
+        own = _model_in(tables[-1:])
+        if stronger is not None and own is not None and found.find_model(stronger) != found.find_model(own):
+            raise ConfigError(
+                f"preset {preset} is of model {own}, and {stronger} is another: leave out one of the two "
+                f"(`rnn-lab show {stronger}` lists the presets of that one)"
+            )
     if (protocol := given.get("protocol")) in found.protocols:
         tables.append(read_toml(found.protocols[str(protocol)]))
-    for table in tables:
-        section = table.get("model")
-        if isinstance(section, Mapping) and isinstance(section.get("name"), str):
-            return str(section["name"])
-    return None
+    return _model_in(tables)
+
+
+def _model_in(tables: Iterable[Mapping[str, Any]]) -> str | None:
+    """The first name of a model in tables of sections."""
+    sections = (table.get("model") for table in tables)
+    names = (section.get("name") for section in sections if isinstance(section, Mapping))
+    return next((name for name in names if isinstance(name, str)), None)
 
 
 def field_values(ctx: click.Context) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from importlib import metadata
 from typing import Any
 
 import click
-from rnn_lab.isolation import time_limit
+from rnn_lab.isolation import confined
 from rnn_lab.registry import PluginInfo, Registry, isolated, registry
 
 from rnn_lab_cli import builtin
@@ -50,7 +50,7 @@ def _commands_of(found: Registry, info: PluginInfo) -> list[LazyCommand]:
     others = [other for other in found.manager.get_plugins() if other is not plugin]
     collector = CommandCollector(info.name)
     complete = False
-    with isolated(info), time_limit(float(os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10"))):
+    with isolated(info), confined(float(os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10"))):
         found.manager.subset_hook_caller("register_commands", others)(cli=collector)
         complete = True
     return collector.commands if complete else []

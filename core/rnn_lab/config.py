@@ -61,8 +61,10 @@ class ModelSection(StrictModel):
 class DataSection(StrictModel):
     """`[data]`: bytes to learn from."""
 
-    path: str | None = Field(None, description="raw byte file; default: the embedded corpus")
-    val_path: str | None = Field(None, description="validation bytes; default: the corpus's own part or its last 1 %")
+    path: str | None = Field(None, min_length=1, description="raw byte file; default: the embedded corpus")
+    val_path: str | None = Field(
+        None, min_length=1, description="validation bytes; default: the corpus's own part or its last 1 %"
+    )
 
 
 class TrainSection(StrictModel):
@@ -273,6 +275,8 @@ def _explain(schema: type[BaseModel], item: Any, prefix: str, origins: Mapping[s
         known = _known_keys(schema, path[:-1])
         hint = did_you_mean(path[-1], known) or f" Known: {', '.join(known)}."
         return f"{key}: unknown key{where}.{hint}"
+    if not path:  # the table as a whole
+        return ": ".join(filter(None, [prefix.rstrip("."), item["msg"].removeprefix("Value error, ")]))
     value = repr(item.get("input"))
     shown = value if len(value) <= 60 else value[:57] + "..."
     message = item["msg"].removeprefix("Value error, ")

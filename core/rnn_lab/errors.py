@@ -56,7 +56,9 @@ class OutOfMemory(RnnLabError, MemoryError):
     """The device ran out of memory."""
 
 
-def did_you_mean(name: str, known: "list[str] | set[str] | tuple[str, ...]", limit: int = 3) -> str:
-    """` Did you mean 'e74'?` for the nearest of `known`, or an empty string."""
-    near = get_close_matches(name, sorted(known), n=limit, cutoff=0.5)
+def did_you_mean(
+    name: str, known: "list[str] | set[str] | tuple[str, ...]", limit: int = 3, cutoff: float = 0.5
+) -> str:
+    """` Did you mean 'e74'?` for the nearest of `known`, or an empty string; names share `cutoff` of their letters."""
+    near = get_close_matches(name, sorted(known), n=limit, cutoff=cutoff)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -1,5 +1,6 @@
 """Text from a model, one byte at a time with carried state."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -35,13 +36,13 @@ def generate(
         Byte values.
 
     Raises:
-        ConfigError: n or temperature is negative, or top_k is below 1.
+        ConfigError: n or temperature is negative, temperature is infinite, or top_k is below 1.
 
     """
-    if n < 0 or not temperature >= 0 or (top_k is not None and top_k < 1):
+    if n < 0 or not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
         raise ConfigError(
             f"bytes = {n}, temperature = {temperature}, top_k = {top_k}: "
-            "give at least 0 bytes, a temperature of at least 0, and a top_k of at least 1"
+            "give at least 0 bytes, a finite temperature of at least 0, and a top_k of at least 1"
         )
     return _generate(model, prompt or bytes([DELIMITER]), n, temperature, top_k, generator)
 
@@ -73,6 +74,6 @@ def _draw(logits_V: torch.Tensor, temperature: float, top_k: int | None, generat
         return int(logits_V.argmax())
     if top_k is not None and top_k < len(logits_V):
         logits_V = logits_V.masked_fill(logits_V < logits_V.topk(top_k).values[-1], -torch.inf)
-    # The largest logit is moved to 0 first, so that a tiny temperature cannot overflow.
-    probabilities_V = ((logits_V - logits_V.max()) / temperature).softmax(-1)
+    # The largest logit is moved to 0 first, and fp64 holds any temperature, so that a tiny one makes no nan.
+    probabilities_V = ((logits_V - logits_V.max()).double() / temperature).softmax(-1).float()
     return int(torch.multinomial(probabilities_V, 1, generator=generator))

@@ -1,20 +1,28 @@
-"""A limit on how long foreign code may run at import."""
+"""Limits on what foreign code may do at import: how long it runs, and that it does not end the process."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from rnn_lab.errors import PluginError
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise PluginError in the block once it has run for `seconds`.
+def confined(seconds: float) -> Iterator[None]:
+    """Raise PluginError in the block once it has run for `seconds`, and where it calls `os._exit`.
 
-    Works in the main thread of a Unix process; elsewhere the block runs without a limit.
+    The limit of time works in the main thread of a Unix process; elsewhere the block runs without one.
     """
+    with _no_sudden_exit(), _time_limit(seconds):
+        yield
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -29,3 +37,20 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+@contextmanager
+def _no_sudden_exit() -> Iterator[None]:
+    """`os._exit`, which no `except` would see, raises in this process; forked children may still call it."""
+    real, process = os._exit, os.getpid()
+
+    def refused(status: int) -> NoReturn:
+        if os.getpid() != process:
+            real(status)
+        raise PluginError(f"calls os._exit({status})")
+
+    os._exit = refused
+    try:
+        yield
+    finally:
+        os._exit = real

@@ -14,18 +14,20 @@ another plugin's. A row without a configuration says why.
 Printed figures are external: somebody else's, not reproduced here.
 """
 
+import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from rnn_lab.config import Layer, ModelSection, StrictModel, read_toml, resolve, validate
+from rnn_lab.config import Layer, M, ModelSection, StrictModel, read_toml, resolve, validate
 from rnn_lab.errors import ConfigError, PluginError, did_you_mean
 from rnn_lab.registry import PluginInfo, Registry, isolated
 
-_COUNT = re.compile(r"(~?)([\d,]+)(?:\.(\d+))?([KMB]?)")
+_COUNT = re.compile(r"(~?)([0-9]+(?:,[0-9]{3})*)(?:\.([0-9]+))?([KMB]?)")
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -34,10 +36,17 @@ class Printed(StrictModel):
 
     table: str = Field(description="heading that the table stands under")
     row: str = Field(description="label of the row")
-    params: str | None = Field(None, pattern=_COUNT.pattern, description="parameter count, `98M` or `48,742,912`")
+    params: str | None = Field(None, description="parameter count, `98M` or `48,742,912`")
     loss: str | None = Field(None, description="loss, with what it is where the document says so")
     tok_s: str | None = Field(None, description="bytes per second")
     other: str | None = Field(None, description="further columns")
+
+    @field_validator("params")
+    @classmethod
+    def _counts(cls, text: str | None) -> str | None:
+        if text is not None:
+            printed_count(text)
+        return text
 
 
 class Recipe(StrictModel):
@@ -79,14 +88,18 @@ class Row(StrictModel):
             raise ValueError("config names no model: give name")
         if self.config is not None and self.model is not None:
             raise ValueError("config names the model: leave model out")
+        try:
+            json.dumps(self.config, allow_nan=False, default=str)
+        except ValueError as error:
+            raise ValueError("config holds a number that is not finite") from error
         return self
 
 
 class PresetFile(StrictModel):
-    """A whole file."""
+    """A whole file; its rows are read one by one, so that a wrong one costs no other."""
 
     seed: dict[str, Document] = Field(default_factory=dict)
-    preset: tuple[Row, ...] = ()
+    preset: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,13 +190,21 @@ class Preset:
 
 
 def printed_count(text: str) -> tuple[int, int]:
-    """Value of a printed count and the unit of its last printed digit; zeros at the end of `~500M` are no digits."""
+    """Value of a printed count and the unit of its last digit; `~500M` has two digits, its last zero is none.
+
+    Raises:
+        ValueError: the text is no count, or one finer than a parameter.
+
+    """
     match = _COUNT.fullmatch(text)
-    assert match is not None, text
+    if match is None:
+        raise ValueError("expected a parameter count such as 98M, ~1.5B or 48,742,912")
     about, whole, decimals, suffix = match[1], match[2].replace(",", ""), match[3] or "", match[4]
     unit = _SCALE[suffix] // 10 ** len(decimals)
+    if unit == 0:
+        raise ValueError("its last digit is less than one parameter")
     value = int(whole + decimals) * unit
-    while about and not decimals and value % (10 * unit) == 0:
+    while about and not decimals and value >= 100 * unit and value % (10 * unit) == 0:
         unit *= 10
     return value, unit
 
@@ -195,19 +216,19 @@ def agrees(params: int, text: str) -> bool:
 
 
 def all_presets(found: Registry) -> dict[str, Preset]:
-    """Every preset by name, read on the first call; a file that cannot be used is a problem of its plugin."""
+    """Every preset by name, read on the first call; a file or row that cannot be used is a problem of its plugin."""
     if found.presets is None:
         found.presets = {}
         documents: dict[str, Document] = {}
-        rows: list[tuple[PluginInfo, Row]] = []
+        rows: list[tuple[PluginInfo, Path, int, dict[str, Any]]] = []
         for info, path in found.preset_files:
             with isolated(info):
-                file = _read(path)
+                file = _checked(PresetFile, path, read_toml(path))
                 documents = {**file.seed, **documents}
-                rows += [(info, row) for row in file.preset]
-        for info, row in rows:
+                rows += [(info, path, i, table) for i, table in enumerate(file.preset)]
+        for info, path, i, table in rows:
             with isolated(info):
-                _add(found.presets, row, documents, info)
+                _add(found.presets, _checked(Row, path, table, f"preset.{i}."), documents, info)
     return found.presets
 
 
@@ -215,21 +236,27 @@ def find_preset(name: str, found: Registry) -> Preset:
     """The preset called `name`.
 
     Raises:
-        ConfigError: there is none; names the nearest ones.
+        ConfigError: there is none; names the nearest ones, and what keeps presets away.
 
     """
     known = all_presets(found)
-    if name not in known:
-        near = did_you_mean(name, list(known)) or did_you_mean(name.rpartition("/")[2], list(known))
-        raise ConfigError(f"unknown preset {name!r}.{near} See `rnn-lab presets`.")
-    return known[name]
+    if name in known:
+        return known[name]
+    row = name.rpartition("/")[2]
+    same = [preset for preset in known if preset.endswith(f"/{row}")]
+    hint = did_you_mean(name, same, cutoff=0) or did_you_mean(name, list(known)) or did_you_mean(row, list(known))
+    if os.environ.get("RNN_LAB_LOAD_PLUGINS") is not None:
+        hint += " RNN_LAB_LOAD_PLUGINS is set: presets of other plugins are not loaded."
+    if any(info.problems for info in found.plugins):
+        hint += " Some plugins have problems: see `rnn-lab plugins`."
+    raise ConfigError(f"unknown preset {name!r}.{hint} See `rnn-lab presets`.")
 
 
-def _read(path: Path) -> PresetFile:
+def _checked(schema: type[M], path: Path, values: dict[str, Any], prefix: str = "") -> M:
     try:
-        return validate(PresetFile, read_toml(path))
+        return validate(schema, values, prefix=prefix)
     except ConfigError as error:
-        raise PluginError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+        raise PluginError(f"{path}: {error}") from error
 
 
 def _add(presets: dict[str, Preset], row: Row, documents: dict[str, Document], info: PluginInfo) -> None:

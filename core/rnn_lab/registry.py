@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from rnn_lab import hookspecs
+from rnn_lab.distributions import is_own
 from rnn_lab.errors import ConfigError, PluginError, did_you_mean
-from rnn_lab.isolation import time_limit
+from rnn_lab.isolation import confined
 from rnn_lab.modeldoc import ModelDoc, read_model_doc
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class ModelRef:
 
         """
         try:
-            with redirect_stdout(sys.stderr), time_limit(_timeout()):
+            with redirect_stdout(sys.stderr), confined(_timeout()):
                 module = _import_file(self.module, self.path)
             model: type[Layer] = module.Model
             if not isinstance(model.Config, type):
@@ -181,7 +182,7 @@ def build_registry(plugins_dir: Path | None = None) -> Registry:
     found.manager.add_hookspecs(hookspecs)
     _load_plugin(found, PluginInfo("builtin", BUILTIN, "rnn-lab-core"), lambda: importlib.import_module(BUILTIN))
     selected = os.environ.get("RNN_LAB_LOAD_PLUGINS")
-    for point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda point: point.name):
+    for point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=_precedence):
         if selected is not None and point.name not in selected.split(","):
             continue
         dist = point.dist
@@ -190,6 +191,11 @@ def build_registry(plugins_dir: Path | None = None) -> Registry:
     if plugins_dir is not None:
         _load_folder(found, plugins_dir)
     return found
+
+
+def _precedence(point: metadata.EntryPoint) -> tuple[bool, str]:
+    """The lab's own plugins first: where two register one name, it stays with the first."""
+    return point.dist is None or not is_own(point.dist.name), point.name
 
 
 def _load_folder(found: Registry, folder: Path) -> None:
@@ -206,7 +212,7 @@ def _load_plugin(found: Registry, info: PluginInfo, load: Callable[[], ModuleTyp
     began = time.perf_counter()
     found.plugins.append(info)
     limit = _timeout()
-    with isolated(info), time_limit(limit), redirect_stdout(sys.stderr):
+    with isolated(info), confined(limit), redirect_stdout(sys.stderr):
         module = load()
         needs = getattr(module, "PLUGIN_API", hookspecs.PLUGIN_API)
         if not isinstance(needs, int):

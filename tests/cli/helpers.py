@@ -74,7 +74,8 @@ def program(*args: str, path: Path | None = None, cwd: Path | None = None, timeo
 
 
 def environment(path: Path | None = None, **env: str) -> dict[str, str]:
-    return {**os.environ, **({"PYTHONPATH": str(path)} if path else {}), **env}
+    paths = [*([str(path)] if path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}), **env}
 
 
 def plugin(folder: Path, name: str, code: str, **files: str) -> Path:

@@ -32,6 +32,7 @@ def test_data_missing_empty_or_a_folder(fit, tmp_path, option):
     refused(fit(option, str(tmp_path / "nix")), "nix", "does not exist")
     refused(fit(option, str(tmp_path / "empty")), "is empty")
     refused(fit(option, str(tmp_path)), "is a folder")
+    refused(fit(option, ""), f"= '' (from option {option})")
 
 
 def test_data_shorter_than_a_window(fit, tmp_path):

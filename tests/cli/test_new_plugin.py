@@ -82,7 +82,15 @@ def test_its_own_tests_pass(written):
         ("fla-gdn", "a model of that name"),
         ("json", "a Python module called json"),
         ("torch", "a Python module called torch"),
-        ("rnn-lab", "a Python module called rnn_lab"),
+        ("msvcrt", "a Python module called msvcrt"),
+        ("rnn-lab", "rnn-lab uses it itself"),
+        ("rnn-lab-core", "rnn-lab uses it itself"),
+        ("baselines", "a plugin of that name"),
+        ("e0-e5", "a plugin of that name"),
+        ("builtin", "rnn-lab uses it itself"),
+        ("cli", "rnn-lab uses it itself"),
+        ("tests", "rnn-lab uses it itself"),
+        ("pytest-xdist", "a distribution of that name is installed"),
     ],
 )
 def test_a_name_that_is_no_name_or_taken_is_refused(rnn_lab, tmp_path, monkeypatch, name, problem):

@@ -1,5 +1,7 @@
 """Plugins contribute through hooks, and broken ones cost a line, never the tool."""
 
+import json
+
 import pytest
 
 from .helpers import CELL, TINY, plugin, program
@@ -12,6 +14,7 @@ BROKEN = {
     "newer": ("PLUGIN_API = 99", "needs plugin API 99"),
     "hangs": ("import time\ntime.sleep(60)", "took longer than 1 s"),
     "wrong": ("def (:", "SyntaxError"),
+    "leaves": ("import os\nos._exit(5)", "calls os._exit(5)"),
 }
 
 
@@ -38,6 +41,23 @@ def test_a_model_that_exists_is_refused_and_the_rest_of_the_plugin_works(tmp_pat
     row = next(row for row in done.json if row["name"] == "rnn_lab_twice")
     assert row["models"] == ["e999"] and "already registered by e74_e88" in row["problems"][0]
     assert program("list-models", "--family", "twice", path=tmp_path).code == 0
+
+
+def test_a_model_of_the_labs_own_stays_whoever_comes_first_in_the_alphabet(tmp_path):
+    code = HOOK + (
+        "from rnn_lab.registry import models_in\n"
+        "@hookimpl\ndef register_models(register):\n    register(models_in(__name__))\n"
+    )
+    plugin(tmp_path, "aaa_lab", code, e61=CELL.replace("Parameters", "Aliases     68s: expansion = 2\nParameters"))
+    plugin(tmp_path, "builtin", code, e998=CELL)
+    plugin(tmp_path, "e61_e68", code, e999=CELL)
+    rows = program("plugins", "--json", path=tmp_path).json
+    own = {row["distribution"]: row for row in rows if row["distribution"].startswith("rnn-lab")}
+    assert all(row["status"] == "ok" for row in own.values()) and "e61" in own["rnn-lab-e61-e68"]["models"]
+    foreign = {row["distribution"]: row for row in rows if row["distribution"] in ("aaa_lab", "builtin", "e61_e68")}
+    assert all(row["status"] == "error" and row["models"] == [] for row in foreign.values()), foreign
+    listed = {row["name"]: row for row in program("list-models", "--json", path=tmp_path).json}
+    assert listed["e61"]["plugin"] == "e61_e68" and "61b" in json.dumps(listed["e61"])
 
 
 def test_strict_mode_shows_what_the_plugin_raised(tmp_path):

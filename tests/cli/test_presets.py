@@ -1,12 +1,10 @@
 """presets, fit --preset, size --preset, and the seed rows of show."""
 
-import json
-
 import pytest
 from rnn_lab.presets import all_presets
 from rnn_lab.registry import registry
 
-from .helpers import TINY, plugin, program
+from .helpers import CELL, TINY, plugin, program
 
 HOOK = "from rnn_lab.hookspecs import hookimpl\n"
 KEYS = {"name", "model", "config", "seed_params_printed", "params", "match"}
@@ -77,10 +75,17 @@ def test_size_of_a_preset_is_a_certificate(rnn_lab):
         (["fit", "--preset", "seed002/e88_silu_gate"], "has no configuration"),
         (["fit", "--preset", "seed003/e4_2x", "--n-state", "3"], "--n-state"),
         (["fit", "--preset", "seed004/e61", "--target", "10M", "--dry-run"], "cannot reach 10,000,000"),
-        (["fit", "--model", "e61", "--preset", "seed004/e74_n32", "--dry-run"], "from preset seed004/e74_n32"),
+        (["fit", "--model", "e61", "--preset", "seed004/e74_n32", "--dry-run"], "is of model e74, and e61 is another"),
+        (["fit", "-o", "model.name=e61", "--preset", "seed004/e74_n32"], "is of model e74, and e61 is another"),
+        (["fit", "--config", "e1.toml", "--preset", "seed004/e74_n32"], "is of model e74, and e1 is another"),
+        (["size", "e61", "--preset", "seed004/e74_n32", "--rank", "3"], "is of model e74, and e61 is another"),
+        (["size", "61b", "--preset", "seed004/e61"], "is of model e61, and 61b is another"),
+        (["fit", "--preset", "e61", "--dry-run"], "Did you mean 'seed004/e61'?"),
     ],
 )
-def test_what_cannot_be_is_said(rnn_lab, argv, text):
+def test_what_cannot_be_is_said(rnn_lab, tmp_path, monkeypatch, argv, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "e1.toml").write_text('[model]\nname = "e1"\n')
     done = rnn_lab(*argv)
     assert done.code == 2 and text in done.err and "Traceback" not in done.err
 
@@ -103,6 +108,11 @@ def test_a_preset_is_a_layer_between_protocol_and_file(rnn_lab, corpus, tmp_path
     assert config["train"]["steps"] == {"value": 7, "origin": "option --steps"}
 
 
+def test_naming_the_model_of_the_preset_again_changes_nothing(rnn_lab, corpus):
+    config = plan(rnn_lab, "--preset", "seed004/e61", "--model", "E61", "--data", str(corpus))
+    assert config["model"]["dim"]["origin"] == "preset seed004/e61"
+
+
 def test_a_protocol_stands_in_for_the_recipe(rnn_lab, corpus):
     config = plan(rnn_lab, "--preset", "seed003/e4_4x", "--protocol", "standard-50m", "--data", str(corpus))
     assert config["train"]["batch_size"] == {"value": 256, "origin": "protocol standard-50m"}
@@ -115,9 +125,11 @@ def test_a_preset_trains_and_its_run_can_be_read(rnn_lab, corpus, tmp_path):
     small = [*TINY, "--n-state", "8", "--data", str(corpus), "--out", str(out)]
     done = rnn_lab("fit", "--preset", "seed004/e74_n32", *small, "--json")
     assert done.code == 0 and done.json["model"] == "e74" and "seed004/e74_n32: " in done.err
+    assert done.json["preset"] == "seed004/e74_n32"
     text = (out / "config.toml").read_text()
     assert 'shell = "e74"' in text and '"model.shell" = "preset seed004/e74_n32"' in text
-    assert rnn_lab("resume", str(out), "--steps", "4", "--json").json["steps"] == 4
+    done = rnn_lab("resume", str(out), "--steps", "4", "--json")
+    assert (done.json["steps"], done.json["preset"]) == (4, "seed004/e74_n32")
     assert rnn_lab("sample", str(out), "--bytes", "4").code == 0
 
 
@@ -136,7 +148,9 @@ def test_hook_register_presets(tmp_path):
         "from rnn_lab.registry import models_in, presets_in\n"
         "@hookimpl\ndef register_presets(register):\n    register(presets_in(__name__))\n"
     )
-    plugin(tmp_path, "rnn_lab_rows", code)
+    breaks = CELL.replace("def cell_parts(cls, cfg):", "def cell_parts(cls, cfg):\n        1 / 0")
+    code += "@hookimpl\ndef register_models(register):\n    register(models_in(__name__))\n"
+    plugin(tmp_path, "rnn_lab_rows", code, breaks=breaks)
     (tmp_path / "rnn_lab_rows" / "presets").mkdir()
     text = (
         '[seed.theirs]\ndocument = "theirs.md"\ntitle = "Theirs"\n'
@@ -144,11 +158,17 @@ def test_hook_register_presets(tmp_path):
         '[[preset]]\nname = "theirs/two"\nconfig = { name = "nix", dim = 16, depth = 1 }\n'
     )
     (tmp_path / "rnn_lab_rows" / "presets" / "theirs.toml").write_text(text)
+    text = '[[preset]]\nname = "theirs/three"\nconfig = { name = "breaks", dim = 16, depth = 1 }\n'
+    (tmp_path / "rnn_lab_rows" / "presets" / "three.toml").write_text(text)
     (tmp_path / "rnn_lab_rows" / "presets" / "wrong.toml").write_text("preset = 3\n")
     done = program("presets", "--seed", "theirs", "--json", path=tmp_path)
-    one, two = done.json
+    one, three, two = done.json
     assert (one["name"], one["model"], one["match"]) == ("theirs/one", "e61", None) and one["params"] > 0
     assert (two["model"], two["params"]) == ("nix", None)
+    assert (three["model"], three["params"]) == ("breaks", None)
+    assert "warning: preset theirs/three: ZeroDivisionError: division by zero" in done.err
     assert "warning: preset theirs/two: unknown model 'nix'" in done.err
     assert "warning: plugin 'rnn_lab_rows'" in done.err and "wrong.toml" in done.err
-    assert json.loads(program("plugins", "--json", path=tmp_path).out)
+    row = next(row for row in program("plugins", "--json", path=tmp_path).json if row["name"] == "rnn_lab_rows")
+    assert row["status"] == "error" and "wrong.toml" in row["problems"][0]
+    assert "wrong.toml" in program("doctor", "--json", path=tmp_path).out

@@ -52,6 +52,16 @@ def test_sample_streams_text(rnn_lab, trained):
     assert done.out == "über " + page["text"] and page["step"] == 3
     assert rnn_lab("sample", str(trained), "--bytes", "0").out == ""
     assert rnn_lab("sample", str(trained), "--temperature", "-1").code == 2
+    for temperature in ("inf", "nan"):
+        done = rnn_lab("sample", str(trained), "--temperature", temperature)
+        assert done.code == 2 and "internal" not in done.err, done.err
+
+
+@pytest.mark.parametrize("temperature", ["1e-300", "5e-324"])
+def test_a_tiny_temperature_takes_the_likeliest_byte(rnn_lab, trained, temperature):
+    texts = [rnn_lab("sample", str(trained), "--bytes", "9", "--temperature", t, "--json").json["text"]
+             for t in ("0", temperature)]  # fmt: skip
+    assert texts[0] == texts[1]
 
 
 def test_runs_lists_finished_killed_and_broken_runs(rnn_lab, trained, tmp_path):

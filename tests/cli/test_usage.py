@@ -80,6 +80,21 @@ def test_a_closed_pipe_is_quiet():
     assert done.returncode == 1 and done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("closed", "argv", "code"),
+    [
+        (">&-", "--version", 0),
+        (">&-", "list-models", 0),
+        ("2>&-", "size nix", 2),
+        (">&- 2>&-", "size nix", 2),
+    ],
+)
+def test_streams_that_are_closed_swallow_what_is_written(closed, argv, code):
+    command = f"{sys.executable} -m rnn_lab_cli {argv} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == code and "internal error" not in done.stderr and done.stdout == ""
+
+
 def test_output_in_a_pipe_is_plain_and_tab_separated(rnn_lab):
     lines = rnn_lab("list-models").out.splitlines()
     assert lines[0].split("\t") == ["name", "family", "equation", "parent", "aliases"]

@@ -1,7 +1,7 @@
 """Preset files: what they may hold, which counts agree with what was printed, and what a broken one costs."""
 
 import pytest
-from rnn_lab.config import ModelSection
+from rnn_lab.config import ModelSection, validate
 from rnn_lab.errors import ConfigError
 from rnn_lab.presets import Preset, Row, agrees, all_presets, find_preset, printed_count
 from rnn_lab.registry import PluginInfo, Registry, registry
@@ -30,20 +30,39 @@ def found(*texts, folder):
         ("50.0M", (50_000_000, 10**5)),
         ("1.27B", (1_270_000_000, 10**7)),
         ("100M", (100_000_000, 10**6)),
-        ("~500M", (500_000_000, 10**8)),
+        ("~500M", (500_000_000, 10**7)),
         ("~27M", (27_000_000, 10**6)),
-        ("~50M", (50_000_000, 10**7)),
+        ("~50M", (50_000_000, 10**6)),
+        ("~1.50B", (1_500_000_000, 10**7)),
+        ("0", (0, 1)),
+        ("~0M", (0, 10**6)),
+        ("1.234M", (1_234_000, 1000)),
     ],
 )
 def test_a_printed_count_has_a_value_and_a_unit(text, count):
     assert printed_count(text) == count
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["12x", "x12", "98M (about)", "1.2.3", ",", "9,M", "1,2", "~", "", "M", "12.5", "1.2345K", "98M\n", "9" * 5000],
+)
+def test_what_is_no_printed_count_is_refused(text):
+    with pytest.raises(ValueError, match=r"parameter|digit"):
+        printed_count(text)
+
+
+def test_the_most_exact_count_is_the_printed_one():
+    document = all_presets(registry())["seed004/e61"].document
+    printed = [{"table": "T", "row": "a", "params": text} for text in ("~500M", "494.2M", "0.49B")]
+    assert Preset(Row(name="mine/a", reason="x", printed=printed), document, "").printed_params == "494.2M"
+
+
 def test_a_count_agrees_within_one_unit_of_the_last_digit():
     assert agrees(98_532_480, "98M") and agrees(98_532_480, "99M")
     assert not agrees(98_532_480, "97M") and not agrees(98_532_480, "100M")
     assert agrees(48_742_912, "48,742,912") and not agrees(48_742_913, "48,742,912")
-    assert agrees(494_227_328, "~500M") and not agrees(399_000_000, "~500M")
+    assert agrees(494_227_328, "~500M") and not agrees(489_000_000, "~500M")
 
 
 def test_a_document_may_stand_in_another_plugins_file(tmp_path):
@@ -82,6 +101,9 @@ BROKEN = {
     "bad name": ('[[preset]]\nname = "mine"\nreason = "x"\n', "preset.0.name"),
     "bad count": ('[[preset]]\nname = "mine/b"\nreason = "x"\nprinted = [{ table = "", row = "", params = "many" }]\n',
                   "printed"),
+    "trailing text": ('[[preset]]\nname = "mine/b"\nreason = "x"\n'
+                      'printed = [{ table = "", row = "", params = "98M (about)" }]\n', "expected a parameter count"),
+    "not a number": ('[[preset]]\nname = "mine/b"\nconfig = { name = "e61", dim = nan }\n', "not finite"),
     "no TOML": ("preset = [", "not valid TOML"),
     "no document": ('[[preset]]\nname = "yours/b"\nreason = "x"\n', "no file describes [seed.yours]"),
     "no history": ('[[preset]]\nname = "mine/b"\nreason = "x"\nhistory = "twice"\n', "has no 'twice'"),
@@ -101,7 +123,37 @@ def test_a_broken_preset_is_a_problem_of_its_plugin(tmp_path, case):
         find_preset("mine/a", every).layer()
 
 
+def test_a_wrong_row_costs_no_other(tmp_path):
+    row = '[[preset]]\nname = "mine/{}"\nreason = "x"\nprinted = [{{ table = "", row = "", params = "{}" }}]\n'
+    every = found(DOCUMENT + row.format("a", "98M") + row.format("b", "12x") + row.format("c", "~1B"), folder=tmp_path)
+    assert list(all_presets(every)) == ["mine/a", "mine/c"]
+    (problem,) = every.plugins[0].problems
+    assert "0.toml: preset.1.printed.0.params = '12x': expected a parameter count" in problem
+
+
+def test_an_unknown_preset_says_what_keeps_presets_away(tmp_path, monkeypatch):
+    every = found("preset = [", folder=tmp_path)
+    with pytest.raises(ConfigError, match="Some plugins have problems: see `rnn-lab plugins`"):
+        find_preset("mine/a", every)
+    with pytest.raises(ConfigError) as caught:
+        find_preset("mine/a", found(DOCUMENT, folder=tmp_path))
+    assert "problems" not in str(caught.value) and "RNN_LAB_LOAD_PLUGINS" not in str(caught.value)
+    monkeypatch.setenv("RNN_LAB_LOAD_PLUGINS", "baselines")
+    with pytest.raises(ConfigError, match="RNN_LAB_LOAD_PLUGINS is set"):
+        find_preset("mine/a", found(DOCUMENT, folder=tmp_path))
+
+
+def test_a_fault_of_a_whole_table_is_shown_without_an_empty_key():
+    with pytest.raises(ConfigError) as caught:
+        validate(Row, {"name": "mine/a"}, prefix="preset.3.")
+    assert str(caught.value) == "preset.3: a preset has either a config or a reason why there is none"
+
+
 def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'seed004/e61'"):
+        find_preset("e61", registry())
+    with pytest.raises(ConfigError, match="Did you mean 'seed004/e61'"):
+        find_preset("seed003/e61", registry())
     with pytest.raises(ConfigError, match="'seed004/e61'"):
         find_preset("seed004/e611", registry())
     with pytest.raises(ConfigError, match="seed004/e74_n32"):

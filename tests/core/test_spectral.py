@@ -147,3 +147,13 @@ class _Count(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.operations += not func.is_view and func is not torch.ops.aten.detach.default
         return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_computed_on_the_meta_device(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def computes(*args: object) -> None:
+        raise AssertionError("arithmetic on the meta device imports torch's compiler")
+
+    for function in ("mv", "dot"):
+        monkeypatch.setattr(torch, function, computes)
+    with torch.device("meta"):
+        PARTS[part]().prepare()  # type: ignore[operator]

@@ -72,7 +72,9 @@ def test_the_readme_runs_what_the_makefile_runs():
     (command,) = re.findall(r"\$\(BIN\)/(rnn-lab fit .*)", make)
     assert f".venv/bin/{command}" in text
     (torch,) = re.findall(r"^TORCH\s+\?= (.*)", make, re.MULTILINE)
-    assert f"pip install {torch} -r requirements-dev.txt" in text
+    (triton,) = re.findall(r"^TRITON\s+\?= (.*)", make, re.MULTILINE)
+    assert f"pip install {torch} -r requirements.txt && .venv/bin/rnn-lab fit" in text
+    assert f"pip install {torch} {triton} -r requirements-dev.txt && .venv/bin/python -m pytest" in text
     assert text.index("make run") < text.index("make test") < text.index("Without make")
 
 

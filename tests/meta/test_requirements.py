@@ -5,6 +5,7 @@ import tomllib
 from urllib.parse import urlsplit
 
 import pytest
+from rnn_lab.distributions import OWN
 
 from .source import MEMBERS, ROOT, files, shown, text_of
 
@@ -34,7 +35,19 @@ def test_requirements_list_every_member():
 def test_development_requirements_build_on_them():
     lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
     assert lines[0] == "-r requirements.txt"
-    assert {"pytest", "pytest-xdist", "ruff", "mypy", "hatchling"} <= {requirement_name(line) for line in lines[1:]}
+    tools = {"pytest", "pytest-xdist", "ruff", "mypy", "hatchling"}
+    oracles = {"flash-linear-attention", "transformers"}
+    assert tools | oracles <= {requirement_name(line) for line in lines[1:]}
+
+
+def test_setup_installs_what_runs_and_then_what_tests():
+    make = (ROOT / "Makefile").read_text()
+    assert re.search(r"^run: \$\(VENV\)/\.ready$", make, re.MULTILINE), "`make run` needs no tools"
+    assert re.search(r"^setup: \$\(VENV\)/\.ready-dev$", make, re.MULTILINE)
+    plain, tested = re.findall(r"pip install .* -r (\S+)$", make, re.MULTILINE)
+    assert (plain, tested) == ("requirements.txt", "requirements-dev.txt")
+    assert re.search(r"^TRITON \?= triton==\d", make, re.MULTILINE)
+    assert "\"$(TRITON); sys_platform == 'linux'\"" in make
 
 
 def test_versions_are_equal():
@@ -62,6 +75,10 @@ def test_every_member_describes_itself(member):
 def test_the_root_depends_on_every_member():
     wanted = {f"{project(member)['name']} @ {{root:uri}}/{member}" for member in MEMBERS}
     assert set(project(".")["dependencies"]) == wanted
+
+
+def test_the_lab_knows_its_own_distributions():
+    assert set(OWN) == {project(member)["name"] for member in [".", *MEMBERS]}
 
 
 def test_entry_points_are_named_like_their_folders():

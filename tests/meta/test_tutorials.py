@@ -1,8 +1,10 @@
 """The commands of the tutorials work, in their order, in one folder.
 
-A block marked `run` is run by bash; one marked `file=PATH` is written to PATH first, its text taken from the file
-that `from=` names in the repository where it is empty; one marked `root` is run in the repository.
+A block marked `run` is run by bash; one marked `file=PATH` is written to PATH first, and where `from=` names a file of
+the repository it shows that file; one marked `root` is run in the repository.
 """
+
+import tomllib
 
 import pytest
 
@@ -17,10 +19,9 @@ def follow(page, lab, folder):
     count = 0
     for block in blocks(ROOT / page):
         if name := block.mark("file"):
-            origin = block.mark("from")
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text((ROOT / origin).read_text() if origin else block.text)
+            path.write_text(block.text)
         elif {"run", "root"} & set(block.marks):
             where = ROOT if "root" in block.marks else folder
             lab.run("bash", "-euo", "pipefail", "-c", block.text, cwd=where)
@@ -38,8 +39,19 @@ def test_the_commands_of_a_page_work(page, lab, tmp_path):
         for name in ("first", "fox", "study-1", "study-2"):
             assert (folder / "runs" / name / "result.json").is_file()
     if page == "docs/add-a-model.md":
-        assert (folder / "runs/installed/result.json").is_file()
+        for name in ("slower", "fast", "installed"):
+            assert (folder / "runs" / name / "result.json").is_file()
+        origins = tomllib.loads((folder / "runs/fast/config.toml").read_text())["origins"]
+        assert origins["model.start"] == "alias leaky-fast"
         assert "leaky" not in lab.lab("list-models", cwd=folder).stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_show_files_as_they_are(page):
+    for block in blocks(ROOT / page):
+        assert block.text.strip(), f"{page}: an empty block"
+        if origin := block.mark("from"):
+            assert block.text == (ROOT / origin).read_text()
 
 
 def test_contributing_shows_the_example_as_it_is():

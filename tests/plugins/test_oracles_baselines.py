@@ -1,7 +1,7 @@
 """The baselines against implementations that others wrote, and the minimal RNNs against a scan over logarithms.
 
-flash-linear-attention and transformers are no dependencies: without them their tests are skipped. Both round to
-fp32 inside, whatever the dtype of their inputs.
+flash-linear-attention (its fla-core, which needs triton) and transformers are dependencies of development only:
+without them their tests are skipped. Both round to fp32 inside, whatever the dtype of their inputs.
 """
 
 import importlib
@@ -28,7 +28,7 @@ def oracle(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        pytest.skip(f"{module} is not installed ({error}): it is an oracle for this test only")
+        pytest.skip(f"{module} cannot be imported ({error}): fla-core, triton and transformers come with `make setup`")
 
 
 def build(name: str, dtype: torch.dtype = torch.float64, **fields: Any) -> Layer:

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 from rnn_lab.errors import Diverged, OutOfMemory
+from rnn_lab.registry import registry
+from rnn_lab.train import diagnose
 from rnn_lab.train import run as runs
 from rnn_lab.train.checkpoint import load_latest
 from rnn_lab.train.step import EagerExecutor
@@ -32,7 +34,7 @@ def poison(monkeypatch, name: str, at_step: int, value: float = float("nan")):
 @pytest.mark.parametrize(
     ("where", "value", "says"),
     [
-        ("layers.1.leak:output", float("nan"), r"loss nan.*first not finite: output of layers\.1\.leak\."),
+        ("layers.1.in_proj:output", float("nan"), r"loss nan.*first not finite: output of layers\.1\.in_proj\."),
         ("layers.0.value.weight:grad", float("inf"), r"gradient norm inf.*gradient of layers\.0\.value\.weight\."),
     ],
 )
@@ -47,6 +49,20 @@ def test_the_step_is_not_applied_and_the_offender_is_named(tiny, tmp_path, monke
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     assert (result["status"], result["steps"]) == ("diverged", 3) and "layers" in result["error"]
     assert resume(tmp_path / "r")["loss"] == json.loads((tmp_path / "whole" / "result.json").read_text())["loss"]
+
+
+def test_a_configuration_that_declares_it_is_told_so(tiny, tmp_path):
+    model = {"name": "e74-d-tiedkvq-l", "dim": 64}
+    with pytest.raises(Diverged) as caught:
+        run(tiny(model=model, train={"steps": 60, "batch_size": 8, "seq_len": 128}), tmp_path / "r")
+    text = str(caught.value)
+    assert "diverges by its own mathematics: S is multiplied by 1 - k^2" in text and "--lr" not in text
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["status"] == "diverged"
+
+
+def test_what_declares_nothing_is_told_to_learn_slower():
+    layer_cls = registry().models["e61"].load()
+    assert "Try a lower --lr" in diagnose.advice(layer_cls, layer_cls.Config())
 
 
 def test_parameters_stay_finite_after_divergence(tiny, tmp_path, monkeypatch):

@@ -12,10 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
+from rnn_lab.distributions import is_own, normalised
 from rnn_lab.errors import ConfigError
 from rnn_lab.registry import registry
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
+_RESERVED = {"builtin", "cli", "tests"}
+"""Rows of `rnn-lab plugins` that are no entry points, and the folder beside the package."""
 FILES = {
     "pyproject.toml": "pyproject.toml",
     "README.md": "README.md",
@@ -63,10 +66,14 @@ def package_of(name: str) -> str:
     found = registry()
     if {name, package} & {*found.models, *found.aliases}:
         raise ConfigError(f"{name!r}: there is a model of that name already; see `rnn-lab list-models`")
+    if is_own(name) or package in _RESERVED | {info.name for info in found.plugins}:
+        raise ConfigError(f"{name!r}: there is a plugin of that name, or rnn-lab uses it itself; choose another name")
     # A folder without __init__.py, such as an earlier plugin's beside this one, takes no name away.
-    spec = None if package in sys.stdlib_module_names else find_spec(package)
+    spec = find_spec(package)
     if package in sys.stdlib_module_names or (spec is not None and spec.origin is not None):
         raise ConfigError(f"{name!r}: there is a Python module called {package} already; choose another name")
+    if normalised(name) in {normalised(dist.name) for dist in metadata.distributions()}:
+        raise ConfigError(f"{name!r}: a distribution of that name is installed; choose another name")
     return package
 
 

@@ -21,7 +21,10 @@ def plugins(requirements: bool, as_json: bool) -> None:
         else:
             click.echo("".join(f"{line}\n" for line in lines), nl=False)
         return
+    from rnn_lab.presets import all_presets
+
     plugin_commands()
+    all_presets(registry())
     rows = [
         {
             "name": info.name,

@@ -122,8 +122,9 @@ def _count(preset: "Preset", found: Registry) -> int | None:
     """The count; a preset that cannot be built is a note, not the end of the list."""
     try:
         return preset.count(found)
-    except RnnLabError as error:
-        note(f"warning: preset {preset.name}: {str(error).partition(chr(10))[0]}")
+    except Exception as error:
+        kind = "" if isinstance(error, RnnLabError) else f"{type(error).__name__}: "
+        note(f"warning: preset {preset.name}: {kind}{str(error).partition(chr(10))[0]}")
         return None
 
 

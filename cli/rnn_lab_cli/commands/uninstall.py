@@ -3,6 +3,7 @@
 import sys
 
 import click
+from rnn_lab.distributions import normalised
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.hookspecs import PROJECT
 
@@ -31,7 +32,7 @@ def distribution(name: str) -> str:
         ConfigError: it is not installed, or no plugin.
 
     """
-    from rnn_lab_cli.installer import normalised, plugin_distributions
+    from rnn_lab_cli.installer import plugin_distributions
 
     known = plugin_distributions()
     names = {key: dist.name for key, dist in known.items()}

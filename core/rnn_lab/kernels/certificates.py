@@ -21,11 +21,17 @@ from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.kernels.cuda_jit import nvrtc_version
 from rnn_lab.kernels.triton_support import most_configs, trying
 from rnn_lab.paths import cache_dir
+from rnn_lab.train.device import is_out_of_memory
 
 if TYPE_CHECKING:
     from rnn_lab.kernels.dispatch import Backend, Op
 
-LIMITS = {torch.float64: (1e-10, 1e-9), torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-3, 1e-2), torch.float16: (5e-3, 1e-2)}
+LIMITS = {
+    torch.float64: (1e-10, 1e-9),
+    torch.float32: (1e-5, 1e-4),
+    torch.bfloat16: (5e-3, 1e-2),
+    torch.float16: (5e-3, 1e-2),
+}
 """Largest relative error of results and of gradients, by the narrowest dtype among the arguments, given or named."""
 _known: dict[str, str | None] = {}
 
@@ -33,7 +39,8 @@ _known: dict[str, str | None] = {}
 def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> str | None:
     """Why `backend` is not to be trusted with calls like this one, or None where it is certified.
 
-    Under torch.compile and inside a CUDA graph's capture nothing can be measured: only what is known counts.
+    Under torch.compile and inside a CUDA graph's capture nothing can be measured: only what is known counts. A small
+    run that finds no memory tells nothing of the kernel: the call is refused, and the next one measures again.
     """
     tensors = list(_tensors(args))
     if torch.compiler.is_compiling() or any(t.is_meta for t in tensors):
@@ -46,7 +53,12 @@ def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> s
     path = certificate_dir() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     found = _read(path, key)
     if found is None:
-        found = {"key": json.loads(key)} | _measure(op, backend, args)
+        try:
+            found = {"key": json.loads(key)} | _measure(op, backend, args)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return "its small run found no memory"
         _write(path, found)
     _known[key] = found["distrust"]
     return _known[key]
@@ -167,6 +179,8 @@ def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> d
                 gradient = max(gradient, *map(relative, got_gradients, want_gradients), 0.0)
                 index += 1
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             return {"distrust": f"its small run raises {type(error).__name__}: {error}"[:500]}
     limits = LIMITS[narrowest]
     row: dict[str, Any] = {"forward": forward, "gradient": gradient, "limits": list(limits), "distrust": None}

@@ -1,9 +1,11 @@
-"""Where a loss or gradient stopped being finite."""
+"""Where a loss or gradient stopped being finite, and what may help."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rnn_lab.layer import Layer
 
 
 def first_offender(model: nn.Module, forward: Any) -> str:
@@ -34,6 +36,17 @@ def first_offender(model: nn.Module, forward: Any) -> str:
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"gradient of {name}"
     return "the loss"
+
+
+def advice(layer_cls: type[Layer], cfg: Any) -> str:
+    """What to do about a run of this layer that diverged."""
+    declared = layer_cls.diverges(cfg)
+    if declared is not None:
+        return (
+            f"This configuration diverges by its own mathematics: {declared}. No learning rate or clipping helps; "
+            "choose another form of the model."
+        )
+    return "Try a lower --lr or -o train.clip=0.5; `rnn-lab resume` goes on from the last checkpoint."
 
 
 def _watch(name: str, found: list[str]) -> Any:

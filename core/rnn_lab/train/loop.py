@@ -20,15 +20,18 @@ from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import peak_flops, peak_memory_bytes
+from rnn_lab.train.diagnose import advice
 from rnn_lab.train.evaluate import averaged_weights, evaluate
 from rnn_lab.train.graph import executor
 from rnn_lab.train.metrics import MetricsLog, bits_per_byte
 from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.progress import Progress, flatten_states, identity
 from rnn_lab.train.rundir import RunDir
-from rnn_lab.train.step import Executor, Outcome, TrainStep
+from rnn_lab.train.step import Executor, Outcome, TrainStep, backends
 
 AUTO_CHECKPOINT_SECONDS = 120.0
+SEEN = 2
+"""Steps of a session whose backends are recorded; a CUDA graph replays them afterwards."""
 
 
 class Observer(Protocol):
@@ -93,6 +96,7 @@ class Trainer:
         )
         self._submitted = self._saved_step = self.step
         self._step_seconds = 0.0
+        self.trained_by: list[dict[str, Any]] | None = None
         set_mode(optimizer, "train")
 
     def train(self) -> None:
@@ -104,11 +108,13 @@ class Trainer:
         """
         self.metrics = MetricsLog(self.run.metrics, self.step)
         self.last_line = self.metrics.last_line
-        last_save = self.clock.seconds()
+        last_save, first = self.clock.seconds(), self.step
         with self._signals():
             while self._may_submit():
                 self._submitted += 1
                 self.executor.submit(self._submitted)
+                if self._submitted <= first + SEEN:  # before a validation, whose calls may run by others
+                    self.trained_by = backends(self.model)
                 due = self._checkpoint_due(last_save)
                 # Weights are read behind this very step: nothing may be queued after it.
                 alone = due or self._validates(self._submitted) or self.timed_steps == 0
@@ -190,8 +196,7 @@ class Trainer:
         raise Diverged(
             f"step {outcome.k}: loss {outcome.loss}, gradient norm {outcome.grad_norm}; first not finite: {where}. "
             f"The step was not applied. Batch {outcome.k} of seed {self.cfg.train.seed} starts at bytes "
-            f"{', '.join(map(str, outcome.starts_B[:4]))}, ... "
-            "Try a lower --lr or -o train.clip=0.5; `rnn-lab resume` goes on from the last checkpoint."
+            f"{', '.join(map(str, outcome.starts_B[:4]))}, ... " + advice(self.spec.layer_cls, self.spec.layer_cfg)
         )
 
     def _validates(self, step: int) -> bool:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import peak_memory_bytes
@@ -11,7 +10,7 @@ from rnn_lab.train.metrics import bits_per_byte
 
 
 def result_of(
-    spec: ModelSpec, seed: int, trainer: Trainer | None, clock: Clock, *, status: str, error: str | None,
+    spec: ModelSpec, preset: str | None, seed: int, trainer: Trainer | None, clock: Clock, *, status: str, error: str | None,
     final: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """What result.json says; figures that do not exist are null."""
@@ -20,6 +19,7 @@ def result_of(
         "status": status,
         "error": error,
         "model": spec.name,
+        "preset": preset,
         "params": spec.certificate.params,
         "certificate": spec.certificate.as_dict(),
         "seed": seed,
@@ -50,20 +50,7 @@ def result_of(
         "dtype": str(trainer.dtype).removeprefix("torch."),
         "data": {"path": str(trainer.split.train.file.path), "fingerprint": trainer.data_fingerprint},
         "data_chain": trainer.chain.hexdigest,
-        "backends": backends(trainer.model),
+        "backends": trainer.trained_by,
         "graph": trainer.executor.graph,
     }
     return result
-
-
-def backends(model: LM) -> list[dict[str, Any]]:
-    """Which backend ran each operation of each layer, and why no faster one; equal layers share a row.
-
-    What the language model runs around its layers is in layer "lm".
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for name, owner in [*enumerate(model.layers), ("lm", model)]:
-        for choice in getattr(owner, "backends", {}).values():
-            row = rows.setdefault(repr(choice), {**choice.as_dict(), "layers": []})
-            row["layers"].append(name)
-    return list(rows.values())

@@ -37,6 +37,12 @@ class Plan:
     resolved: Resolved
     spec: ModelSpec
 
+    @property
+    def preset(self) -> str | None:
+        """Preset that the model came from."""
+        origins = (origin for key, origin in self.resolved.origins.items() if key.startswith("model."))
+        return next((origin.removeprefix("preset ") for origin in origins if origin.startswith("preset ")), None)
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """Every section with every value decided; config.toml holds the same."""
         return self.resolved.config.model_dump(mode="json") | {"model": self.spec.table()}
@@ -207,7 +213,7 @@ def execute(
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
         result = result_of(
-            plan.spec, cfg.train.seed, trainer, clock, status=status, error=error_text, final=final
+            plan.spec, plan.preset, cfg.train.seed, trainer, clock, status=status, error=error_text, final=final
         )  # fmt: skip
         if begun:
             run.write_result(result)

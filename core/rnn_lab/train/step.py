@@ -224,3 +224,16 @@ def _joined(pieces: list[list[State]]) -> list[State]:
     return [
         {name: torch.cat([part[i][name] for part in pieces]) for name in first} for i, first in enumerate(pieces[0])
     ]
+
+
+def backends(model: LM) -> list[dict[str, Any]]:
+    """Which backend ran each operation of each layer, and why no faster one; equal layers share a row.
+
+    What the language model runs around its layers is in layer "lm".
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name, owner in [*enumerate(model.layers), ("lm", model)]:
+        for choice in getattr(owner, "backends", {}).values():
+            row = rows.setdefault(repr(choice), {**choice.as_dict(), "layers": []})
+            row["layers"].append(name)
+    return list(rows.values())
