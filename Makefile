@@ -31,6 +31,7 @@ run: $(VENV)/.ready
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/kernels
 
 lint: setup
 	$(BIN)/ruff check $(SOURCES)

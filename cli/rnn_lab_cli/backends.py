@@ -13,7 +13,8 @@ def probe_backends(
 ) -> list[dict[str, Any]]:
     """The choice of every operation for such inputs, with the reasons of the backends that refused.
 
-    The weights are not initialised: a choice depends on shapes, dtypes and the machine, never on values.
+    The weights are random, not the model's own: a choice depends on shapes, dtypes and the machine. They are no
+    leftovers of other memory either, because kernels are certified on what they are given.
 
     Raises:
         KernelUnavailable: RNN_LAB_KERNELS forbids every backend that could run.
@@ -22,9 +23,12 @@ def probe_backends(
     with torch.device("meta"):
         layer = layer_cls(cfg)
     layer = layer.to_empty(device=device)
-    x_BTD = torch.zeros(batch, min(seq_len, PROBE_STEPS), cfg.dim, device=device)
-    with autocast(device, dtype):
-        layer(x_BTD)
+    with torch.random.fork_rng(), autocast(device, dtype):
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            if tensor.is_floating_point():
+                tensor.data.normal_(std=0.02)
+        layer.prepare()
+        layer(torch.randn(batch, min(seq_len, PROBE_STEPS), cfg.dim, device=device))
     return [choice.as_dict() for choice in layer.backends.values()]
 
 

@@ -66,6 +66,7 @@ class CudaQueue:
                 body()
         except BaseException:
             self._leave(pool)
+            _end_of_random_capture(self.device)
             raise
         return graph
 
@@ -77,6 +78,13 @@ class CudaQueue:
         with suppress(AttributeError, RuntimeError):  # torch renamed them, or closed the pool after all
             torch._C._cuda_endAllocateToPool(self.stream.device_index, pool)
             torch._C._cuda_releasePool(self.stream.device_index, pool)
+
+
+def _end_of_random_capture(device: torch.device) -> None:
+    """Give the device's generator a state of the same seed that is not in a capture, as a failed one leaves it."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    fresh = torch.Generator(device).manual_seed(generator.initial_seed())
+    generator.graphsafe_set_state(fresh.clone_state())
 
 
 def queue_of(device: torch.device) -> Queue | None:

@@ -10,8 +10,8 @@ from rnn_lab.train.metrics import bits_per_byte
 
 
 def result_of(
-    spec: ModelSpec, preset: str | None, seed: int, trainer: Trainer | None, clock: Clock, *, status: str, error: str | None,
-    final: dict[str, Any],
+    spec: ModelSpec, preset: str | None, seed: int, trainer: Trainer | None, clock: Clock, *, status: str,
+    error: str | None, final: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """What result.json says; figures that do not exist are null."""
     seconds = clock.seconds()
