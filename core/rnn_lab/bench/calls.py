@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels.certificates import LIMITS, relative
+from rnn_lab.kernels.certificates import relative
 
 PEER_LIMITS = (0.05, 0.05)
 """Errors that show another function, not rounding: a peer computes in whatever precision it was made for."""
@@ -69,7 +69,8 @@ def bind(run: Callable[..., Any], args: tuple[Any, ...], dtype: torch.dtype | No
 
     def copied(arg: Any) -> Any:
         if isinstance(arg, tuple | list):
-            return tuple(copied(a) for a in arg)
+            parts = [copied(a) for a in arg]
+            return type(arg)(*parts) if hasattr(arg, "_fields") else tuple(parts)
         if not isinstance(arg, Tensor):
             return arg
         if not arg.is_floating_point():
@@ -126,9 +127,3 @@ def compare(ours: Bound, exact: Outcome) -> tuple[float, float]:
 def _filled(bound: Bound, outcome: Outcome) -> tuple[list[Tensor], list[Tensor]]:
     results, gradients = outcome
     return results, [torch.zeros_like(x) if g is None else g for x, g in zip(bound.leaves, gradients, strict=True)]
-
-
-def limits(args: Sequence[Tensor]) -> tuple[float, float]:
-    """What the kernel certificates allow for arguments of these dtypes."""
-    narrowest = min((t.dtype for t in args if t.is_floating_point()), key=lambda d: d.itemsize)
-    return LIMITS.get(narrowest, LIMITS[torch.float32])

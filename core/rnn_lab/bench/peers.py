@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnn_lab.bench.calls import PEER_LIMITS, Bound, bind, limits
+from rnn_lab.bench.calls import PEER_LIMITS, Bound, bind
 from rnn_lab.bench.cases import Case, tensors
 from rnn_lab.bench.libraries import load
 from rnn_lab.kernels import gated_delta_rule, recurrence
+from rnn_lab.kernels.certificates import limits_of
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
 from rnn_lab.kernels.recurrence import Cell, Streams
 
@@ -40,7 +41,7 @@ class Implementation:
 
     def limits(self, case: Case) -> tuple[float, float]:
         """Errors that are allowed."""
-        return limits(tensors(case.args)) if self.kind in ("backend", "reference") else PEER_LIMITS
+        return limits_of(case.args) if self.kind in ("backend", "reference") else PEER_LIMITS
 
 
 def implementations(case: Case) -> Iterator[Implementation]:

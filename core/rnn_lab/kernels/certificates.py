@@ -165,9 +165,6 @@ def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> d
     with torch.random.fork_rng(), torch.autocast(_tensors(args)[0].device.type, enabled=False):
         torch.manual_seed(0)
         small = op.probe(*args)
-        dtypes = [t.dtype for t in _tensors(small) if t.is_floating_point()]
-        dtypes += [a for a in small if isinstance(a, torch.dtype)]
-        narrowest = min(dtypes, key=lambda d: d.itemsize)
         forward = gradient = 0.0
         try:
             want, want_gradients = evaluate(op.reference, small, torch.float64)
@@ -182,7 +179,7 @@ def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> d
             if is_out_of_memory(error):
                 raise
             return {"distrust": f"its small run raises {type(error).__name__}: {error}"[:500]}
-    limits = LIMITS[narrowest]
+    limits = limits_of(small)
     row: dict[str, Any] = {"forward": forward, "gradient": gradient, "limits": list(limits), "distrust": None}
     if not (forward <= limits[0] and gradient <= limits[1]):
         row["distrust"] = (
@@ -190,6 +187,13 @@ def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> d
             f"allowed are {limits[0]:g} and {limits[1]:g}"
         )
     return row
+
+
+def limits_of(args: tuple[Any, ...]) -> tuple[float, float]:
+    """Largest relative errors that are allowed for these arguments."""
+    dtypes = [t.dtype for t in _tensors(args) if t.is_floating_point()]
+    dtypes += [a for a in args if isinstance(a, torch.dtype)]
+    return LIMITS[min(dtypes, key=lambda d: d.itemsize)]
 
 
 def evaluate(

@@ -6,8 +6,7 @@ between. A replay cannot itself be captured, so that a training step with such a
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ SEGMENT = 128
 KEPT = 16
 """Graphs in use at the same time: a model has one or two shapes."""
 
-Kind = tuple[int, int, bool]
+Kind = tuple[int, int]
 _loops: OrderedDict[Hashable, "Loop"] = OrderedDict()
 _pools: dict[torch.device, Any] = {}
 
@@ -44,7 +43,7 @@ def run(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None)
         inputs, weights, queries, biases, gates = ([x.to(dtype) for x in part] for part in streams)
         if cell.before is not None:
             inputs = list(cell.before(*inputs, *biases))
-        kind = (len(inputs), len(queries), streams.inputs[0].dtype.itemsize < 4)
+        kind = (len(inputs), len(queries))
         y, h = _Walk.apply(cell, kind, reset_BT, h.to(dtype), *inputs, *queries, *weights)  # type: ignore[no-untyped-call]
         return y if cell.after is None else cell.after(y, *gates).to(streams.inputs[0].dtype), h
 
@@ -65,7 +64,7 @@ class Loop:
         h: state.
         xs: streams of one segment, first those for `update`, then those for `read`.
         weights: tensors without a time axis.
-        kind: how many streams of either sort, and whether they came in 16 bits.
+        kind: how many streams of either sort.
         reset_BT: whether there are resets.
 
     """
@@ -73,7 +72,7 @@ class Loop:
     def __init__(
         self, cell: Cell, h: Tensor, xs: list[Tensor], weights: list[Tensor], kind: Kind, reset_BT: Tensor | None
     ) -> None:
-        self.cell, self.n, self.low = cell, kind[0], kind[2]
+        self.cell, self.n = cell, kind[0]
         self.h = h.clone()
         self.xs, self.weights = [x.clone() for x in xs], [w.clone() for w in weights]
         self.reset = None if reset_BT is None else reset_BT.clone()
@@ -161,25 +160,14 @@ class Loop:
         """A graph of `work`, and its result in a tensor that stays."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), tf32(self.low):
+        with torch.cuda.stream(stream):
             result = torch.empty_like(work())
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         pool = _pools.setdefault(self.h.device, torch.cuda.graph_pool_handle())
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"), tf32(self.low):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result.copy_(work())
         return result, graph
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """Products of fp32 tensors by tf32 tensor cores: three more bits than the bf16 streams they meet."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = before or on
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _loop(cell: Cell, h: Tensor, xs: list[Tensor], weights: list[Tensor], kind: Kind, reset_BT: Tensor | None) -> Loop:
@@ -199,7 +187,7 @@ class _Walk(torch.autograd.Function):
     def forward(
         ctx: Any, cell: Cell, kind: Kind, reset_BT: Tensor | None, h: Tensor, *rest: Tensor
     ) -> tuple[Tensor, Tensor]:
-        n = sum(kind[:2])
+        n = sum(kind)
         xs, weights = list(rest[:n]), list(rest[n:])
         T, starts, parts = xs[0].shape[1], [], []
         needed = any(ctx.needs_input_grad)
@@ -224,7 +212,7 @@ class _Walk(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Any, ...]:
         saved = list(ctx.saved_tensors)
         starts, rest = saved[: ctx.n_starts], saved[ctx.n_starts :]
-        n = sum(ctx.kind[:2])
+        n = sum(ctx.kind)
         xs, weights = rest[:n], rest[n:]
         dxs, dweights = [torch.empty_like(x) for x in xs], [torch.zeros_like(w) for w in weights]
         for i in reversed(range(len(starts))):

@@ -16,10 +16,12 @@ from torch import Tensor
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend, Op
 from rnn_lab.kernels.recurrence import Cell, Streams
-from rnn_lab.kernels.triton_support import refuses_triton
+from rnn_lab.kernels.triton_support import INTERPRETED, refuses_triton
 
 LARGEST_KEY = 256
 """Key size N that the kernels hold in one tile."""
+LARGEST_FP32 = 64
+"""Sides of an fp32 state that were seen right on an H100."""
 PROBE_BATCH, PROBE_STEPS = 2, 133
 """Sizes of a certificate's small run: whole chunks and a part of one."""
 
@@ -65,6 +67,8 @@ def refuses(
     """Why the Triton kernels cannot run this call, or None."""
     if k_BTGN.shape[-1] > LARGEST_KEY:
         return f"keys have size {k_BTGN.shape[-1]}, more than {LARGEST_KEY}"
+    if v_BTHP.dtype == torch.float32 and max(S_BHPN.shape[-2:]) > LARGEST_FP32 and not INTERPRETED:
+        return f"in fp32 states wider than {LARGEST_FP32} end in an illegal access on Hopper (Triton 3.6)"
     return refuses_triton(v_BTHP, k_BTGN, q_BTGN, g_BTH, S_BHPN)
 
 
