@@ -44,7 +44,7 @@ def test_data_fetch_gives_the_default_corpus(rnn_lab):
 def test_check_prints_a_line_per_rule_and_fails_with_1(rnn_lab, monkeypatch):
     seen = []
 
-    def contract(model, fields=None, only=None):
+    def contract(model, fields=None, only=None, device="cpu"):
         seen.append((model, only))
         return [
             CheckResult("shapes", "pass", "", 0.1),

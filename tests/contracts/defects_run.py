@@ -50,8 +50,8 @@ def step_with_another_cell_state(ground: Ground):
 
 
 class ForgetfulConv(CausalConv):
-    def forward(self, x_BTd, past_BKd, reset_BT=None):
-        return super().forward(x_BTd, past_BKd, None)
+    def forward(self, x_BTd, past_BKd, reset_BT=None, *, silu=False):
+        return super().forward(x_BTd, past_BKd, None, silu=silu)
 
 
 @defect("reset", "e61", use_conv=True)

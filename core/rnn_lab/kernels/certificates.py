@@ -8,6 +8,7 @@ kernel sources, GPU, driver, versions, dtypes and shape class, so that the next 
 import hashlib
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -101,9 +102,10 @@ def machine(device_type: str) -> dict[str, Any]:
 
 def _driver() -> str | None:
     try:
-        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+        found = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return None
+    return found and found.group()
 
 
 @cache

@@ -7,7 +7,7 @@ decides what is allowed:
     auto       the fastest usable backend (default)
     reference  the plain reference only
     require    never the reference: an error where no kernel can run
-    NAME       this backend only: an error where it cannot run
+    NAME       this backend for every operation that has it: an error where it cannot run
 """
 
 import os
@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeVar
 
 from rnn_lab.errors import KernelUnavailable
 
+_names: set[str] = set()
+"""Of all backends there are."""
 F = TypeVar("F", bound=Callable[..., Any])
 REFERENCE = "reference"
 
@@ -35,6 +37,9 @@ class Backend(Generic[F]):
     refuses: Callable[..., str | None]
     certified: bool = True
     capturable: bool = True
+
+    def __post_init__(self) -> None:
+        _names.add(self.name)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class Op(Generic[F]):
 
         """
         wanted = os.environ.get("RNN_LAB_KERNELS", "auto")
+        if wanted in _names - {backend.name for backend in self.backends}:
+            wanted = "auto"
         refused: list[tuple[str, str]] = []
         for backend in self.backends:
             reason = backend.refuses(*args)

@@ -91,7 +91,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@check("flops", "flops_per_token equals the FLOPs counted while the reference runs", needs=("shapes",))
+@check("flops", "flops_per_token equals the FLOPs counted while the reference runs", needs=("shapes", "prepare"))
 def flops(subject: Subject, cfg: Any) -> str | None:
     """Forward, without resets, for the layer and for the language model.
 

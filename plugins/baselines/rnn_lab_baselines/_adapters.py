@@ -102,5 +102,5 @@ def run_delta(
     return o.float(), S.float()
 
 
-MAMBA_SSM = Backend("mamba-ssm", run_ssd, refuses_ssd, certified=False)
+MAMBA_SSM = Backend("mamba-ssm", run_ssd, refuses_ssd)
 FLA = Backend("fla", run_delta, refuses_delta)
