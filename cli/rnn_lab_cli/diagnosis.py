@@ -38,6 +38,7 @@ def all_checks() -> Iterator[Finding]:
         ("python", _python),
         ("torch", _torch),
         ("cache", _cache),
+        ("kernels", _kernels),
         ("plugins", _plugins),
         ("default corpus", _corpus),
         ("optional packages", _optional),
@@ -109,6 +110,17 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", "fail", f"{folder}: {error.strerror}", advice)
         return
     yield Finding("cache", "ok", f"{folder}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
+
+
+def _kernels() -> Iterator[Finding]:
+    from rnn_lab.kernels.certificates import certificates
+
+    found = certificates()
+    wrong = [row for row in found if row["distrust"]]
+    for row in wrong:
+        name = f"{row['key']['op']}/{row['key']['backend']}"
+        yield Finding("kernel", "warn", f"{name}: {row['distrust']}", "it is not used here; please report it")
+    yield Finding("kernels", "ok", f"{len(found) - len(wrong)} certificates hold on this machine, {len(wrong)} refused")
 
 
 def _plugins() -> Iterator[Finding]:

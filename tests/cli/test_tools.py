@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from rnn_lab import testing
+from rnn_lab.kernels import certificates
 from rnn_lab.testing.checks import CheckResult
 from rnn_lab_cli import diagnosis
 
@@ -81,6 +82,16 @@ def test_doctor_reports_every_part(rnn_lab):
     assert rows.keys() >= {"python", "cpu", "torch", "cuda", "triton", "cache", "plugins", "default corpus", "pyarrow"}
     assert all(row["advice"] for row in rows.values() if row["status"] != "ok")
     assert rnn_lab("doctor").out.splitlines()[0] == "status\tcheck\tdetail\tadvice"
+
+
+def test_doctor_names_kernels_that_were_seen_wrong(rnn_lab, monkeypatch):
+    row = {"key": {"op": "recurrence", "backend": "diagonal"}, "distrust": "its small run differs"}
+    monkeypatch.setattr(certificates, "certificates", lambda: [row, {**row, "distrust": None}])
+    rows = {row["check"]: row for row in rnn_lab("doctor", "--json").json}
+    assert (
+        rows["kernel"]["status"] == "warn" and rows["kernel"]["detail"] == "recurrence/diagonal: its small run differs"
+    )
+    assert rows["kernels"]["detail"] == "1 certificates hold on this machine, 1 refused"
 
 
 def test_doctor_fails_with_1_and_says_what_to_do(rnn_lab, monkeypatch, tmp_path):

@@ -49,3 +49,64 @@ def test_any_other_error_is_found_out_once():
     certificates._known.clear()
     op.select(x)
     assert len(calls) == 1 and len(stored()) == 1
+
+
+class WrongBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2.002 * g * ctx.saved_tensors[0]
+
+
+def test_a_wrong_forward_or_backward_is_refused_with_figures_and_kept():
+    x = torch.randn(2, 3)
+    for run, part in ((lambda x: 1.001 * x * x, "forward"), (WrongBackward.apply, "in gradients")):
+        op = squares(run)
+        (name, reason), *_ = op.select(x)[1].refused
+        assert name == "mine" and "0.001 " in reason and part in reason
+        certificates._known.clear()
+        for path in stored():
+            path.unlink()
+
+
+def test_what_is_stored_is_read_by_the_next_process_and_by_no_other_class(monkeypatch):
+    calls = []
+
+    def run(x):
+        calls.append(x.dtype)
+        return x * x
+
+    op = squares(run)
+    assert op.select(torch.randn(2, 3))[1].backend == "mine"
+    seen = len(calls)
+    certificates._known.clear()
+    assert op.select(torch.randn(7, 3))[1].backend == "mine" and len(calls) == seen  # batch is no part of the class
+    op.select(torch.randn(2, 3, 4))
+    op.select(torch.randn(2, 3).bfloat16())
+    assert len(calls) == 3 * seen and len(stored()) == 3
+    assert [row["distrust"] for row in certificates.certificates()] == [None] * 3
+    certificates._known.clear()
+    monkeypatch.setattr(certificates, "_sources", lambda module: "changed")
+    op.select(torch.randn(2, 3))
+    assert len(calls) == 4 * seen
+
+
+def test_a_torn_certificate_is_made_again():
+    op = squares(lambda x: x * x)
+    op.select(torch.randn(2, 3))
+    (path,) = stored()
+    path.write_text("{")
+    certificates._known.clear()
+    assert op.select(torch.randn(2, 3))[1].backend == "mine" and '"distrust": null' in path.read_text()
+
+
+def test_every_configuration_is_tried(monkeypatch):
+    from rnn_lab.kernels import triton_support
+
+    monkeypatch.setattr(certificates, "most_configs", lambda: 3)
+    op = squares(lambda x: x * x * (1.01 if triton_support.tried(3) == 2 else 1.0))
+    assert "differs from the reference" in op.select(torch.randn(2, 3))[1].refused[0][1]

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,7 @@ def certificates() -> list[dict[str, Any]]:
 @cache
 def machine(device_type: str) -> dict[str, Any]:
     """What a kernel's result may depend on besides its source."""
-    triton = sys.modules.get("triton")
-    where = {"torch": torch.__version__, "triton": getattr(triton, "__version__", None), "device": platform.machine()}
+    where = {"torch": torch.__version__, "triton": _version("triton"), "device": platform.machine()}
     if device_type == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         where |= {
@@ -98,6 +98,14 @@ def machine(device_type: str) -> dict[str, Any]:
             "nvrtc": nvrtc_version(),
         }
     return where
+
+
+def _version(package: str) -> str | None:
+    """Of an installed package, which need not be imported."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _driver() -> str | None:
