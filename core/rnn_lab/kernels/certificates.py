@@ -88,7 +88,7 @@ def certificates() -> list[dict[str, Any]]:
 @cache
 def machine(device_type: str) -> dict[str, Any]:
     """What a kernel's result may depend on besides its source."""
-    where = {"torch": torch.__version__, "triton": _version("triton"), "device": platform.machine()}
+    where: dict[str, Any] = {"torch": torch.__version__, "triton": _version("triton"), "device": platform.machine()}
     if device_type == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         where |= {
