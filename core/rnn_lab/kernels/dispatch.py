@@ -60,14 +60,14 @@ class Choice:
 class Op(Generic[F]):
     """A named operation and its backends, fastest first; `reference` is implied last.
 
-    `probe(*args)` cuts a call's arguments down to a small one of the same kind, on which backends are certified;
-    without it none is.
+    `probe(*args)` makes small calls of the same kind, one per form that a kernel may take, on which backends are
+    certified; without it none is.
     """
 
     name: str
     reference: F
     backends: list[Backend[F]] = field(default_factory=list)
-    probe: Callable[..., tuple[Any, ...]] | None = None
+    probe: Callable[..., tuple[Any, ...] | list[tuple[Any, ...]]] | None = None
 
     def __call__(self, record: dict[str, Choice], *args: Any) -> Any:
         """`reference`'s result from the fastest backend that can run here; the choice is noted in `record`."""
