@@ -107,6 +107,6 @@ def test_a_torn_certificate_is_made_again():
 def test_every_configuration_is_tried(monkeypatch):
     from rnn_lab.kernels import triton_support
 
-    monkeypatch.setattr(certificates, "most_configs", lambda: 3)
+    monkeypatch.setattr(triton_support, "INTERPRETED", False)
     op = squares(lambda x: x * x * (1.01 if triton_support.tried(3) == 2 else 1.0))
     assert "differs from the reference" in op.select(torch.randn(2, 3))[1].refused[0][1]

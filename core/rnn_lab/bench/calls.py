@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels.certificates import relative
+from rnn_lab.kernels.certificates import copies, relative
 
 PEER_LIMITS = (0.05, 0.05)
 """Errors that show another function, not rounding: a peer computes in whatever precision it was made for."""
@@ -65,20 +65,7 @@ class Bound:
 
 def bind(run: Callable[..., Any], args: tuple[Any, ...], dtype: torch.dtype | None = None) -> Bound:
     """`run` on copies of `args`; `dtype` casts those that are floating."""
-    leaves: list[Tensor] = []
-
-    def copied(arg: Any) -> Any:
-        if isinstance(arg, tuple | list):
-            parts = [copied(a) for a in arg]
-            return type(arg)(*parts) if hasattr(arg, "_fields") else tuple(parts)
-        if not isinstance(arg, Tensor):
-            return arg
-        if not arg.is_floating_point():
-            return arg.clone()
-        leaves.append(arg.detach().to(dtype or arg.dtype, copy=True).requires_grad_())
-        return leaves[-1]
-
-    own = tuple(copied(arg) for arg in args)
+    own, leaves = copies(args, dtype)
     return Bound(lambda: run(*own), leaves)
 
 

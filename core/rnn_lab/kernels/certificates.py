@@ -10,7 +10,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.kernels.cuda_jit import nvrtc_version
-from rnn_lab.kernels.triton_support import most_configs, trying
+from rnn_lab.kernels.triton_support import trying
 from rnn_lab.paths import cache_dir
 from rnn_lab.train.device import is_out_of_memory
 
@@ -35,7 +35,8 @@ LIMITS = {
     torch.float16: (5e-3, 1e-2),
 }
 """Largest relative error of results and of gradients, by the narrowest dtype among the arguments, given or named."""
-_known: dict[str, str | None] = {}
+_known: dict[Hashable, str | None] = {}
+"""What this process found: asked at every call, so under what is cheap to make."""
 
 
 def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> str | None:
@@ -44,14 +45,16 @@ def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> s
     Under torch.compile and inside a CUDA graph's capture nothing can be measured: only what is known counts. A small
     run that finds no memory tells nothing of the kernel: the call is refused, and the next one measures again.
     """
-    tensors = list(_tensors(args))
+    tensors = _tensors(args)
     if torch.compiler.is_compiling() or any(t.is_meta for t in tensors):
         return None
-    key = _key(op.name, backend, args)
-    if key in _known:
-        return _known[key]
+    device, kind = tensors[0].device.type, _class(args)
+    asked = (op.name, backend, device, kind)
+    if asked in _known:
+        return _known[asked]
     if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return "not certified yet, and a CUDA graph is being captured"
+    key = _key(op.name, backend, device, kind)
     path = certificate_dir() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     found = _read(path, key)
     if found is None:
@@ -62,8 +65,8 @@ def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> s
                 raise
             return "its small run found no memory"
         _write(path, found)
-    _known[key] = found["distrust"]
-    return _known[key]
+    _known[asked] = found["distrust"]
+    return _known[asked]
 
 
 def certificate_dir() -> Path:
@@ -134,20 +137,20 @@ def _tensors(args: tuple[Any, ...]) -> "list[Tensor]":
     return [t for part in found for t in part if isinstance(t, Tensor)]
 
 
-def _class(arg: Any) -> Any:
+def _class(arg: Any) -> Hashable:
     """Shape class of an argument: dtype and every axis but batch and time; what is no tensor by its fingerprint."""
     if isinstance(arg, Tensor):
-        return [str(arg.dtype).removeprefix("torch."), arg.dim(), *arg.shape[2:]]
+        return (str(arg.dtype).removeprefix("torch."), arg.dim(), *arg.shape[2:])
     if isinstance(arg, tuple | list):
-        return [_class(a) for a in arg]
+        return tuple(_class(a) for a in arg)
     return getattr(arg, "fingerprint", None) or repr(arg)
 
 
-def _key(name: str, backend: "Backend[Any]", args: tuple[Any, ...]) -> str:
-    device = _tensors(args)[0].device.type
+def _key(name: str, backend: "Backend[Any]", device: str, kind: Hashable) -> str:
+    """The same with everything else that a result depends on, as JSON."""
     return json.dumps({
         "op": name, "backend": backend.name, "sources": _sources(backend.run.__module__),
-        "machine": machine(device), "class": [_class(a) for a in args],
+        "machine": machine(device), "class": kind,
     }, sort_keys=True)  # fmt: skip
 
 
@@ -180,10 +183,11 @@ def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> d
         try:
             for small in calls:
                 want, want_gradients = evaluate(op.reference, small, torch.float64)
-                index = 0
-                while index < most_configs():
-                    with trying(index):
+                index, count = 0, 1
+                while index < count:
+                    with trying(index) as trial:
                         got, got_gradients = evaluate(backend.run, small)
+                    count = trial.count
                     forward = max(forward, *map(relative, got, want))
                     gradient = max(gradient, *map(relative, got_gradients, want_gradients), 0.0)
                     index += 1
@@ -208,6 +212,27 @@ def limits_of(args: tuple[Any, ...]) -> tuple[float, float]:
     return LIMITS[min(dtypes, key=lambda d: d.itemsize)]
 
 
+def copies(args: tuple[Any, ...], dtype: torch.dtype | None = None) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """A call's arguments with tensors of its own, and the floating ones among them, which take gradients.
+
+    `dtype` casts those.
+    """
+    leaves: list[Tensor] = []
+
+    def copied(arg: Any) -> Any:
+        if isinstance(arg, tuple | list):
+            parts = [copied(a) for a in arg]
+            return type(arg)(*parts) if hasattr(arg, "_fields") else tuple(parts)
+        if not isinstance(arg, Tensor):
+            return arg
+        if not arg.is_floating_point():
+            return arg.clone()
+        leaves.append(arg.detach().to(dtype or arg.dtype, copy=True).requires_grad_())
+        return leaves[-1]
+
+    return tuple(copied(arg) for arg in args), leaves
+
+
 def evaluate(
     run: Callable[..., Any], args: tuple[Any, ...], dtype: torch.dtype | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -215,19 +240,9 @@ def evaluate(
 
     `dtype` casts the floating arguments first; a gradient that does not exist is zero.
     """
-    leaves: list[Tensor] = []
-
-    def leaf(a: Any) -> Any:
-        if isinstance(a, tuple | list):
-            parts = [leaf(x) for x in a]
-            return type(a)(*parts) if hasattr(a, "_fields") else parts
-        if not isinstance(a, Tensor) or not a.is_floating_point():
-            return a
-        leaves.append(a.detach().to(dtype or a.dtype, copy=True).requires_grad_())
-        return leaves[-1]
-
+    own, leaves = copies(args, dtype)
     with torch.enable_grad():
-        results = run(*(leaf(a) for a in args))
+        results = run(*own)
         results = [results] if isinstance(results, Tensor) else list(results)
         generator = torch.Generator(results[0].device).manual_seed(1)
         total = torch.zeros((), dtype=torch.float64, device=results[0].device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels.recurrence import Cell, Streams
+from rnn_lab.kernels.recurrence import Cell, Streams, run_by
 
 SEGMENT = 128
 """Steps per graph."""
@@ -38,14 +38,21 @@ def refuses(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = N
 
 def run(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See recurrence.reference."""
-    dtype = torch.promote_types(streams.inputs[0].dtype, torch.float32)
-    with torch.autocast(h.device.type, enabled=False):
-        inputs, weights, queries, biases, gates = ([x.to(dtype) for x in part] for part in streams)
-        if cell.before is not None:
-            inputs = list(cell.before(*inputs, *biases))
-        kind = (len(inputs), len(queries))
-        y, h = _Walk.apply(cell, kind, reset_BT, h.to(dtype), *inputs, *queries, *weights)  # type: ignore[no-untyped-call]
-        return y if cell.after is None else cell.after(y, *gates).to(streams.inputs[0].dtype), h
+    return run_by(_walk, cell, h, streams, reset_BT)
+
+
+def _walk(
+    cell: Cell,
+    h: Tensor,
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    queries: list[Tensor],
+    reset_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Segments of time, each by its graph."""
+    kind = (len(inputs), len(queries))
+    y, h = _Walk.apply(cell, kind, reset_BT, h, *inputs, *queries, *weights)  # type: ignore[no-untyped-call]
+    return y, h
 
 
 def identity(function: Any) -> Hashable:

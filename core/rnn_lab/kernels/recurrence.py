@@ -6,7 +6,7 @@ one kernel per direction (kernels.diagonal), Triton or CUDA C++; any other runs 
 (kernels.graphed).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -106,22 +106,38 @@ def reference(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None =
         state.
 
     """
+    return run_by(_walk, cell, h, streams, reset_BT)
+
+
+Walk = Callable[[Cell, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor | None], tuple[Tensor, Tensor]]
+
+
+def run_by(walk: Walk, cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`reference` with another walk over time: what surrounds it happens for all steps at once, in fp32 or fp64.
+
+    Args:
+        walk: from cell, state, inputs, weights, queries and resets to read-outs and the last state.
+        cell: see `reference`.
+        h: see `reference`.
+        streams: see `reference`.
+        reset_BT: see `reference`.
+
+    """
     dtype = torch.promote_types(streams.inputs[0].dtype, torch.float32)
-    h = h.to(dtype)
     with torch.autocast(h.device.type, enabled=False):
         inputs, weights, queries, biases, gates = ([x.to(dtype) for x in part] for part in streams)
         if cell.before is not None:
             inputs = list(cell.before(*inputs, *biases))
-        y, h = walk(cell, h, inputs, weights, queries, reset_BT)
+        y, h = walk(cell, h.to(dtype), inputs, weights, queries, reset_BT)
         return y if cell.after is None else cell.after(y, *gates).to(streams.inputs[0].dtype), h
 
 
-def walk(
+def _walk(
     cell: Cell,
     h: Tensor,
-    inputs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    queries: Sequence[Tensor],
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    queries: list[Tensor],
     reset_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`update` and `read` step by step: read-outs `[B, T, ...]` and the last state."""

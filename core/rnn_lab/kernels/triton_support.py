@@ -7,6 +7,7 @@ them on the CPU, one element-wise operation at a time.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
@@ -77,33 +78,39 @@ class Tuned:
         return partial(self.kernel[grid], **self.configs[index or 0].all_kwargs())
 
 
-_tried: int | None = None
-_most_configs = 1
+@dataclass
+class Trial:
+    """Every tuned kernel runs in configuration `index`, modulo how many it has; the most of any that ran is `count`."""
+
+    index: int
+    count: int = 1
+
+
+_trial: Trial | None = None
 
 
 @contextmanager
-def trying(index: int) -> Iterator[None]:
-    """Launch every tuned kernel in its configuration `index`, modulo how many it has."""
-    global _tried
-    before, _tried = _tried, index
+def trying(index: int) -> Iterator[Trial]:
+    """A trial of configuration `index`, for as long as the block lasts."""
+    global _trial
+    before, _trial = _trial, Trial(index)
     try:
-        yield
+        yield _trial
     finally:
-        _tried = before
+        _trial = before
 
 
 def tried(count: int) -> int | None:
-    """Which of a kernel's `count` configurations a surrounding `trying` asks for, or None where it may choose."""
-    global _most_configs
-    _most_configs = max(_most_configs, count)
-    return None if _tried is None else _tried % count
+    """Which of a kernel's `count` configurations a surrounding trial asks for, or None where it may choose.
+
+    Under the interpreter one stands for all.
+    """
+    if _trial is None:
+        return None
+    _trial.count = max(_trial.count, 1 if INTERPRETED else count)
+    return _trial.index % count
 
 
 def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Tuned]:
     """Decorator over `triton.jit`; see Tuned."""
     return lambda kernel: Tuned(kernel, configs, key)
-
-
-def most_configs() -> int:
-    """Largest number of configurations of any kernel launched so far."""
-    return 1 if INTERPRETED else _most_configs
