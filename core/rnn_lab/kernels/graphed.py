@@ -22,7 +22,6 @@ KEPT = 16
 
 Kind = tuple[int, int]
 _loops: OrderedDict[Hashable, "Loop"] = OrderedDict()
-_pools: dict[torch.device, Any] = {}
 
 
 def refuses(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
@@ -170,9 +169,9 @@ class Loop:
         with torch.cuda.stream(stream):
             result = torch.empty_like(work())
         torch.cuda.current_stream().wait_stream(stream)
+        # Memory of its own: graphs that shared a pool gave wrong states, or wrote out of bounds, when replayed again.
         graph = torch.cuda.CUDAGraph()
-        pool = _pools.setdefault(self.h.device, torch.cuda.graph_pool_handle())
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result.copy_(work())
         return result, graph
 
