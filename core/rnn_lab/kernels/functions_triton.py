@@ -68,6 +68,25 @@ def sign(x):
 
 
 @triton.jit
+def words(x, WORD: tl.constexpr):
+    """A pointer to bf16 numbers as one to words of two, where WORD is 2."""
+    return x.to(tl.pointer_type(tl.int32)) if WORD == 2 else x
+
+
+@triton.jit
+def wide(x, WORD: tl.constexpr):
+    """What was loaded, in fp32."""
+    return pairs(x) if WORD == 2 else x.to(tl.float32)
+
+
+@triton.jit
+def pairs(x):
+    """Words of two bf16 numbers as numbers in fp32, whose upper half each one is: one operation per number."""
+    low, high = (x << 16).to(tl.float32, bitcast=True), (x & -65536).to(tl.float32, bitcast=True)
+    return tl.reshape(tl.join(low, high), [2 * x.shape[0]])
+
+
+@triton.jit
 def carry(first, end, product, starts, last, PARTS, C, BACKWARD: tl.constexpr, BLOCK: tl.constexpr):
     """What each part starts from: s_0 = first, s_{i+1} = product_i s_i + end_i; from the last part when BACKWARD."""
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
