@@ -1,4 +1,4 @@
-"""Triton functions that printed recurrences call, and the carry between parts of a sequence."""
+"""Triton functions that kernels and printed recurrences call, and the carry between parts of a sequence."""
 
 import triton
 import triton.language as tl
@@ -17,6 +17,14 @@ if INTERPRETED:
         """2^x."""
         return tl.exp2(x)
 
+    @triton.jit
+    def narrow(x, dtype: tl.constexpr):
+        """X rounded to a narrower dtype; the interpreter itself cuts the bits off that bf16 has not."""
+        if dtype == tl.bfloat16:
+            bits = x.to(tl.int32, bitcast=True)
+            x = (bits + 0x7FFF + (bits >> 16 & 1)).to(tl.float32, bitcast=True)
+        return x.to(dtype)
+
 else:
 
     @triton.jit
@@ -28,6 +36,11 @@ else:
     def exp2(x):
         """2^x to two ulp, in one instruction."""
         return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+    @triton.jit
+    def narrow(x, dtype: tl.constexpr):
+        """X rounded to a narrower dtype."""
+        return x.to(dtype)
 
 
 @triton.jit
