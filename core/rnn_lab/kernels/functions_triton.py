@@ -20,10 +20,15 @@ if INTERPRETED:
     @triton.jit
     def narrow(x, dtype: tl.constexpr):
         """X rounded to a narrower dtype; the interpreter itself cuts the bits off that bf16 has not."""
-        if dtype == tl.bfloat16:
+        if dtype == tl.bfloat16 and x.dtype == tl.float32:
             bits = x.to(tl.int32, bitcast=True)
             x = (bits + 0x7FFF + (bits >> 16 & 1)).to(tl.float32, bitcast=True)
         return x.to(dtype)
+
+    @triton.jit
+    def operand(x, dtype: tl.constexpr):
+        """X rounded to what a product takes, held in fp32: the interpreter has no products of bf16."""
+        return narrow(x, dtype).to(tl.float32)
 
 else:
 
@@ -40,6 +45,11 @@ else:
     @triton.jit
     def narrow(x, dtype: tl.constexpr):
         """X rounded to a narrower dtype."""
+        return x.to(dtype)
+
+    @triton.jit
+    def operand(x, dtype: tl.constexpr):
+        """X rounded to what a product takes."""
         return x.to(dtype)
 
 
