@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from rnn_lab.compare import Comparison, Group, Rules, common_budget, compare_runs, verdict_of
+from rnn_lab.compare import Comparison, Group, Rules, Verdict, common_budget, compare_runs, verdict_of
 from rnn_lab.differences import Difference, differences
 from rnn_lab.errors import ConfigError
 from rnn_lab.records import RunRecord
 from rnn_lab.stats import holm
 
-_OPPOSITE = {"better": "worse", "worse": "better"}
+_OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
 
 
 @dataclass(frozen=True)
