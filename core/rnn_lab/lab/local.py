@@ -17,6 +17,7 @@ from rnn_lab.train.metrics import last_line
 
 GRACE_SECONDS = 60.0
 """What a task that is asked to end has for its last step and checkpoint."""
+RECOVER_MARGIN_SECONDS = 10.0
 PROBE_SECONDS = 180.0
 _INNOCENT = (0, 3, 130)
 """Exit codes of runs whose GPU answered: finished, diverged, interrupted."""
@@ -116,7 +117,7 @@ class LocalExecutor:
 
     def recover(self, names: Sequence[str]) -> None:
         """Wait until the guards of an earlier scheduler, which end with it, are gone."""
-        until = time.monotonic() + self.grace + 10
+        until = time.monotonic() + self.grace + RECOVER_MARGIN_SECONDS
         for name in names:
             while _held(self._lock(name)):
                 if time.monotonic() > until:

@@ -205,7 +205,7 @@ class Scheduler:
         record.attempts.append(
             {
                 "command": [PROGRAM, *task.arguments(str(folder))], "place": "", "started": now(), "seconds": None,
-                "exit_code": None, "reason": None, "changes": {}, "lost": None,
+                "exit_code": None, "reason": None, "changes": dict(record.changes), "lost": None,
             }
         )  # fmt: skip
         self.series.write(record)
@@ -244,7 +244,7 @@ class Scheduler:
             self._again(record, status.lost)
         elif state == "oom" and not record.changes and (changes := halved(folder)):
             self.series.set_aside(record.name, len(record.attempts))
-            attempt["changes"] = changes
+            record.changes = changes
             self._again(record, f"{reason}; tried again with half the micro-batch")
         elif state == "diverged":
             self._close(record, state, reason)

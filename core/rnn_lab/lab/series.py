@@ -38,8 +38,10 @@ class JobRecord:
         name: the job's.
         state: one of STATES.
         reason: why it is in that state, where that needs a word.
-        attempts: each with command, place, started, seconds, exit_code, reason and changes (`section.key`: [before,
-            after] of what an attempt changed for want of memory).
+        attempts: each with command, place, started, seconds, exit_code, reason, changes, and lost: why its place
+            went away, or None.
+        changes: `section.key`: [before, after] of what attempts change from now on, for want of memory; each keeps
+            those that it ran with.
         sums: sha256 of the run's files, once it has ended for good.
     """
 
@@ -47,12 +49,8 @@ class JobRecord:
     state: str = "pending"
     reason: str | None = None
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    changes: dict[str, list[Any]] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def changes(self) -> dict[str, list[Any]]:
-        """What attempts so far had to change."""
-        return {key: change for attempt in self.attempts for key, change in attempt["changes"].items()}
 
 
 class _Attempt(BaseModel):
@@ -68,6 +66,7 @@ class _JobFile(BaseModel):
     state: str
     reason: str | None
     attempts: list[_Attempt]
+    changes: dict[str, list[Any]]
     sums: dict[str, str]
 
 
