@@ -102,7 +102,7 @@ def test_a_full_disk_starts_nothing_and_loses_nothing(lab, monkeypatch):
     series = lab.begin(a="ok", b="ok")
     with monkeypatch.context() as full:
         full.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 2**20))
-        with pytest.raises(RnnLabError, match="only 1 MiB are free .* go on with --resume"):
+        with pytest.raises(RnnLabError, match=r"only 1 MiB are free .* go on with --resume"):
             lab.run(series)
     assert lab.states() == {}
     lab.resume()
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_while_jobs_run(lab, monkeypatch):
     begun = lab.begin(a="slow ok", b="ok")
     with monkeypatch.context() as patched:
         patched.setattr(module, "write_text_atomic", full)
-        with pytest.raises(RnnLabError, match="b-s42.json: cannot be written: No space left on device"):
+        with pytest.raises(RnnLabError, match=r"b-s42\.json: cannot be written: No space left on device"):
             lab.run(begun)
     assert lab.states() == {"a": "pending"}, "what ran was ended and can go on"
     lab.resume()
