@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("run", "state", "where", "attempt", "step", "loss", "last100", "tok/s", "minutes", "reason")
 _REASON = 60
+_FRAME = 6
+_FIRST = ("running", "failed", "timeout", "oom", "diverged", "done", "pending")
+"""What a person looks for first: a table that does not fit the screen is cut at its end."""
 
 
 def cells(row: "Row") -> list[object]:
@@ -63,23 +66,29 @@ class LiveTable(Quiet):
 
     def update(self, rows: "Sequence[Row]") -> None:
         """Draw the table."""
-        self.live.update(_drawn(rows))
+        self.live.update(_drawn(rows, self.live.console.height - _FRAME))
 
     def note(self, text: str) -> None:
         """The text, above the table."""
-        self.live.console.print(text, markup=False)
+        self.live.console.print(text, markup=False, highlight=False)
 
 
-def _drawn(rows: "Sequence[Row]") -> Any:
+def counts(rows: "Sequence[Row]") -> str:
+    """`2 running, 5 done, 1 failed`."""
+    states = [row.state for row in rows]
+    return ", ".join(f"{states.count(state)} {state}" for state in _FIRST if state in states)
+
+
+def _drawn(rows: "Sequence[Row]", height: int) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     styles = {"running": "cyan", "done": "green", "pending": "dim"}
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=counts(rows), caption_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="right" if column in COLUMNS[3:9] else "left")
-    for row in rows:
+    for row in sorted(rows, key=lambda row: _FIRST.index(row.state))[: max(1, height)]:
         table.add_row(*(Text(cell(value, pretty=True)) for value in cells(row)), style=styles.get(row.state, "red"))
     return table
 

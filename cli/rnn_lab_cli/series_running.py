@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rnn_lab.errors import ConfigError
 
 from rnn_lab_cli.output import emit_json, note, table
-from rnn_lab_cli.series_progress import COLUMNS, cells, watching_series
+from rnn_lab_cli.series_progress import COLUMNS, cells, counts, watching_series
 
 if TYPE_CHECKING:
     from rnn_lab.lab.plan import SeriesPlan
@@ -109,10 +109,8 @@ def show_series(scheduler: "Scheduler", out: Path, *, as_json: bool, rerun: str)
         emit_json({"series": str(out), "jobs": [_as_dict(row) for row in rows]})
     else:
         table(COLUMNS, [cells(row) for row in rows])
-    states = [row.state for row in rows]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    note(f"{counts}; {out}")
-    if scheduler.interrupted or set(states) - {"done", "diverged"}:
+    note(f"{counts(rows)}; {out}")
+    if scheduler.interrupted or {row.state for row in rows} - {"done", "diverged"}:
         note(f"go on with: {rerun}")
     else:
         note(f"next: rnn-lab report {shlex.quote(str(out))}")

@@ -23,6 +23,10 @@ _INNOCENT = (0, 3, 130)
 """Exit codes of runs whose GPU answered: finished, diverged, interrupted."""
 
 
+_PATIENCE = {"RNN_LAB_PLUGIN_TIMEOUT": "120"}
+"""Many programs that start at once import torch more slowly than one; the user's own value holds."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one task runs at a time."""
@@ -141,7 +145,7 @@ class LocalExecutor:
                 process = subprocess.Popen(
                     [*guard, *self.program, *task.arguments(str(task.folder), place.args)],
                     stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                    env={**os.environ, **place.env},
+                    env={**_PATIENCE, **os.environ, **place.env},
                 )  # fmt: skip
         except OSError as error:
             self._free.insert(0, place)
