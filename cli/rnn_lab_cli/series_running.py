@@ -33,7 +33,7 @@ def run_series(
     from rnn_lab.lab.local import LocalExecutor, places
     from rnn_lab.lab.scheduler import Scheduler
 
-    series = _taken_up(out, plan()) if options["resume"] else _begun(out, plan())
+    series = _taken_up(out, plan) if options["resume"] else _begun(out, plan)
     try:
         meta = series.read_plan()
         stall = options["stall"] or meta["stall_minutes"]
@@ -48,11 +48,13 @@ def run_series(
     return scheduler, series
 
 
-def _begun(out: Path, plan: "SeriesPlan") -> "SeriesDir":
+def _begun(out: Path, make_plan: "Callable[[], SeriesPlan]") -> "SeriesDir":
     from rnn_lab.lab.noise import stored_noise
     from rnn_lab.lab.series import SeriesDir
     from rnn_lab.train.rundir import default_command
 
+    SeriesDir.check_vacant(out)
+    plan = make_plan()
     for text in plan.notes:
         note(f"warning: {text}")
     return SeriesDir.create(
@@ -61,13 +63,13 @@ def _begun(out: Path, plan: "SeriesPlan") -> "SeriesDir":
     )  # fmt: skip
 
 
-def _taken_up(out: Path, plan: "SeriesPlan") -> "SeriesDir":
+def _taken_up(out: Path, make_plan: "Callable[[], SeriesPlan]") -> "SeriesDir":
     """The series that is there, if it is the one that the options describe."""
     from rnn_lab.lab.series import SeriesDir
 
     series = SeriesDir.open(out)
     try:
-        was, would = series.read_plan(), plan.table()
+        was, would = series.read_plan(), make_plan().table()
         if was["protocol"] != would["protocol"]:
             raise ConfigError(f"{out} is a series of protocol {was['protocol']}, not {would['protocol']}")
         if was["fingerprint"] != would["fingerprint"]:

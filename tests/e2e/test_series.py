@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -69,6 +70,19 @@ def test_faults_a_kill_and_resume(tmp_path):
     assert len(jobs(out)["mingru-s42"]["attempts"]) == len(found["mingru-s42"]["attempts"])
     other = cli(*run, "--resume", "--seeds", "2")
     assert other.returncode == 2 and "was planned by other options" in other.stderr
+
+
+def test_a_run_whose_disk_is_full_and_resume(tmp_path):
+    out = tmp_path / "s"
+    run = ["protocol", "run", "micro", "--models", "e61", "--seeds", "1", "--out", str(out), *SETTINGS]
+
+    def no_large_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    full = subprocess.run([*CLI, *run], capture_output=True, text=True, check=False, preexec_fn=no_large_files)
+    assert full.returncode == 1 and "File too large" in jobs(out)["e61-s42"]["reason"], full.stderr
+    assert cli(*run, "--resume").returncode == 0
+    assert read_series(out).runs[0].status == "ok" and len(jobs(out)["e61-s42"]["attempts"]) == 2
 
 
 def test_the_noise_floor_is_carried_by_later_series(tmp_path):

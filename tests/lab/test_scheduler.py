@@ -38,7 +38,7 @@ def test_no_more_runs_at_once_than_places(lab):
 
 
 def test_a_hung_run_is_ended_though_it_ignores_sigterm(lab):
-    lab.run(lab.begin(a="hang", b="ok"), stall=0.5, executor=lab.executor(grace=0.3))
+    lab.run(lab.begin(a="hang", b="ok"), stall=5.0, executor=lab.executor(grace=0.3))
     assert lab.states() == {"a": "timeout", "b": "done"}
     assert "no sign of life" in lab.record("a")["reason"] and lab.record("a")["attempts"][0]["exit_code"] == 137
 
@@ -196,6 +196,13 @@ def test_a_damaged_job_file(lab, text):
     (lab.path / "jobs/a-s42.json").unlink()
     lab.resume()
     assert lab.record("a")["state"] == "done" and lab.record("a")["attempts"] == [], "the run's folder told"
+
+
+def test_an_old_result_does_not_speak_for_a_new_attempt(lab):
+    lab.run(lab.begin(a="oom oom refuse"))
+    (lab.path / "runs/a-s42/checkpoints/step_3").mkdir(parents=True)
+    lab.resume()
+    assert lab.states() == {"a": "failed"} and "torch sees 0 CUDA devices" in lab.record("a")["reason"]
 
 
 def test_a_damaged_result_of_an_unfinished_job_is_not_believed(lab):

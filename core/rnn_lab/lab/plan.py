@@ -106,6 +106,8 @@ def plan_series(
             of several runs that cannot be planned, each is named.
     """
     protocol = find_protocol(name, found)
+    if name not in found.protocols:  # a file, which jobs must find from any folder
+        name = str(Path(name).resolve())
     entries = _chosen(name, protocol, found, models, also, parts)
     planned = [(entry, *_checked(name, protocol, entry, overrides, found)) for entry in entries]
     problems = [problem for _, _, problem in planned if problem]

@@ -60,6 +60,8 @@ class _Live:
     began: float
     status: Status = field(default_factory=lambda: Status("queued"))
     hung: bool = False
+    before: dict[str, Any] = field(default_factory=dict)
+    """result.json as the attempt found it; one that is still the same says nothing of the attempt."""
 
 
 class Scheduler:
@@ -197,9 +199,9 @@ class Scheduler:
         resumes = (folder / "config.toml").is_file() and any((folder / "checkpoints").glob("step_*"))
         if not resumes and folder.is_dir() and any(folder.iterdir()):
             self.series.set_aside(record.name, number - 1)
-        before = job.args[: job.args.index("fit")]
+        lead = job.args[: job.args.index("fit")]
         changes = [arg for key, (_, value) in record.changes.items() for arg in ("-o", f"{key}={value}")]
-        args = before if resumes else (*job.args, *changes)
+        args = lead if resumes else (*job.args, *changes)
         task = Task(job.name, args, folder, self.series.log(job.name, number), resumes)
         record.state = "running"
         record.attempts.append(
@@ -209,8 +211,9 @@ class Scheduler:
             }
         )  # fmt: skip
         self.series.write(record)
+        before = _result(folder)
         self.executor.submit(task)
-        self._live[job.name] = _Live(time.monotonic())
+        self._live[job.name] = _Live(time.monotonic(), before=before)
 
     def _watch(self) -> None:
         for name, live in list(self._live.items()):
@@ -228,6 +231,8 @@ class Scheduler:
         del self._live[record.name]
         self._reached.pop(record.name, None)
         result = _result(folder)
+        if result == live.before:
+            result = {}
         state, reason = judge(status.exit_code or 0, result, tail(self.series.log(record.name, len(record.attempts))))
         attempt = record.attempts[-1]
         attempt |= {"place": status.place, "seconds": time.monotonic() - live.began, "exit_code": status.exit_code}

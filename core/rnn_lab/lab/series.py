@@ -84,20 +84,33 @@ class SeriesDir:
 
         Raises:
             ConfigError: it exists and is not empty, or cannot be written.
-            RnnLabError: another scheduler is about to write there.
+            RnnLabError: another scheduler is about to write there, or the disk is full.
         """
+        cls.check_vacant(path)
         series = cls(path)
-        if series.plan.exists():
-            raise ConfigError(f"{path} is already a series: add --resume to go on with it, or choose another --out")
-        if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
-            raise ConfigError(f"{path} is not empty: choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out {path}: cannot write there: {error.strerror}") from error
         series.lock()
-        series.write_json(series.plan, {**plan.table(), **facts, "created": now()})
+        try:
+            series.write_json(series.plan, {**plan.table(), **facts, "created": now()})
+        except BaseException:
+            series.unlock()
+            raise
         return series
+
+    @staticmethod
+    def check_vacant(path: Path) -> None:
+        """Refuse a folder that cannot take a new series, before the plan is made.
+
+        Raises:
+            ConfigError: it holds something.
+        """
+        if (path / "series.json").exists():
+            raise ConfigError(f"{path} is already a series: add --resume to go on with it, or choose another --out")
+        if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+            raise ConfigError(f"{path} is not empty: choose another --out")
 
     @classmethod
     def open(cls, path: Path) -> "SeriesDir":
