@@ -15,6 +15,8 @@ COMMANDS = {
     "runs": ("runs:runs", "Every run below a folder, with its status and losses."),
     "compare": ("compare:compare", "Verdicts on runs at equal steps, tokens, FLOPs and seconds."),
     "diff": ("diff:diff", "Everything that two runs differ in, the gravest first."),
+    "protocol": ("protocol:protocol", "Comparisons as files: list, show and run them."),
+    "noise": ("noise:noise", "Noise floor of a protocol: how far runs that differ by seed alone lie apart."),
     "data": ("data:data", "Describe, pack or fetch byte corpora."),
     "bench": ("bench:bench", "Speed of operations, training steps and generation, beside peers."),
     "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),
