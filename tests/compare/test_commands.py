@@ -57,6 +57,7 @@ def test_more_than_two_get_a_matrix(rnn_lab, runs):
     code, out, err = rnn_lab("compare", runs, "--each", "--unpaired", "--axis", "steps", "--window", "200")
     lines = out.splitlines()
     start = next(k for k, line in enumerate(lines) if line.startswith("row is"))
+    assert "p (Holm)" in lines[2].split("\t")
     assert code == 0 and lines[start + 1].split("\t") == ["e61 (a1)", "", "~", ">", "~"]
     assert "in spite of pairing (seed: 1 and 2)" in err
 

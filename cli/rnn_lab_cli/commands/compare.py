@@ -106,7 +106,8 @@ def _show(judgement: "Judgement") -> None:
 def _against_first(judgement: "Judgement", one: "AxisVerdicts") -> None:
     first, *others = judgement.groups
     margin = any(pair.margin is not None for pair in one.pairs)
-    headers = ["model", "params", "loss", "difference", "interval", "verdict", "p", "detectable", "basis"]
+    p_name = "p (Holm)" if len(one.pairs) > 1 else "p"
+    headers = ["model", "params", "loss", "difference", "interval", "verdict", p_name, "detectable", "basis"]
     if margin:
         headers.append("non-inferior")
     rows: list[list[object]] = [
