@@ -15,6 +15,8 @@ COMMANDS = {
     "runs": ("runs:runs", "Every run below a folder, with its status and losses."),
     "data": ("data:data", "Describe, pack or fetch byte corpora."),
     "bench": ("bench:bench", "Speed of operations, training steps and generation, beside peers."),
+    "report": ("report:report", "A page on a series of runs: ranking, curves, sizes, failures, how to repeat it."),
+    "verify-report": ("verify_report:verify_report", "Whether a report still says what its runs say."),
     "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),
     "new-plugin": ("new_plugin:new_plugin", "Write a plugin that works at once: a cell, a kernel stub, tests."),
     "install": ("install:install", "Install plugins without touching torch, triton and numpy."),

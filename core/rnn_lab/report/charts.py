@@ -1,0 +1,225 @@
+"""Charts as inline SVG: text stays text, colours are CSS variables of the page, the same facts give the same bytes.
+
+matplotlib draws with stand-in colours, each of which becomes `var(--…)`, so that one drawing serves light and dark
+pages and print. A contestant has the same colour in every chart, by its place in the ranking; from the ninth on they
+share a muted one, and every line and point carries its name.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+
+import matplotlib
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from rnn_lab.report.facts import Curve, Noise, Published, Report, Standing
+
+COLOURS = 8
+WIDTH = 4.7
+_INK, _FAINT, _GRID, _MUTED, _BACK = "#00000a", "#00000b", "#00000c", "#00000d", "#00000e"
+_VARIABLES = {_INK: "ink", _FAINT: "faint", _GRID: "grid", _MUTED: "muted", _BACK: "back"} | {
+    f"#0000f{i}": f"c{i + 1}" for i in range(COLOURS)
+}
+_STYLE = {
+    "svg.fonttype": "none", "font.size": 8.5, "axes.edgecolor": _GRID, "axes.labelcolor": _FAINT,
+    "axes.titlecolor": _INK, "text.color": _INK, "xtick.color": _GRID, "ytick.color": _GRID,
+    "xtick.labelcolor": _FAINT, "ytick.labelcolor": _FAINT, "grid.color": _GRID, "axes.spines.top": False,
+    "axes.spines.right": False, "grid.linewidth": 0.5, "axes.linewidth": 0.7, "axes.axisbelow": True,
+    "xtick.major.size": 0.0, "ytick.major.size": 0.0, "xtick.minor.size": 0.0, "ytick.minor.size": 0.0,
+    "path.simplify": False, "font.family": "DejaVu Sans", "lines.solid_capstyle": "round",
+}  # fmt: skip
+_AXIS_NAMES = {
+    "steps": "optimizer steps", "tokens": "bytes trained on", "flops": "training FLOPs",
+    "seconds": "seconds of the training clock",
+}  # fmt: skip
+_LOSS = "nats per byte"
+
+
+def charts(report: Report) -> dict[str, str]:
+    """Every chart that the facts have something for, by name, as SVG elements."""
+    drawn: dict[str, str] = {}
+    standings = report.standings
+    if standings:
+        drawn["ranking"] = _svg("ranking", _height(len(standings)), lambda axes: _ranking(axes, report))
+    if any(one.tokens_per_s for one in standings):
+        drawn["front"] = _svg("front", 3.3, lambda axes: _front(axes, standings, report.metric))
+    for axis in dict.fromkeys(curve.axis for curve in report.curves):
+        some = [curve for curve in report.curves if curve.axis == axis]
+        drawn[axis] = _svg(axis, 3.1, lambda axes, some=some: _curves(axes, some, standings))  # type: ignore[misc]
+    pairs = [row for row in report.published if row.loss is not None and row.our_loss is not None]
+    if pairs:
+        drawn["published"] = _svg("published", 3.6, lambda axes: _beside(axes, pairs, standings))
+    return drawn
+
+
+def versions() -> dict[str, str]:
+    """What the bytes of a chart depend on."""
+    return {"matplotlib": matplotlib.__version__}
+
+
+def _height(rows: int) -> float:
+    return max(1.6, 0.75 + 0.24 * rows)
+
+
+def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
+    """One chart as an `svg` element without size, namespace or ids that another chart could have."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot()
+        axes.patch.set_visible(False)
+        draw(axes)
+        out = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
+    body = out.getvalue()
+    body = body[body.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
+    body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)
+    body = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", body.partition(">")[0]) + ">" + (
+        body.partition(">")[2]
+    )
+    body = body.replace("xlink:href=", "href=")
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
+    body = re.sub(r"(font(?:-family)?:[^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1inherit", body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    return body.replace("<svg", f'<svg role="img" aria-labelledby="title-{name}"', 1).strip()
+
+
+def colour_of(label: str | None, standings: Sequence[Standing]) -> str:
+    """Name of the CSS variable of a contestant's colour."""
+    place = next((i for i, one in enumerate(standings) if one.label == label), COLOURS)
+    return f"c{place + 1}" if place < COLOURS else "muted"
+
+
+def _colour(label: str | None, standings: Sequence[Standing]) -> str:
+    wanted = colour_of(label, standings)
+    return next(colour for colour, variable in _VARIABLES.items() if variable == wanted)
+
+
+def _ranking(axes: Axes, report: Report) -> None:
+    """Points with intervals, best on top; lines part the groups, a band shows the noise floor around the best."""
+    rows = report.standings
+    noise: Noise | None = report.noise
+    if noise is not None:
+        axes.axvspan(rows[0].loss.value, rows[0].loss.value + noise.floor, color=_GRID, alpha=0.55, linewidth=0)
+    for place, one in enumerate(rows):
+        colour = _colour(one.label, rows)
+        if one.loss.low is not None and one.loss.high is not None:
+            axes.plot([one.loss.low, one.loss.high], [place, place], color=colour, linewidth=2.0, alpha=0.55)
+        axes.plot([one.loss.value], [place], "o", color=colour, markersize=5.5)
+        if place and one.group != rows[place - 1].group:
+            axes.axhline(place - 0.5, color=_FAINT, linewidth=0.7, linestyle=(0, (1, 2)))
+    axes.set_yticks(range(len(rows)), [one.label for one in rows])
+    axes.tick_params(axis="y", labelcolor=_INK)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(f"{report.metric}, {_LOSS}")
+
+
+def _front(axes: Axes, standings: Sequence[Standing], metric: str) -> None:
+    """Loss against throughput; the line joins contestants that nobody beats in both."""
+    known = [(one, one.tokens_per_s.value) for one in standings if one.tokens_per_s]
+    front = sorted((speed, one.loss.value) for one, speed in known if one.on_front)
+    axes.set_xscale("log")
+    axes.plot([x for x, _ in front], [y for _, y in front], color=_FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
+    for one, speed in known:
+        colour = _colour(one.label, standings)
+        if one.loss.low is not None and one.loss.high is not None:
+            axes.plot([speed, speed], [one.loss.low, one.loss.high], color=colour, linewidth=1.6, alpha=0.5)
+        axes.plot(
+            [speed], [one.loss.value], "o", markersize=6, color=colour, markeredgewidth=1.4,
+            markerfacecolor=colour if one.on_front else _BACK,
+        )  # fmt: skip
+    _log_ticks(axes)
+    axes.margins(x=0.16, y=0.12)
+    axes.grid()
+    axes.set_xlabel("bytes per second, training (log)")
+    axes.set_ylabel(f"{metric}, {_LOSS}")
+    _name_points(axes, [(speed, one.loss.value, one.label) for one, speed in known], standings)
+
+
+def _curves(axes: Axes, some: Sequence[Curve], standings: Sequence[Standing]) -> None:
+    """Loss along one axis, seeds as bands, each line named at its end; the start, far above, is cut off."""
+    for curve in reversed(some):
+        colour = _colour(curve.label, standings)
+        axes.plot(curve.at, curve.loss, color=colour, linewidth=1.6)
+        axes.fill_between(curve.at, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
+    lowest = min(min(curve.low) for curve in some)
+    settled = max(max(curve.loss[len(curve.loss) // 6 :]) for curve in some)
+    axes.set_ylim(lowest - 0.05 * (settled - lowest), settled + 0.05 * (settled - lowest))
+    ends = [curve.at[-1] for curve in some]
+    left, right = min(curve.at[0] for curve in some), max(ends)
+    if right > 2 * min(ends):
+        axes.set_xscale("log")
+        axes.set_xlim(left, right * (right / left) ** 0.24)
+        _log_ticks(axes)
+    else:
+        axes.set_xlim(0, right * 1.24)
+        axes.xaxis.set_major_locator(ticker.FixedLocator(ticker.MaxNLocator(4).tick_values(0, right)[:-1]))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(_AXIS_NAMES[some[0].axis] + (" (log)" if axes.get_xscale() == "log" else ""))
+    axes.set_ylabel(_LOSS)
+    _name_points(axes, [(curve.at[-1], curve.loss[-1], curve.label) for curve in some], standings)
+
+
+def _beside(axes: Axes, pairs: Sequence[Published], standings: Sequence[Standing]) -> None:
+    """Our losses against published ones, each on its own scale: only the order can be compared."""
+    points = [(row.loss, row.our_loss.value, str(row.run)) for row in pairs if row.loss is not None and row.our_loss]
+    for row in pairs:
+        if row.our_loss is not None and row.our_loss.low is not None and row.our_loss.high is not None:
+            colour = _colour(row.run, standings)
+            axes.plot([row.loss, row.loss], [row.our_loss.low, row.our_loss.high], color=colour, alpha=0.5)  # type: ignore[list-item]
+    for x, y, label in points:
+        axes.plot([x], [y], "o", color=_colour(label, standings), markersize=5.5)
+    axes.margins(0.14)
+    axes.grid()
+    axes.set_xlabel(f"published loss, {_LOSS} (external)")
+    axes.set_ylabel(f"ours, {_LOSS}")
+    _name_points(axes, points, standings)
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]], standings: Sequence[Standing]) -> None:
+    """Names to the right of points, or left where there is no room, up or down until none covers another."""
+    axes.get_xlim(), axes.get_ylim()  # matplotlib settles limits when they are asked for
+    spots = [tuple(axes.transAxes.inverted().transform(axes.transData.transform((x, y)))) for x, y, _ in points]
+    taken = [(x - 0.012, y - 0.02, x + 0.012, y + 0.02) for x, y in spots]
+    shifts = sorted((k * 0.0275 for k in range(-14, 15)), key=abs)
+    for (x, y), (_, _, label) in sorted(zip(spots, points, strict=True), key=lambda pair: -pair[0][1]):
+        width = 0.0185 * len(label)
+        sides = (x + 0.022, x - 0.022 - width)
+        boxes = [
+            (start, min(max(y + shift, 0.03), 0.97) - 0.027, start + width, min(max(y + shift, 0.03), 0.97) + 0.027)
+            for start in sides
+            for shift in shifts
+            if start > 0 and start + width < 1.04
+        ] or [(sides[0], y - 0.027, sides[0] + width, y + 0.027)]
+        box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), boxes[0])
+        taken.append(box)
+        colour = _colour(label, standings)
+        middle = (box[1] + box[3]) / 2
+        if abs(middle - y) > 0.04:
+            edge = box[0] if box[0] > x else box[2]
+            axes.plot([x, edge], [y, middle], color=colour, linewidth=0.6, alpha=0.7, transform=axes.transAxes)
+        text = axes.text(box[0], middle, label, transform=axes.transAxes, va="center", fontsize=8, color=colour)
+        text.set_in_layout(False)
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two boxes (left, bottom, right, top) do."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _log_ticks(axes: Axes) -> None:
+    """1, 2 and 5 times powers of ten, written with SI prefixes."""
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
