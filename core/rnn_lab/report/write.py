@@ -7,6 +7,7 @@ from rnn_lab.errors import ConfigError
 from rnn_lab.report.build import facts
 from rnn_lab.report.facts import Report
 from rnn_lab.report.render import html, markdown
+from rnn_lab.report.tensorboard import write_text
 
 JSON, MARKDOWN, HTML = "report.json", "REPORT.md", "report.html"
 
@@ -27,8 +28,10 @@ def write_report(folder: Path, out: Path | None = None) -> Report:
     target = out or folder
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name, text in pages(report).items():
+        written = pages(report)
+        for name, text in written.items():
             write_text_atomic(target / name, text)
+        write_text(target, written[MARKDOWN])
     except OSError as error:
         raise ConfigError(f"{target}: cannot write the report there: {error.strerror}") from error
     return report
