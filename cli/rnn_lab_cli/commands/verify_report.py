@@ -24,6 +24,9 @@ def verify_report(ctx: click.Context, folder: Path, out: Path | None, other_vers
 
     Exit code 1 where REPORT.md, report.html, report.json or a run's files were changed, with every place.
     """
+    from rnn_lab.report import require_libraries
+
+    require_libraries()
     from rnn_lab.report.verify import verify
 
     differences = verify(folder, out, other_versions=other_versions)

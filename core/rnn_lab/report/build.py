@@ -1,6 +1,6 @@
 """From a folder of runs to the facts of its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,22 @@ from rnn_lab.records import Series, read_series
 from rnn_lab.report import charts, details
 from rnn_lab.report.contestants import METRICS, Contestant, contestants, run_rows
 from rnn_lab.report.curves import curves, milestones
-from rnn_lab.report.facts import Report, Run, settled
+from rnn_lab.report.facts import Report, settled
 from rnn_lab.report.findings import findings
 from rnn_lab.report.published import agreements, published
-from rnn_lab.report.ranking import along, reversals, standings, verdicts
+from rnn_lab.report.judging import judged, verdicts
+from rnn_lab.report.ranking import along, standings
 from rnn_lab.train.metrics import WINDOW
 
 _LIBRARIES = ("rnn-lab-core", "numpy", "scipy", "jinja2")
 
 
-def facts(folder: Path) -> Report:
+def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
     """Every figure of the report on `folder`, computed from the runs.
+
+    Args:
+        folder: a series, or a folder of runs.
+        allow: obstacles (differences.TOPICS) that pairs are compared in spite of.
 
     Raises:
         RunError: the folder holds no runs, or its plan is damaged. A damaged run is a row, not an error.
@@ -32,7 +37,8 @@ def facts(folder: Path) -> Report:
     if not rows:
         raise RunError(f"{folder}: the plan holds no jobs: nothing to report")
     noise = details.noise_of(series)
-    found = verdicts(field, metric, noise)
+    judgement = judged(field, frozenset(allow))
+    found = verdicts(judgement, noise) if judgement else ()
     shared, environment, confounds = details.shared_and_confounds(field)
     places = standings(field, metric, along(found, budget_axis(series)), noise)
     beside = published(series.external, field, places)
@@ -43,6 +49,7 @@ def facts(folder: Path) -> Report:
         axis=budget_axis(series),
         window=_window(field),
         made_with=made_with(),
+        allowed=tuple(sorted(allow)),
         settings=shared,
         notes=_notes(series),
         findings=(),
@@ -50,7 +57,7 @@ def facts(folder: Path) -> Report:
         verdicts=found,
         curves=curves(field, _window(field)),
         milestones=milestones(field, _window(field)),
-        reversals=reversals(found),
+        reversals=judgement.reversals if judgement else (),
         sizes=details.sizes(field),
         kernels=details.kernels(field),
         runs=rows,

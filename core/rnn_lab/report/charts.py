@@ -116,6 +116,9 @@ def _ranking(axes: Axes, report: Report) -> None:
     axes.set_yticks(range(len(rows)), [one.label for one in rows])
     axes.tick_params(axis="y", labelcolor=_INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    values = [one.loss.value for one in rows]
+    reach = max(values[-1] - values[0], 0.004 * values[0])
+    axes.set_xlim(values[0] - 0.3 * reach, values[-1] + 0.3 * reach)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
@@ -137,7 +140,12 @@ def _front(axes: Axes, standings: Sequence[Standing], metric: str) -> None:
             markerfacecolor=colour if one.on_front else _BACK,
         )  # fmt: skip
     _log_ticks(axes)
-    axes.margins(x=0.16, y=0.12)
+    losses = [one.loss.value for one, _ in known]
+    reach = max(max(losses) - min(losses), 0.004 * losses[0])
+    axes.set_ylim(min(losses) - 0.25 * reach, max(losses) + 0.25 * reach)
+    speeds = [speed for _, speed in known]
+    ratio = max(max(speeds) / min(speeds), 1.5)
+    axes.set_xlim(min(speeds) * ratio**-0.12, max(speeds) * ratio**0.3)
     axes.grid()
     axes.set_xlabel("bytes per second, training (log)")
     axes.set_ylabel(f"{metric}, {_LOSS}")
@@ -180,7 +188,7 @@ def _beside(axes: Axes, pairs: Sequence[Published], standings: Sequence[Standing
             axes.plot([row.loss, row.loss], [row.our_loss.low, row.our_loss.high], color=colour, alpha=0.5)  # type: ignore[list-item]
     for x, y, label in points:
         axes.plot([x], [y], "o", color=_colour(label, standings), markersize=5.5)
-    axes.margins(0.14)
+    axes.margins(x=0.2, y=0.14)
     axes.grid()
     axes.set_xlabel(f"published loss, {_LOSS} (external)")
     axes.set_ylabel(f"ours, {_LOSS}")
@@ -188,34 +196,33 @@ def _beside(axes: Axes, pairs: Sequence[Published], standings: Sequence[Standing
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]], standings: Sequence[Standing]) -> None:
-    """Names to the right of points, or left where there is no room, up or down until none covers another."""
+    """Names to the right of points, moved apart from bottom to top where they would cover each other."""
     axes.get_xlim(), axes.get_ylim()  # matplotlib settles limits when they are asked for
-    spots = [tuple(axes.transAxes.inverted().transform(axes.transData.transform((x, y)))) for x, y, _ in points]
-    taken = [(x - 0.012, y - 0.02, x + 0.012, y + 0.02) for x, y in spots]
-    shifts = sorted((k * 0.0275 for k in range(-14, 15)), key=abs)
-    for (x, y), (_, _, label) in sorted(zip(spots, points, strict=True), key=lambda pair: -pair[0][1]):
-        width = 0.0185 * len(label)
-        sides = (x + 0.022, x - 0.022 - width)
-        boxes = [
-            (start, min(max(y + shift, 0.03), 0.97) - 0.027, start + width, min(max(y + shift, 0.03), 0.97) + 0.027)
-            for start in sides
-            for shift in shifts
-            if start > 0 and start + width < 1.04
-        ] or [(sides[0], y - 0.027, sides[0] + width, y + 0.027)]
-        box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), boxes[0])
-        taken.append(box)
-        colour = _colour(label, standings)
-        middle = (box[1] + box[3]) / 2
-        if abs(middle - y) > 0.04:
-            edge = box[0] if box[0] > x else box[2]
-            axes.plot([x, edge], [y, middle], color=colour, linewidth=0.6, alpha=0.7, transform=axes.transAxes)
-        text = axes.text(box[0], middle, label, transform=axes.transAxes, va="center", fontsize=8, color=colour)
-        text.set_in_layout(False)
+    to_axes = axes.transData + axes.transAxes.inverted()
+    spots = sorted((*to_axes.transform((x, y)), label) for x, y, label in points)
+    while spots:
+        reach = spots[0][0] + 0.018 * max(len(label) for _, _, label in spots)
+        near = sorted((y, x, label) for x, y, label in spots if x <= reach)
+        spots = [spot for spot in spots if spot[0] > reach]
+        for (y, x, label), place in zip(near, _apart([y for y, _, _ in near], 0.056), strict=True):
+            colour = _colour(label, standings)
+            if abs(place - y) > 0.03:
+                axes.plot([x, x + 0.02], [y, place], color=colour, linewidth=0.6, alpha=0.7, transform=axes.transAxes)
+            text = axes.text(x + 0.024, place, label, transform=axes.transAxes, va="center", fontsize=8, color=colour)
+            text.set_in_layout(False)
 
 
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether two boxes (left, bottom, right, top) do."""
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _apart(values: Sequence[float], gap: float) -> list[float]:
+    """Ascending `values` between 0 and 1, neighbours pushed from each other until they are `gap` apart."""
+    places = list(values)
+    for _ in range(20 * len(places)):
+        for i in range(len(places) - 1):
+            lack = gap - (places[i + 1] - places[i])
+            if lack > 0:
+                places[i] -= lack / 2
+                places[i + 1] += lack / 2
+        places[0], places[-1] = max(places[0], 0.02), min(places[-1], 0.98)
+    return places
 
 
 def _log_ticks(axes: Axes) -> None:

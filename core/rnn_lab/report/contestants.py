@@ -4,28 +4,41 @@ import hashlib
 import json
 import math
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rnn_lab.compare import Group
+from rnn_lab.ranking import group_runs
 from rnn_lab.records import RunRecord
 from rnn_lab.report.facts import Run
 from rnn_lab.report.integrity import contradiction
 
 FILES = ("config.toml", "env.json", "metrics.jsonl", "result.json")
 METRICS = {"last100": "Last100", "val_loss": "validation loss"}
-_OWN = {"data": {"path", "val_path"}, "train": {"seed", "device"}, "log": None, "checkpoint": None}
 
 
 @dataclass(frozen=True)
 class Contestant:
     """One configuration: its runs that count, in the order of their seeds."""
 
-    label: str
-    model: str
-    runs: tuple[RunRecord, ...]
+    group: Group
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.group.label
+
+    @property
+    def runs(self) -> tuple[RunRecord, ...]:
+        """Every run that counts."""
+        return self.group.runs
+
+    @property
+    def model(self) -> str:
+        """Registered name."""
+        return self.runs[0].model
 
     def scores(self, metric: str) -> tuple[float, ...]:
         """`metric` of every run, nats per byte."""
@@ -51,20 +64,13 @@ def score_of(run: RunRecord, metric: str) -> float | None:
 
 
 def contestants(runs: Sequence[RunRecord], rows: Sequence[Run], metric: str) -> list[Contestant]:
-    """Runs without a problem, by configuration, best mean first."""
+    """Runs without a problem, those that differ in nothing but their seed together, best mean first."""
     sound = {row.name for row in rows if row.problem is None}
-    together: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        if run.name in sound:
-            together.setdefault(run.group or _fingerprint(run), []).append(run)
-    labels = Counter(members[0].label for members in together.values())
-    found = []
-    for members in together.values():
-        members.sort(key=lambda run: (run.seed is None, run.seed or 0, run.name))
-        first = members[0]
-        label = first.label if labels[first.label] == 1 else f"{first.label} ({first.name})"
-        found.append(Contestant(label, first.model, tuple(members)))
-    return sorted(found, key=lambda one: (one.mean(metric), one.label))
+    field = []
+    for group in group_runs([run for run in runs if run.name in sound]):
+        by_seed = sorted(group.runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
+        field.append(Contestant(replace(group, runs=tuple(by_seed))))
+    return sorted(field, key=lambda one: (one.mean(metric), one.label))
 
 
 def run_rows(folder: Path, runs: Sequence[RunRecord], metric: str) -> tuple[Run, ...]:
@@ -152,16 +158,6 @@ def _command(run: RunRecord) -> Sequence[str]:
         given = attempts[-1].get("command") or ()
         command = shlex.split(given) if isinstance(given, str) else [str(word) for word in given]
     return ["rnn-lab", *command[1:]] if command and command[0] in ("__main__.py", "rnn-lab") else command
-
-
-def _fingerprint(run: RunRecord) -> str:
-    """Equal for runs whose configuration differs in nothing but seed, device and places."""
-    kept = {}
-    for section, table in run.config.items():
-        dropped = _OWN.get(section, set())
-        if dropped is not None:
-            kept[section] = {key: value for key, value in table.items() if key not in dropped}
-    return json.dumps([run.label, run.model, kept, run.path.name if run.external else ""], sort_keys=True, default=str)
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from rnn_lab.ranking import Reversal
+
 DIGITS = 7
 AXES = ("steps", "tokens", "flops", "seconds")
 T = TypeVar("T")
@@ -85,8 +87,9 @@ class Standing:
 class Verdict:
     """What is known of the difference in loss of two contestants at an equal amount of `axis`.
 
-    `effect` is a's loss less b's; negative is better for a. `detectable` is the smallest difference that these runs
-    could have shown. `refusal` says why there is no verdict.
+    `effect` is a's loss less b's; negative is better for a; its interval is `low` to `high`, or plus or minus `half`.
+    `detectable` is the smallest difference that these runs
+    could have shown; `p` is adjusted over the pairs of the axis. `refusal` says why there is no verdict.
     """
 
     a: str
@@ -97,10 +100,13 @@ class Verdict:
     effect: float | None
     low: float | None
     high: float | None
+    half: float | None
+    p: float | None
     detectable: float | None
     method: str
     below_noise: bool
     refusal: str | None
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -122,17 +128,6 @@ class Milestones:
     axis: str
     at: tuple[float, ...]
     losses: Mapping[str, tuple[float | None, ...]]
-
-
-@dataclass(frozen=True)
-class Reversal:
-    """Two contestants whose order depends on what is held equal."""
-
-    a: str
-    b: str
-    better_a: tuple[str, ...]
-    better_b: tuple[str, ...]
-    shown: bool
 
 
 @dataclass(frozen=True)
@@ -187,6 +182,7 @@ class Agreement:
     tau: float | None
     low: float | None
     high: float | None
+    half: float | None
     p: float | None
     method: str
     swapped: tuple[str, ...]
@@ -214,7 +210,7 @@ class Noise:
 class Report:
     """Everything; see the parts.
 
-    `axis` is what the runs were given an equal amount of, `window` the steps that losses along the way are means of.
+    `allowed` are obstacles that pairs are compared in spite of. `axis` is what the runs were given an equal amount of, `window` the steps that losses along the way are means of.
     """
 
     title: str
@@ -223,6 +219,7 @@ class Report:
     axis: str
     window: int
     made_with: Mapping[str, str]
+    allowed: tuple[str, ...]
     settings: Mapping[str, str]
     notes: tuple[str, ...]
     findings: tuple[str, ...]

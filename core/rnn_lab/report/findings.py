@@ -67,12 +67,12 @@ def _speed(report: Report) -> Iterator[str]:
 
 
 def _reversed(report: Report) -> Iterator[str]:
-    shown = [row for row in report.reversals if row.shown]
+    shown = [row for row in report.reversals if row.decided]
     if len(shown) == 1:
         (row,) = shown
         yield (
-            f"{row.a} is better at equal {_listed([_EQUAL[axis] for axis in row.better_a])}, {row.b} at equal "
-            f"{_listed([_EQUAL[axis] for axis in row.better_b])}: what is held equal decides."
+            f"{row.a} is better at equal {_listed([_EQUAL[axis] for axis in row.a_ahead])}, {row.b} at equal "
+            f"{_listed([_EQUAL[axis] for axis in row.b_ahead])}: what is held equal decides."
         )
     elif shown:
         pairs = [f"{row.a} against {row.b}" for row in shown[:SOME]] + ["others"] * (len(shown) > SOME)

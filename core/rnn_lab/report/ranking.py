@@ -1,22 +1,13 @@
-"""The ranking: groups that were not shown to differ, verdicts between all pairs, reversals between axes."""
+"""The ranking: contestants in groups that were not shown to differ, and the front of loss against speed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 
 from rnn_lab.report.contestants import Contestant, mean
-from rnn_lab.report.facts import AXES, Estimate, Noise, Reversal, Standing, Verdict
-from rnn_lab.report.judging import estimate, judge, spread
+from rnn_lab.report.facts import Estimate, Noise, Standing, Verdict
+from rnn_lab.report.judging import estimate, spread
 
 Pairs = Mapping[tuple[str, str], Verdict]
 DIFFERS = ("better", "worse")
-
-
-def verdicts(field: Sequence[Contestant], metric: str, noise: Noise | None) -> tuple[Verdict, ...]:
-    """Every pair, the better placed first, along every axis."""
-    floor = noise.floor if noise else None
-    return tuple(
-        judge(a, b, axis, metric, floor) for a, b in combinations(field, 2) for axis in AXES
-    )
 
 
 def along(found: Sequence[Verdict], axis: str) -> Pairs:
@@ -56,7 +47,8 @@ def standings(field: Sequence[Contestant], metric: str, pairs: Pairs, noise: Noi
     """The contestants, best mean first, in groups by the verdicts in `pairs`."""
 
     def shown(head: str, label: str) -> bool:
-        return pairs[head, label].verdict in DIFFERS
+        verdict = pairs.get((head, label))
+        return verdict is not None and verdict.verdict in DIFFERS and not verdict.below_noise
 
     losses = [estimate(one, metric) for one in field]
     speeds = [_throughput(one) for one in field]
@@ -94,22 +86,3 @@ def _throughput(one: Contestant) -> Estimate | None:
     """Mean bytes per second of the runs, and their range."""
     rates = [float(run.result["tokens_per_s"]) for run in one.runs if run.result.get("tokens_per_s")]
     return spread(rates) if rates else None
-
-
-def reversals(found: Sequence[Verdict]) -> tuple[Reversal, ...]:
-    """Pairs whose order is one at equal amounts of some axes and the other at equal amounts of others.
-
-    `shown` where both orders are verdicts and not only differences of means.
-    """
-    by_pair: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in found:
-        if verdict.effect is not None:
-            by_pair.setdefault((verdict.a, verdict.b), []).append(verdict)
-    rows = []
-    for (a, b), known in by_pair.items():
-        better_a = tuple(verdict.axis for verdict in known if verdict.effect is not None and verdict.effect < 0)
-        better_b = tuple(verdict.axis for verdict in known if verdict.effect is not None and verdict.effect > 0)
-        if better_a and better_b:
-            said = {verdict.verdict for verdict in known}
-            rows.append(Reversal(a, b, better_a, better_b, set(DIFFERS) <= said))
-    return tuple(rows)

@@ -37,7 +37,7 @@ def _environment(autoescape: bool) -> Environment:
     )  # fmt: skip
     environment.filters |= {
         "loss": loss, "signed": signed, "si": si, "whole": whole, "share": share, "memory": memory, "md": md,
-        "spread": spread, "pm": pm, "duration": duration, "given": given, "line": line, "percent": percent,
+        "spread": spread, "pm": pm, "duration": duration, "given": given, "line": line, "percent": percent, "pvalue": pvalue,
     }  # fmt: skip
     return environment
 
@@ -48,6 +48,7 @@ def _names(report: Report) -> dict[str, Any]:
         "r": report,
         "axis_titles": AXIS_TITLES,
         "pairs": pair_rows(report.verdicts),
+        "pair_notes": list(dict.fromkeys(note for verdict in report.verdicts for note in verdict.notes)),
         "kernels": kernel_rows(report.kernels),
         "colour_of": lambda label: colour_of(label, report.standings),
         "labels": [one.label for one in report.standings],
@@ -91,6 +92,11 @@ def loss(value: float | None) -> str:
 def signed(value: float | None) -> str:
     """A difference with its sign."""
     return MISSING if value is None else f"{value:+.4f}".replace("-", _MINUS)
+
+
+def pvalue(value: float | None) -> str:
+    """A p-value, two digits."""
+    return MISSING if value is None else "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def whole(value: float | None) -> str:
@@ -139,9 +145,7 @@ def pm(verdict: Verdict) -> str:
     """Effect and interval of a verdict."""
     if verdict.effect is None:
         return MISSING
-    if verdict.low is None or verdict.high is None:
-        return signed(verdict.effect)
-    return f"{signed(verdict.effect)} ({signed(verdict.low)} to {signed(verdict.high)})"
+    return signed(verdict.effect) + ("" if verdict.half is None else f" ± {verdict.half:.4f}")
 
 
 def line(value: object) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rnn_lab.differences import TOPICS
 from rnn_lab.errors import RunError
 from rnn_lab.report.build import facts
 from rnn_lab.report.write import HTML, JSON, MARKDOWN, pages
@@ -31,10 +32,11 @@ def verify(folder: Path, out: Path | None = None, *, other_versions: bool = Fals
     written = {name: _read(target / name) for name in (JSON, MARKDOWN, HTML)}
     try:
         stored = json.loads(written[JSON])
+        allowed = frozenset(stored["allowed"])
         made_with = {str(name): str(version) for name, version in stored["made_with"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return [f"{JSON}: not the facts of a report ({type(error).__name__}: {error})"]
-    report = facts(folder)
+    report = facts(folder, allowed & TOPICS.keys())
     differences = []
     if made_with != report.made_with and other_versions:
         report = replace(report, made_with=made_with)

@@ -1,5 +1,6 @@
 """The files of a report: report.json, REPORT.md, report.html and TensorBoard's view of the series."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rnn_lab.atomic import write_text_atomic
@@ -17,14 +18,16 @@ def pages(report: Report) -> dict[str, str]:
     return {JSON: report.to_json(), MARKDOWN: markdown(report), HTML: html(report)}
 
 
-def write_report(folder: Path, out: Path | None = None) -> Report:
+def write_report(folder: Path, out: Path | None = None, allow: Iterable[str] = ()) -> Report:
     """Write the report on the runs in `folder` to `out` (default: the folder itself).
+
+    `allow` names obstacles (differences.TOPICS) that pairs are compared in spite of.
 
     Raises:
         RunError: the folder holds no runs.
         ConfigError: `out` cannot be written.
     """
-    report = facts(folder)
+    report = facts(folder, allow)
     target = out or folder
     try:
         target.mkdir(parents=True, exist_ok=True)
