@@ -193,13 +193,16 @@ def common_budget(groups: Sequence[Group], axis: str) -> float:
     """The largest budget that every judged run of the groups reaches.
 
     Raises:
-        RunError: a run has no steps.
+        RunError: a run has no steps, or never recorded what the axis measures.
     """
     ends = []
     for run in (run for group in groups for run in group.judged):
         if not run.lines:
-            raise RunError(f"{run.path} has no steps to compare: published figures go to --against")
-        ends.append(float(run.series(_COLUMN[axis])[-1]))
+            raise RunError(f"{run.path} has no steps to compare; a published figure goes to --against")
+        x_n = run.series(_COLUMN[axis])
+        if np.isnan(x_n).any() or (np.diff(x_n) < 0).any():
+            raise RunError(f"{run.path / 'metrics.jsonl'}: {axis} are missing or fall: choose another --axis")
+        ends.append(float(x_n[-1]))
     return min(ends)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-TOPICS = ("params", "data", "batch", "dtype", "clock", "kernels", "unfinished")
+from rnn_lab_cli.commands.compare import TOPICS
 from rnn_lab_cli.output import json_option, note
 
 

@@ -88,8 +88,8 @@ class Verdict:
     """What is known of the difference in loss of two contestants at an equal amount of `axis`.
 
     `effect` is a's loss less b's; negative is better for a; its interval is `low` to `high`, or plus or minus `half`.
-    `detectable` is the smallest difference that these runs
-    could have shown; `p` is adjusted over the pairs of the axis. `refusal` says why there is no verdict.
+    `detectable` is the smallest difference that these runs would have shown four times in five; `p` is adjusted over
+    the pairs of the axis. `refusal` says why there is no verdict.
     """
 
     a: str
