@@ -12,8 +12,8 @@ from rnn_lab.report.contestants import METRICS, Contestant, contestants, run_row
 from rnn_lab.report.curves import curves, milestones
 from rnn_lab.report.facts import Report, settled
 from rnn_lab.report.findings import findings
-from rnn_lab.report.published import agreements, published
 from rnn_lab.report.judging import judged, verdicts
+from rnn_lab.report.published import agreements, published
 from rnn_lab.report.ranking import along, standings
 from rnn_lab.train.metrics import WINDOW
 

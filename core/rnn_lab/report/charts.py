@@ -8,6 +8,7 @@ share a muted one, and every line and point carries its name.
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib import ticker
@@ -23,8 +24,8 @@ _INK, _FAINT, _GRID, _MUTED, _BACK = "#00000a", "#00000b", "#00000c", "#00000d",
 _VARIABLES = {_INK: "ink", _FAINT: "faint", _GRID: "grid", _MUTED: "muted", _BACK: "back"} | {
     f"#0000f{i}": f"c{i + 1}" for i in range(COLOURS)
 }
-_STYLE = {
-    "svg.fonttype": "none", "font.size": 8.5, "axes.edgecolor": _GRID, "axes.labelcolor": _FAINT,
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 8.5, "axes.edgecolor": _GRID, "axes.labelcolor": _FAINT,
     "axes.titlecolor": _INK, "text.color": _INK, "xtick.color": _GRID, "ytick.color": _GRID,
     "xtick.labelcolor": _FAINT, "ytick.labelcolor": _FAINT, "grid.color": _GRID, "axes.spines.top": False,
     "axes.spines.right": False, "grid.linewidth": 0.5, "axes.linewidth": 0.7, "axes.axisbelow": True,
@@ -66,20 +67,23 @@ def _height(rows: int) -> float:
 
 def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     """One chart as an `svg` element without size, namespace or ids that another chart could have."""
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # type: ignore[arg-type]
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
         axes.patch.set_visible(False)
         draw(axes)
         out = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(out, metadata={"Date": None, "Creator": None})
     body = out.getvalue()
     body = body[body.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)
-    body = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", body.partition(">")[0]) + ">" + (
-        body.partition(">")[2]
+    body = (
+        re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", body.partition(">")[0])
+        + ">"
+        + (body.partition(">")[2])
     )
     body = body.replace("xlink:href=", "href=")
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
@@ -181,14 +185,20 @@ def _curves(axes: Axes, some: Sequence[Curve], standings: Sequence[Standing]) ->
 
 def _beside(axes: Axes, pairs: Sequence[Published], standings: Sequence[Standing]) -> None:
     """Our losses against published ones, each on its own scale: only the order can be compared."""
-    points = [(row.loss, row.our_loss.value, str(row.run)) for row in pairs if row.loss is not None and row.our_loss]
+    points = []
     for row in pairs:
-        if row.our_loss is not None and row.our_loss.low is not None and row.our_loss.high is not None:
-            colour = _colour(row.run, standings)
-            axes.plot([row.loss, row.loss], [row.our_loss.low, row.our_loss.high], color=colour, alpha=0.5)  # type: ignore[list-item]
-    for x, y, label in points:
-        axes.plot([x], [y], "o", color=_colour(label, standings), markersize=5.5)
-    axes.margins(x=0.2, y=0.14)
+        ours = row.our_loss
+        if row.loss is None or ours is None:
+            continue
+        colour = _colour(row.run, standings)
+        if ours.low is not None and ours.high is not None:
+            axes.plot([row.loss, row.loss], [ours.low, ours.high], color=colour, alpha=0.5)
+        axes.plot([row.loss], [ours.value], "o", color=colour, markersize=5.5)
+        points.append((row.loss, ours.value, str(row.run)))
+    values = [y for _, y, _ in points]
+    reach = max(max(values) - min(values), 0.004 * values[0])
+    axes.set_ylim(min(values) - 0.25 * reach, max(values) + 0.25 * reach)
+    axes.margins(x=0.2)
     axes.grid()
     axes.set_xlabel(f"published loss, {_LOSS} (external)")
     axes.set_ylabel(f"ours, {_LOSS}")

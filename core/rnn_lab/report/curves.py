@@ -65,9 +65,7 @@ def milestones(field: Sequence[Contestant], window: int) -> tuple[Milestones, ..
         if not reached or not all(pairs.values()):
             continue
         marks = tuple(min(reached) * share for share in MARKS)
-        losses = {
-            label: tuple(_loss_before(known, mark, window) for mark in marks) for label, known in pairs.items()
-        }
+        losses = {label: tuple(_loss_before(known, mark, window) for mark in marks) for label, known in pairs.items()}
         found.append(Milestones(axis, marks, losses))
     return tuple(found)
 

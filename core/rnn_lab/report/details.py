@@ -112,7 +112,9 @@ def _kernel_confound(field: Sequence[Contestant]) -> Iterator[Confound]:
     by_value: dict[str, list[str]] = {}
     for one in field:
         plain = sorted({str(row["op"]) for run in one.runs for row in run.backends if row.get("backend") == REFERENCE})
-        by_value.setdefault(f"plain reference for {', '.join(plain)}" if plain else "kernels only", []).append(one.label)
+        by_value.setdefault(f"plain reference for {', '.join(plain)}" if plain else "kernels only", []).append(
+            one.label
+        )
     if len(by_value) > 1:
         yield Confound("kernels", {value: ", ".join(labels) for value, labels in by_value.items()})
 

@@ -182,7 +182,6 @@ class Agreement:
     tau: float | None
     low: float | None
     high: float | None
-    half: float | None
     p: float | None
     method: str
     swapped: tuple[str, ...]
@@ -210,7 +209,8 @@ class Noise:
 class Report:
     """Everything; see the parts.
 
-    `allowed` are obstacles that pairs are compared in spite of. `axis` is what the runs were given an equal amount of, `window` the steps that losses along the way are means of.
+    `axis` is what the runs were given an equal amount of, `window` the steps that losses along the way are means of,
+    `allowed` are obstacles that pairs are compared in spite of.
     """
 
     title: str

@@ -6,9 +6,12 @@ from dataclasses import replace
 from rnn_lab.report.facts import Report
 
 _EQUAL = {
-    "steps": "optimizer steps", "tokens": "bytes", "flops": "training FLOPs", "seconds": "seconds of the training clock",
-}  # fmt: skip
-SOME = 3
+    "steps": "optimizer steps",
+    "tokens": "bytes",
+    "flops": "training FLOPs",
+    "seconds": "seconds of the training clock",
+}
+SOME = 4
 
 
 def findings(report: Report) -> Report:
@@ -26,30 +29,30 @@ def _sentences(report: Report) -> Iterator[str]:
     yield from _correlations(report)
     if report.failures:
         names = [run.name for run in report.failures]
-        yield f"{_count(len(names), 'run')} of {len(report.runs)} count for nothing: {_listed(names)}."
+        yield f"{_count(len(names), 'run')} of {len(report.runs)} count for nothing: {_few(names)}."
 
 
 def _ranking(report: Report) -> Iterator[str]:
-    best = report.standings[0]
-    first = [one.label for one in report.standings if one.group == 1]
-    loss = f"{best.loss.value:.4f} nats per byte"
-    if len(report.standings) == 1:
-        yield f"{best.label} reaches {report.metric} {loss}."
-    elif len(first) == 1:
-        second = report.standings[1]
-        yield (
-            f"{best.label} is best, {report.metric} {loss}: better than {second.label} and all others "
-            f"by at least {second.gap:.4f} at equal {_EQUAL[report.axis]}."
-        )
-    else:
-        yield (
-            f"{best.label} has the lowest {report.metric}, {loss}, but was not shown to differ from "
-            f"{_listed(first[1:])} at equal {_EQUAL[report.axis]}."
-        )
-    below = [one.label for one in report.standings if one.below_noise]
+    best, *others = report.standings
+    text = f"{best.label} has the lowest {report.metric}, {best.loss.value:.4f} nats per byte"
+    said = {v.b: v for v in report.verdicts if v.a == best.label and v.axis == report.axis}
+    shown = [one.label for one in others if said[one.label].verdict == "better" and not said[one.label].below_noise]
+    rest = [one.label for one in others if one.label not in shown]
+    if shown:
+        text += f"; at equal {_EQUAL[report.axis]} it was shown to be better than {_few(shown)}"
+    if rest:
+        text += f"; no difference was shown from {_few(rest)}"
+    yield f"{text}."
+    below = [one.label for one in others if one.below_noise]
     if below and report.noise:
         verb = "is" if len(below) == 1 else "are"
-        yield f"{_listed(below)} {verb} within the noise floor of {report.noise.floor:.4f} of the best: no difference."
+        yield f"{_few(below)} {verb} within the noise floor of {report.noise.floor:.4f} of the best: no difference."
+    refused = [v for v in report.verdicts if v.verdict == "refused" and v.axis == report.axis]
+    if refused:
+        yield (
+            f"{_count(len(refused), 'pair')} cannot be compared "
+            f"at equal {_EQUAL[report.axis]}: see Pairs; `--allow` judges them in spite of what differs."
+        )
     if any(len(one.runs) == 1 for one in report.standings):
         yield "Where there is one seed, intervals cover the noise within that run, not what another seed would give."
 
@@ -62,7 +65,7 @@ def _speed(report: Report) -> Iterator[str]:
     ahead = [one.label for one in report.standings if one.on_front]
     yield (
         f"{fastest.label} trains fastest, {rate:,.0f} bytes per second. "
-        f"Nobody beats {_listed(ahead)} in both loss and speed."
+        f"Nobody beats {_few(ahead)} in both loss and speed."
     )
 
 
@@ -75,15 +78,16 @@ def _reversed(report: Report) -> Iterator[str]:
             f"{_listed([_EQUAL[axis] for axis in row.b_ahead])}: what is held equal decides."
         )
     elif shown:
-        pairs = [f"{row.a} against {row.b}" for row in shown[:SOME]] + ["others"] * (len(shown) > SOME)
-        yield f"What is held equal decides the verdict for {len(shown)} pairs: {_listed(pairs)}."
+        pairs = [f"{row.a} against {row.b}" for row in shown]
+        yield f"What is held equal decides the verdict for {_count(len(pairs), 'pair')}: {_few(pairs)}."
 
 
 def _correlations(report: Report) -> Iterator[str]:
     for row in report.agreements:
         if row.of == "loss" and row.tau is not None:
             interval = "" if row.low is None else f", 95 % interval {_signed(row.low)} to {_signed(row.high)}"
-            yield f"Kendall's tau of our order with that of {row.document}: {_signed(row.tau)} over {row.n} models{interval}."
+            theirs = f"{_signed(row.tau)} over {row.n} models{interval}"
+            yield f"Kendall's tau of our order with that of {row.document}: {theirs}."
 
 
 def _signed(value: float | None) -> str:
@@ -94,6 +98,11 @@ def _signed(value: float | None) -> str:
 def _listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _few(names: Sequence[str]) -> str:
+    """All of a few names, or the first of many and how many more."""
+    return _listed(names if len(names) <= SOME + 1 else [*names[:SOME], f"{len(names) - SOME} more"])
 
 
 def _count(n: int, noun: str) -> str:

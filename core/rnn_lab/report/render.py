@@ -37,7 +37,8 @@ def _environment(autoescape: bool) -> Environment:
     )  # fmt: skip
     environment.filters |= {
         "loss": loss, "signed": signed, "si": si, "whole": whole, "share": share, "memory": memory, "md": md,
-        "spread": spread, "pm": pm, "duration": duration, "given": given, "line": line, "percent": percent, "pvalue": pvalue,
+        "spread": spread, "pm": pm, "duration": duration, "given": given, "line": line, "percent": percent,
+        "pvalue": pvalue,
     }  # fmt: skip
     return environment
 
@@ -48,6 +49,7 @@ def _names(report: Report) -> dict[str, Any]:
         "r": report,
         "axis_titles": AXIS_TITLES,
         "pairs": pair_rows(report.verdicts),
+        "methods": list(dict.fromkeys(verdict.method for verdict in report.verdicts if verdict.method)),
         "pair_notes": list(dict.fromkeys(note for verdict in report.verdicts for note in verdict.notes)),
         "kernels": kernel_rows(report.kernels),
         "colour_of": lambda label: colour_of(label, report.standings),
@@ -156,5 +158,3 @@ def line(value: object) -> str:
 def md(value: object) -> str:
     """Text from a run as Markdown that shows it as it is, on one line."""
     return _SPECIAL.sub(r"\\\1", line(value)).replace("&", "&amp;")
-
-

@@ -18,9 +18,9 @@ FOLDER, FILE = "report", "events.out.tfevents.0.report"
 def write_text(target: Path, page: str) -> None:
     """Write the Markdown `page` as events to `target`/report; an earlier one is replaced. No clock is involved."""
     records = _Records()
-    writer = RecordWriter(records)  # type: ignore[no-untyped-call]
+    writer = RecordWriter(records)
     for event in (Event(wall_time=0, file_version="brain.Event:2"), _texts(page)):
-        writer.write(event.SerializeToString())  # type: ignore[no-untyped-call]
+        writer.write(event.SerializeToString())
     (target / FOLDER).mkdir(exist_ok=True)
     write_bytes_atomic(target / FOLDER / FILE, bytes(records.data))
 
@@ -56,7 +56,5 @@ def _texts(page: str) -> Any:
             string_val=[text.strip().encode()],
             tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
         )
-        values.append(
-            Summary.Value(tag=f"report/{number:02} {heading}/text_summary", metadata=metadata, tensor=tensor)
-        )
+        values.append(Summary.Value(tag=f"report/{number:02} {heading}/text_summary", metadata=metadata, tensor=tensor))
     return Event(wall_time=0, step=0, summary=Summary(value=values))

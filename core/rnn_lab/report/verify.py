@@ -37,7 +37,7 @@ def verify(folder: Path, out: Path | None = None, *, other_versions: bool = Fals
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return [f"{JSON}: not the facts of a report ({type(error).__name__}: {error})"]
     report = facts(folder, allowed & TOPICS.keys())
-    differences = []
+    differences: list[str] = []
     if made_with != report.made_with and other_versions:
         report = replace(report, made_with=made_with)
         expected = pages(report)

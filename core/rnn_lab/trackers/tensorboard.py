@@ -54,7 +54,7 @@ class TensorBoardTracker:
                 self.writer.add_scalar(tag, line[key], step)
 
     def close(self, result: dict[str, Any]) -> None:
-        """The run's settings beside its final figures, in the HPARAMS tab; runs that differ in their seed are a group."""
+        """The run's settings beside its final figures, in the HPARAMS tab; seeds are a group."""
         final = {f"final/{key}": result[key] for key in METRICS if result.get(key) is not None}
         shared = {key: value for key, value in self.hparams.items() if key not in _OF_ONE_RUN}
         experiment, start, end = hparams_summaries(shared, final)  # type: ignore[no-untyped-call]
