@@ -25,7 +25,8 @@ _VARIABLES = {_INK: "ink", _FAINT: "faint", _GRID: "grid", _MUTED: "muted", _BAC
     f"#0000f{i}": f"c{i + 1}" for i in range(COLOURS)
 }
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 8.5, "axes.edgecolor": _GRID, "axes.labelcolor": _FAINT,
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 8.5,
+    "axes.edgecolor": _GRID, "axes.labelcolor": _FAINT,
     "axes.titlecolor": _INK, "text.color": _INK, "xtick.color": _GRID, "ytick.color": _GRID,
     "xtick.labelcolor": _FAINT, "ytick.labelcolor": _FAINT, "grid.color": _GRID, "axes.spines.top": False,
     "axes.spines.right": False, "grid.linewidth": 0.5, "axes.linewidth": 0.7, "axes.axisbelow": True,
