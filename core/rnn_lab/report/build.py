@@ -1,9 +1,8 @@
 """From a folder of runs to the facts of its report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from rnn_lab.errors import RunError
 from rnn_lab.records import Series, read_series
@@ -44,7 +43,7 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
     beside = published(series.external, field, places)
     report = Report(
         title=_title(series, field),
-        description=_description(series),
+        description=str(series.meta.get("description") or ""),
         metric=METRICS.get(metric, metric),
         axis=budget_axis(series),
         window=_window(field),
@@ -87,31 +86,21 @@ def budget_axis(series: Series) -> str:
 
 def _metric(series: Series) -> str:
     """The figure of result.json that the protocol compares."""
-    return str(_protocol(series).get("series", {}).get("metric", "last100"))
-
-
-def _protocol(series: Series) -> Mapping[str, Any]:
-    table = series.meta.get("protocol")
-    return table if isinstance(table, Mapping) else series.meta.get("resolved") or {}
+    return str(series.meta.get("metric") or "last100")
 
 
 def _title(series: Series, field: Sequence[Contestant]) -> str:
-    for key in ("name", "protocol"):
-        if isinstance(series.meta.get(key), str):
-            return str(series.meta[key])
+    """Name of the protocol, a file's without its place; the contestants where there is none."""
+    if series.meta.get("protocol"):
+        return Path(str(series.meta["protocol"])).stem
     labels = [one.label for one in field]
     more = f" and {len(labels) - 3} more" if len(labels) > 4 else ""
     return ", ".join(labels[: 3 if more else 4]) + more or "No finished run"
 
 
-def _description(series: Series) -> str:
-    return str(_protocol(series).get("description") or "")
-
-
 def _notes(series: Series) -> tuple[str, ...]:
     """What a reader has to know, from the protocol."""
-    given = [*_protocol(series).get("series", {}).get("notes", ()), *(series.meta.get("notes") or ())]
-    return tuple(dict.fromkeys(" ".join(str(note).split()) for note in given))
+    return tuple(" ".join(str(note).split()) for note in series.meta.get("notes") or ())
 
 
 def _window(field: Sequence[Contestant]) -> int:
