@@ -105,7 +105,7 @@ def _row(folder: Path, run: RunRecord, metric: str) -> Run:
         device=run.env.get("gpu") or result.get("device"),
         buckets=buckets,
         attempts=tuple(_attempt(attempt) for attempt in run.job.get("attempts", ())),
-        problem=_problem(folder, run, metric),
+        problem=_problem(folder, run, metric, files),
         command=shlex.join(str(word) for word in _command(run)),
         chain=run.chain,
         files=files,
@@ -113,7 +113,7 @@ def _row(folder: Path, run: RunRecord, metric: str) -> Run:
     )
 
 
-def _problem(folder: Path, run: RunRecord, metric: str) -> str | None:
+def _problem(folder: Path, run: RunRecord, metric: str, files: Mapping[str, str]) -> str | None:
     """Why a run counts for nothing, in one line; None where it counts."""
     if run.problem is not None:
         return " ".join(run.problem.replace(f"{folder}/", "").split())
@@ -121,6 +121,10 @@ def _problem(folder: Path, run: RunRecord, metric: str) -> str | None:
         attempts = run.job.get("attempts") or [{}]
         reason = run.result.get("error") or run.job.get("reason") or attempts[-1].get("reason")
         return " ".join(str(reason or _ABSENT.get(run.status, run.status)).split())
+    sums = run.job.get("sums") or {}
+    edited = [name for name, known in sums.items() if files.get(name) != known]
+    if edited:
+        return f"edited or damaged after it ended: {', '.join(edited)}"
     wrong = contradiction(run)
     if wrong is not None:
         return f"edited or damaged: {wrong}"
