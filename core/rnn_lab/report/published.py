@@ -8,8 +8,7 @@ from rnn_lab.records import ExternalRow
 from rnn_lab.report.contestants import Contestant
 from rnn_lab.report.facts import Agreement, Published, Standing
 
-FIELLER = "Kendall tau-b; interval atanh(tau) ± 1.96 sqrt(0.437 / (n - 4)) (Fieller, Hartley and Pearson 1957); exact p"
-FEW = "Kendall tau-b; no interval below 6 pairs; exact p"
+FIELLER = "Kendall tau-b, p exact; from 6 pairs on tanh(atanh(tau) ± 1.96 sqrt(0.437 / (n − 4))), Fieller et al. 1957"
 
 
 def published(
@@ -82,4 +81,4 @@ def agreement(document: str, of: str, pairs: Sequence[tuple[str, float, float]])
         if (their_a - their_b) * (our_a - our_b) < 0
     )
     p = None if tau is None else float(measured.pvalue)
-    return Agreement(document, of, n, tau, low, high, p, FIELLER if n >= 6 else FEW, swapped)
+    return Agreement(document, of, n, tau, low, high, p, FIELLER, swapped)

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rnn_lab.report.charts import charts, colour_of
-from rnn_lab.report.facts import Estimate, Kernel, Report, Verdict
+from rnn_lab.report.facts import Estimate, Kernel, Published, Report, Verdict
 
 MISSING = "–"
 _MINUS = "−"
@@ -51,6 +51,8 @@ def _names(report: Report) -> dict[str, Any]:
         "pairs": pair_rows(report.verdicts),
         "methods": list(dict.fromkeys(verdict.method for verdict in report.verdicts if verdict.method)),
         "pair_notes": list(dict.fromkeys(note for verdict in report.verdicts for note in verdict.notes)),
+        "documents": by_document(report.published),
+        "caveats": list(dict.fromkeys(t for row in report.published for t in (row.caveat, row.history) if t)),
         "kernels": kernel_rows(report.kernels),
         "colour_of": lambda label: colour_of(label, report.standings),
         "labels": [one.label for one in report.standings],
@@ -63,6 +65,14 @@ def pair_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, str, dict[str, Ver
     for verdict in verdicts:
         rows.setdefault((verdict.a, verdict.b), {})[verdict.axis] = verdict
     return [(a, b, by_axis) for (a, b), by_axis in rows.items()]
+
+
+def by_document(rows: Sequence[Published]) -> dict[str, list[Published]]:
+    """Published rows by the document that they stand in."""
+    found: dict[str, list[Published]] = {}
+    for row in rows:
+        found.setdefault(row.document, []).append(row)
+    return found
 
 
 def kernel_rows(kernels: Sequence[Kernel]) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
