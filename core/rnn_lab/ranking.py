@@ -126,13 +126,15 @@ def judge(groups: Sequence[Group], rules: Rules | None = None, *, keep_refused: 
             "nothing to compare: the runs differ in nothing but their seed. `--each` takes every run by itself"
         )
     axes = tuple(_on_axis(groups, axis, rules, keep_refused) for axis in rules.axes)
-    first = next((run for run in groups[0].runs), None)
+    first = groups[0].judged[:1]
     confounds = {
         group.label: tuple(
-            one for one in differences(first, group.runs[0], rules.tolerance) if one.severity == "training"
+            item
+            for a, b in zip(first, group.judged[:1], strict=False)
+            for item in differences(a, b, rules.tolerance)
+            if item.severity == "training"
         )
         for group in groups[1:]
-        if first is not None
     }
     return Judgement(tuple(groups), axes, tuple(_reversals(groups, axes)), confounds)
 

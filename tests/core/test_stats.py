@@ -125,3 +125,14 @@ def test_non_inferiority_needs_the_whole_interval_below_the_margin():
 def test_holm_adjusts_step_by_step():
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert stats.holm([0.9, 0.8]) == [1.0, 1.0] and stats.holm([]) == []
+
+
+@pytest.mark.parametrize("phi", [0, 0.5, 0.9])
+def test_differences_of_independent_windows_cover(phi):
+    a, b = (stats.means_of_steps(autoregression(phi, 400, seed, runs=1000) * seed) for seed in (1, 3))
+    covered = 0
+    for k in range(1000):
+        one, other = (stats.Estimate(x["value"][k], x["se"][k], x["df"][k], 400) for x in (a, b))
+        low, high = one.minus(other).interval()
+        covered += low <= 0 <= high
+    assert 930 < covered < 975

@@ -181,6 +181,11 @@ def test_places(monkeypatch):
     assert local.places(None, 3)[2].name == "cpu 2"
 
 
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="asks for a GPU that is not there")
+def test_a_gpu_that_is_not_there_does_not_answer():
+    assert not local.gpu_answers("0")
+
+
 def test_arguments_of_a_task_know_the_place_and_the_folder_last(tmp_path):
     task = Task("a", ("--plugins-dir", "x", "fit", "--model", "e61"), tmp_path, tmp_path / "log")
     assert task.arguments("F", ("--device", "cpu"))[2:] == ["fit", "--model", "e61", "--device", "cpu", "--out", "F"]

@@ -91,8 +91,12 @@ def _show(judgement: "Judgement") -> None:
             f"rank reversal: {reversal.a} ahead at equal {', '.join(reversal.a_ahead)}; "
             f"{reversal.b} at equal {', '.join(reversal.b_ahead)}{sure}"
         )
-    for text in dict.fromkeys(text for one in judgement.axes for pair in one.pairs for text in _notes(pair)):
-        note(text)
+    said: dict[str, list[str]] = {}
+    for one in judgement.axes:
+        for text in (text for pair in one.pairs for text in _notes(pair)):
+            said.setdefault(text, []).append(one.axis)
+    for text, axes in said.items():
+        note(f"{text} [{', '.join(axes)}]")
     for label, found in judgement.confounds.items():
         if found:
             listed = ", ".join(f"{item.key} ({item.a} and {item.b})" for item in found)
@@ -139,7 +143,7 @@ def _matrix(judgement: "Judgement", one: "AxisVerdicts") -> None:
 
 
 def _notes(pair: "Comparison") -> list[str]:
-    about = f"{pair.subject} against {pair.baseline}, {pair.axis}"
+    about = f"{pair.subject} against {pair.baseline}"
     notes = [f"{about}: {text}" for text in pair.notes]
     told = [f"{item.key} ({item.a} and {item.b})" for item in pair.told if item.topic != "pairing"]
     told += [item.key for item in pair.told if item.topic == "pairing"]

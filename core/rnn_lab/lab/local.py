@@ -78,8 +78,13 @@ def _cores() -> int:
 
 
 def gpu_answers(gpu: str) -> bool:
-    """Whether a fresh process can use the GPU."""
-    code = "import torch; torch.zeros(1, device='cuda').item()"
+    """Whether a fresh process can use the GPU; one that is merely full answers."""
+    code = (
+        "import torch\n"
+        "try: torch.zeros(1, device='cuda').item()\n"
+        "except RuntimeError as error:\n"
+        "    if 'out of memory' not in str(error): raise\n"
+    )
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu}, capture_output=True,
