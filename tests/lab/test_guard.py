@@ -181,6 +181,12 @@ def test_places(monkeypatch):
     assert local.places(None, 3)[2].name == "cpu 2"
 
 
+def test_runs_that_start_at_once_have_time_to_import(lab, monkeypatch):
+    monkeypatch.delenv("RNN_LAB_PLUGIN_TIMEOUT", raising=False)
+    lab.run(lab.begin(a="patient"))
+    assert lab.states() == {"a": "done"}
+
+
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="asks for a GPU that is not there")
 def test_a_gpu_that_is_not_there_does_not_answer():
     assert not local.gpu_answers("0")

@@ -16,15 +16,20 @@ CHUNK = 64
 
 
 def _sizes(q: Tensor, v: Tensor) -> dict[str, Any]:
-    """Tile sizes and modes of a call. Chunks and value tiles shrink where they would not fit the registers."""
+    """Tile sizes and modes of a call. Chunks and value tiles shrink where they would not fit the registers.
+
+    With 4 warps and a 16-bit tile narrower than 64, or keys wider than 128, Triton 3.6 computes wrong values or writes
+    out of bounds on Hopper; with 2, which take another instruction, every shape tried is right (docs/performance.md).
+    """
     K, V = q.shape[-1], v.shape[-1]
     BK = max(16, triton.next_power_of_2(K))
     wide = v.dtype == torch.float32
     dot = tl.float32 if wide or INTERPRETED else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[v.dtype]
     side = CHUNK // 2 if wide else CHUNK
+    BV = max(16, min(side if BK < 256 else side // 2, triton.next_power_of_2(V)))
     return {
-        "K": K, "V": V, "BK": BK, "BV": max(16, min(side if BK < 256 else side // 2, triton.next_power_of_2(V))),
-        "C": side, "DOT": dot, "PRECISION": "tf32x3" if wide else "tf32",
+        "K": K, "V": V, "BK": BK, "BV": BV, "C": side, "DOT": dot, "PRECISION": "tf32x3" if wide else "tf32",
+        "num_warps": 4 if wide or (BK in (64, 128) and BV == 64) else 2, "num_stages": 2,
     }  # fmt: skip
 
 

@@ -21,8 +21,6 @@ computed twice, once each way. Sums are in fp32, matrices of 16-bit calls are ro
 import triton
 import triton.language as tl
 
-from rnn_lab.kernels.triton_support import tuned
-
 LEAST_DECAY = tl.constexpr(-30.0)
 """Log decay below which fp32 sees nothing of a state (1e-13): keeps -inf away and sums small."""
 
@@ -78,13 +76,6 @@ def _put(ptr, x, rows, n_rows, stride, columns, n_columns):
     tl.store(ptr + rows[:, None] * stride + columns[None, :], x.to(ptr.dtype.element_ty), inside)
 
 
-# One configuration per kernel, each seen right on an H100 with Triton 3.6. There `advance` with one stage is wrong for
-# keys of 32 and less, and tuning among more of them ended in an illegal access: see docs/performance.md.
-_ONE_STAGE = [triton.Config({}, num_warps=4, num_stages=1)]
-_TWO_STAGES = [triton.Config({}, num_warps=4, num_stages=2)]
-
-
-@tuned(_ONE_STAGE, key=["K", "C"])
 @triton.jit
 def invert(
     k_ptr, g_ptr, beta_ptr, reset_ptr, inverse_ptr, T, H, chunks,
@@ -116,7 +107,6 @@ def invert(
     _put(inverse_ptr + program * C * C, inverse, i, C, C, i, C)
 
 
-@tuned(_TWO_STAGES, key=["K", "V", "C", "FORWARD"])
 @triton.jit
 def advance(
     q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, reset_ptr, S_ptr, inverse_ptr,
@@ -161,7 +151,6 @@ def advance(
         _put(last_ptr + head * K * V, S, x, K, V, y, V)
 
 
-@tuned(_TWO_STAGES, key=["K", "V", "C"])
 @triton.jit
 def retreat(
     q_ptr, k_ptr, g_ptr, beta_ptr, reset_ptr, inverse_ptr, do_ptr, dlast_ptr,
@@ -209,7 +198,6 @@ def retreat(
     _put(dS_ptr + head * K * V, dS, x, K, V, y, V)
 
 
-@tuned(_ONE_STAGE, key=["K", "V", "C"])
 @triton.jit
 def collect(
     q_ptr, k_ptr, g_ptr, beta_ptr, reset_ptr, errors_ptr, states_ptr, dstates_ptr, do_ptr, dv_ptr,
