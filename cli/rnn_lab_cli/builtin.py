@@ -17,6 +17,8 @@ COMMANDS = {
     "diff": ("diff:diff", "Everything that two runs differ in, the gravest first."),
     "protocol": ("protocol:protocol", "Comparisons as files: list, show and run them."),
     "noise": ("noise:noise", "Noise floor of a protocol: how far runs that differ by seed alone lie apart."),
+    "report": ("report:report", "A page on a series of runs: ranking, curves, sizes, failures, how to repeat it."),
+    "verify-report": ("verify_report:verify_report", "Whether a report still says what its runs say."),
     "data": ("data:data", "Describe, pack or fetch byte corpora."),
     "bench": ("bench:bench", "Speed of operations, training steps and generation, beside peers."),
     "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),

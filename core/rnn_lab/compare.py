@@ -18,7 +18,7 @@ from rnn_lab.records import RunRecord, Series1D
 from rnn_lab.stats import LEVEL, MIN_WINDOW, Estimate, mean_of_seeds, mean_of_steps
 from rnn_lab.train.metrics import WINDOW
 
-Verdict = Literal["better", "worse", "indistinguishable", "inconclusive", "failed"]
+Verdict = Literal["better", "worse", "indistinguishable", "inconclusive", "failed", "refused"]
 ONE_SEED = "within-run only (one seed)"
 _COLUMN = {"steps": "step", "tokens": "tokens", "flops": "flops", "seconds": "seconds"}
 
@@ -90,7 +90,8 @@ class Comparison:
         baseline, subject: labels; `effect` is the loss of the subject less that of the baseline.
         axis, budget: what is equal, and how much of it.
         verdict: on the subject. indistinguishable: no difference was shown, which does not mean that there is none;
-            inconclusive: too few steps for their autocorrelation, or for the window; failed: it has no losses.
+            inconclusive: too few steps for their autocorrelation, or for the window; failed: it has no losses;
+            refused: `told` stands in the way.
         losses: of baseline and subject, nats per byte.
         effect, interval: nats per byte; the interval is of this comparison alone.
         p, p_adjusted: two-sided; adjusted by Holm where several were judged together, which then decides the verdict.

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from rnn_lab.compare import Comparison, Group, Rules, Verdict, common_budget, compare_runs, verdict_of
+from rnn_lab.compare import Comparison, Group, Refused, Rules, Verdict, common_budget, compare_runs, verdict_of
 from rnn_lab.differences import Difference, differences
 from rnn_lab.errors import ConfigError
 from rnn_lab.records import RunRecord
@@ -105,10 +105,16 @@ def group_runs(runs: Sequence[RunRecord], *, each: bool = False) -> list[Group]:
     return [Group(label, tuple(members)) for label, members in zip(labels, parts.values(), strict=True)]
 
 
-def judge(groups: Sequence[Group], rules: Rules | None = None) -> Judgement:
+def judge(groups: Sequence[Group], rules: Rules | None = None, *, keep_refused: bool = False) -> Judgement:
     """Verdicts on all pairs of groups, on every axis at one budget that all of them reach.
 
     With more than one pair, p-values are adjusted over the pairs of an axis (Holm 1979), and decide.
+
+    Args:
+        groups: at least two.
+        rules: how to judge.
+        keep_refused: a pair that must be refused is a comparison with that verdict, and one that is refused for its
+            pairing alone is compared unpaired.
 
     Raises:
         ConfigError: fewer than two groups.
@@ -119,7 +125,7 @@ def judge(groups: Sequence[Group], rules: Rules | None = None) -> Judgement:
         raise ConfigError(
             "nothing to compare: the runs differ in nothing but their seed. `--each` takes every run by itself"
         )
-    axes = tuple(_on_axis(groups, axis, rules) for axis in rules.axes)
+    axes = tuple(_on_axis(groups, axis, rules, keep_refused) for axis in rules.axes)
     first = groups[0].judged[:1]
     confounds = {
         group.label: tuple(
@@ -148,10 +154,10 @@ def turned(one: Comparison) -> Comparison:
     )
 
 
-def _on_axis(groups: Sequence[Group], axis: str, rules: Rules) -> AxisVerdicts:
+def _on_axis(groups: Sequence[Group], axis: str, rules: Rules, keep_refused: bool) -> AxisVerdicts:
     alive = [group for group in groups if group.judged]
     budget = common_budget(alive, axis) if alive else 0.0
-    pairs = [compare_runs(a, b, axis, rules, budget) for a, b in combinations(groups, 2)]
+    pairs = [_compared(a, b, axis, rules, budget, keep_refused) for a, b in combinations(groups, 2)]
     if len(pairs) > 1:
         tested = [pair.p if pair.p is not None and pair.verdict != "inconclusive" else 1.0 for pair in pairs]
         pairs = [_adjusted(pair, p, rules.level) for pair, p in zip(pairs, holm(tested), strict=True)]
@@ -161,6 +167,17 @@ def _on_axis(groups: Sequence[Group], axis: str, rules: Rules) -> AxisVerdicts:
             if loss is not None:
                 losses.setdefault(label, loss)
     return AxisVerdicts(axis, budget, losses, tuple(sorted(losses, key=lambda label: losses[label])), tuple(pairs))
+
+
+def _compared(a: Group, b: Group, axis: str, rules: Rules, budget: float, keep_refused: bool) -> Comparison:
+    try:
+        return compare_runs(a, b, axis, rules, budget)
+    except Refused as refused:
+        if not keep_refused:
+            raise
+        if {item.topic for item in refused.obstacles} == {"pairing"}:
+            return compare_runs(a, b, axis, replace(rules, allow=rules.allow | {"pairing"}), budget)
+        return Comparison(a.label, b.label, axis, budget, "refused", told=refused.obstacles)
 
 
 def _adjusted(pair: Comparison, p: float, level: float) -> Comparison:

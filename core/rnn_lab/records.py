@@ -73,6 +73,7 @@ class RunRecord:
         external: figures that somebody else measured, imported.
         group: name that a series gives to the runs which differ in nothing but their seed.
         job: jobs/<name>.json of a series: state, attempts, reasons.
+        problem: what is wrong with the folder of a run that was read with `keep_damaged`; its status is then damaged.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class RunRecord:
     external: bool = False
     group: str | None = None
     job: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
@@ -154,6 +156,8 @@ class ExternalRow(BaseModel):
     params: int | None = Field(None, ge=1)
     caveat: str | None = None
     preset: str | None = None
+    run: str | None = None
+    history: str | None = None
 
     @property
     def nats(self) -> float | None:
@@ -219,30 +223,48 @@ def find_runs(folder: Path) -> Iterator[Path]:
             yield Path(top)
 
 
-def read_runs(path: Path) -> list[RunRecord]:
+def read_runs(path: Path, *, keep_damaged: bool = False) -> list[RunRecord]:
     """Every run of a series, of a folder of runs, or the one run that `path` is.
+
+    Args:
+        path: the folder.
+        keep_damaged: a damaged run is a record with status `damaged` and its `problem`, not an error.
 
     Raises:
         RunError: there is none, or one is damaged.
     """
     if (path / SERIES).is_file():
-        return list(read_series(path).runs)
+        return list(read_series(path, keep_damaged=keep_damaged).runs)
     if not path.is_dir():
         raise RunError(f"{path}: no such folder (`rnn-lab runs DIR` lists runs)")
-    runs = [read_run(found) for found in find_runs(path)]
+    runs = [_whole(found, found.name) if keep_damaged else read_run(found) for found in find_runs(path)]
     if not runs:
         raise RunError(f"{path} holds no runs: give a run's folder, or one that holds runs")
     return runs
 
 
-def read_series(path: Path) -> Series:
+def _whole(folder: Path, model: str) -> RunRecord:
+    """The run in `folder` with every line of its metrics read, or what is wrong with it."""
+    try:
+        run = read_run(folder)
+        _ = run.lines
+    except RunError as error:
+        return RunRecord(folder, folder.name, model, model, status="damaged", problem=str(error))
+    return run
+
+
+def read_series(path: Path, *, keep_damaged: bool = False) -> Series:
     """The series in the folder `path`; a plain folder of runs is a series without a plan.
+
+    Args:
+        path: the folder.
+        keep_damaged: see `read_runs`.
 
     Raises:
         RunError: it holds neither, or a file is damaged.
     """
     if not (path / SERIES).is_file():
-        return Series(path, {}, tuple(read_runs(path)))
+        return Series(path, {}, tuple(read_runs(path, keep_damaged=keep_damaged)))
     meta = _object(path / SERIES)
     try:
         jobs = [(str(job["name"]), job) for job in meta["jobs"]]
@@ -252,16 +274,16 @@ def read_series(path: Path) -> Series:
             f"{path / SERIES}: not the plan of a series ({type(error).__name__}: {error}): {_CURE}"
         ) from error
     noise = _object(path / "noise.json") if (path / "noise.json").exists() else meta.get("noise")
-    return Series(path, meta, tuple(_job(path, name, job) for name, job in jobs), external, noise)
+    return Series(path, meta, tuple(_job(path, name, job, keep_damaged) for name, job in jobs), external, noise)
 
 
-def _job(series: Path, name: str, planned: Mapping[str, Any]) -> RunRecord:
+def _job(series: Path, name: str, planned: Mapping[str, Any], keep_damaged: bool) -> RunRecord:
     """A planned job as a run, whether or not it came to be one."""
     job_file, folder = series / "jobs" / f"{name}.json", series / "runs" / name
     job = _object(job_file) if job_file.exists() else {}
     state = str(job.get("state", "pending"))
     if any((folder / mark).is_file() for mark in MARKS):
-        run = read_run(folder)
+        run = _whole(folder, str(planned.get("model"))) if keep_damaged else read_run(folder)
         status = state if run.status == "killed" and state in ("failed", "timeout", "oom", "diverged") else run.status
     else:
         run = RunRecord(folder, name, name, str(planned.get("model")), planned.get("seed"))
