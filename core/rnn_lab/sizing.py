@@ -93,6 +93,28 @@ def solve(
     return cfg, LMConfig(**{**lm_fields, "depth": best.depth})
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A shape that is on target: its count and every field that the solver may move."""
+
+    params: int
+    depth: int
+    fields: dict[str, Any]
+    """`dim` and the choices of the family's search space."""
+
+
+def shapes_on_target(
+    layer_cls: type[Layer], fields: dict[str, Any], lm_fields: dict[str, Any], target: int
+) -> list[Shape]:
+    """Every shape within 0.5 % of `target` with everything in `fields` and `lm_fields` held, by closed form.
+
+    Arguments as `solve`; the order is the solver's own, best first. Empty when the target is out of reach.
+    """
+    found = [c for c in _candidates(layer_cls, fields, lm_fields, target) if abs(c.params - target) <= TOLERANCE * target]
+    ranked = sorted(found, key=lambda c: _rank(c, target))
+    return [Shape(c.params, c.depth, {"dim": c.dim, **dict(c.choices)}) for c in ranked]
+
+
 def _candidates(
     layer_cls: type[Layer], fields: dict[str, Any], lm_fields: dict[str, Any], target: int
 ) -> Iterator[_Candidate]:
