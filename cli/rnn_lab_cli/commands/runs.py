@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from rnn_lab.errors import ConfigError, RnnLabError
 
 from rnn_lab_cli.output import emit_json, json_option, note, table
 
-MARKS = ("config.toml", "metrics.jsonl", "result.json")
 COLUMNS = (
     "run", "status", "model", "params", "steps", "loss", "last100", "bpb", "val_bpb", "tokens_per_s",
 )  # fmt: skip
@@ -26,6 +23,8 @@ def runs(folder: Path, as_json: bool) -> None:
     """List every run below DIR (default: runs), killed and broken ones too."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; `rnn-lab fit` makes runs/, or name another folder")
+    from rnn_lab.records import find_runs
+
     rows = [run_row(path) for path in find_runs(folder)]
     if as_json:
         emit_json(rows)
@@ -36,15 +35,6 @@ def runs(folder: Path, as_json: bool) -> None:
     for row in rows:
         if row["problem"] and not as_json:
             note(f"{row['run']}: {row['problem']}")
-
-
-def find_runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below `folder`, by path; nothing inside a run is searched."""
-    for top, folders, files in os.walk(folder):
-        folders.sort()
-        if any(mark in files for mark in MARKS):
-            folders.clear()
-            yield Path(top)
 
 
 def run_row(path: Path) -> dict[str, Any]:
