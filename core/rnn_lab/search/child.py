@@ -60,9 +60,7 @@ def train(
             on_step(line)
         return Ended(str(done["status"]), done, done.get("error"))
     resume = run.config.is_file()
-    command = (
-        [*program, "resume", str(out)] if resume else [*program, "fit", "--config", str(config), "--out", str(out)]
-    )
+    what = ["resume", str(out)] if resume else ["fit", "--config", str(config), "--out", str(out)]
     log.parent.mkdir(parents=True, exist_ok=True)
     deadline = None if timeout is None else time.monotonic() + timeout
     with log.open("ab") as output:

@@ -8,9 +8,9 @@ For losses v_1 <= ... <= v_n:
     E[min of k] = sum_i v_i C(n - i, k - 1) / C(n, k)
 
 The band is exact, pointwise and free of assumptions on the losses: the median of the best of k is their quantile at
-1 - 2^(-1/k), which order statistics bracket with binomial probability (Lourie et al. 2023, "Show Your Work with
-Confidence", arXiv:2311.09480). It has no lower end where n trials cannot give one, from k = n / 5.3 on. Percentile
-bootstrap bands do not keep their level here: on normal losses they cover about half of the time at k = n, not 95 %.
+1 - 2^(-1/k), which order statistics bracket with binomial probability (compare Lourie et al. 2023, "Show Your Work
+with Confidence", arXiv:2311.09480). It has no lower end where n trials cannot give one, from k = n / 5.3 on. A
+percentile bootstrap of the mean always has two ends, and misses its level widely there (a test measures both).
 
 All of this holds for trials that are drawn independently, as a random search does.
 """
@@ -59,7 +59,7 @@ def median_best(losses: ArrayLike) -> Array:
     """Median of the best of k losses drawn without replacement, for k = 1 to n; float64 [n]."""
     values = np.sort(np.asarray(losses, dtype=np.float64))
     reached = np.cumsum(weights(len(values)), axis=0) >= 0.5
-    return values[np.argmax(reached, axis=0)]
+    return np.asarray(values[np.argmax(reached, axis=0)])
 
 
 def band(losses: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
