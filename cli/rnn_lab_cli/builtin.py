@@ -13,6 +13,8 @@ COMMANDS = {
     "resume": ("resume:resume", "Go on with a run, or extend its budget."),
     "sample": ("sample:sample", "Text from a trained model."),
     "runs": ("runs:runs", "Every run below a folder, with its status and losses."),
+    "protocol": ("protocol:protocol", "Comparisons as files: list, show and run them."),
+    "noise": ("noise:noise", "Noise floor of a protocol: how far runs that differ by seed alone lie apart."),
     "data": ("data:data", "Describe, pack or fetch byte corpora."),
     "bench": ("bench:bench", "Speed of operations, training steps and generation, beside peers."),
     "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),
