@@ -10,6 +10,8 @@ COMMANDS = {
     "presets": ("presets:presets", "Named configurations: the seeds' published rows, counted again."),
     "size": ("size:size", "Shape of a model at a parameter target, with its certificate."),
     "fit": ("fit:fit", "Train a model."),
+    "search": ("search:search", "Search shapes and optimizer settings, every trial on the parameter target."),
+    "search-curve": ("search_curve:search_curve", "Compare searches at equal tuning: best loss against trials."),
     "resume": ("resume:resume", "Go on with a run, or extend its budget."),
     "sample": ("sample:sample", "Text from a trained model."),
     "runs": ("runs:runs", "Every run below a folder, with its status and losses."),
