@@ -17,6 +17,7 @@ COMMANDS = {
     "runs": ("runs:runs", "Every run below a folder, with its status and losses."),
     "protocol": ("protocol:protocol", "Comparisons as files: list, show and run them."),
     "noise": ("noise:noise", "Noise floor of a protocol: how far runs that differ by seed alone lie apart."),
+    "import": ("import_runs:import_runs", "Logs and tables of other trainers as external runs."),
     "data": ("data:data", "Describe, pack or fetch byte corpora."),
     "bench": ("bench:bench", "Speed of operations, training steps and generation, beside peers."),
     "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),

@@ -133,7 +133,7 @@ def _default(key: str, ctx: Context) -> Dimension:
 def _optimizer_default(key: str, field: str, ctx: Context) -> Dimension:
     now = ctx.optimizer
     if field == "lr":
-        return Dimension(key, "float", min(3e-5, now.lr), max(1e-2, now.lr), log=True)
+        return Dimension(key, "float", now.lr / 10, 30 * now.lr, log=True)
     if field == "weight_decay":
         return Dimension(key, "float", 1e-3, max(1.0, now.weight_decay), log=True)
     if field in BETAS:
