@@ -26,6 +26,7 @@ def read_markdown(path: Path, lines: list[str]) -> Source:
     """
     source = Source(path, "markdown")
     heading, head, fenced = "", None, False
+    titles: list[str] = []
     for at, line in enumerate(lines, 1):
         text = line.strip()
         if text.startswith("```"):
@@ -38,7 +39,8 @@ def read_markdown(path: Path, lines: list[str]) -> Source:
             continue
         cells = [cell.strip().strip("*`").strip() for cell in text.strip("|").split("|")]
         if head is None:
-            head = [cell.lower().partition(" (")[0] for cell in cells]
+            titles = [cell.lower() for cell in cells]
+            head = [title.partition(" (")[0] for title in titles]
             source.ignore("head of a table", at)
         elif _SEPARATOR.fullmatch(text):
             source.ignore("rule of a table", at)
@@ -51,7 +53,7 @@ def read_markdown(path: Path, lines: list[str]) -> Source:
             if all(_says_nothing(table[key]) for key in head if key in _LOSS):
                 source.ignore("row whose loss is no number", at)
             else:
-                source.runs.append(_row(path, at, heading, table))
+                source.runs.append(_row(path, at, heading, table, dict(zip(head, titles, strict=True))))
     return source
 
 
@@ -72,7 +74,7 @@ def read_json(path: Path, text: str) -> Source:
             source.ignore("object without a loss", 1)
             continue
         name = _first(list(lowered), _LABEL)
-        table = {"model": str(lowered[name]) if name is not None else label, **lowered}
+        table = lowered if name is not None else {"model": label, **lowered}
         run = _row(path, 1, "", table)
         run.last = text.count("\n") + 1
         losses = _first(list(lowered), _LOSSES)
@@ -107,14 +109,16 @@ def read_json_lines(path: Path, lines: list[str]) -> Source:
     return source
 
 
-def _row(path: Path, at: int, heading: str, table: Mapping[str, Any]) -> FoundRun:
+def _row(
+    path: Path, at: int, heading: str, table: Mapping[str, Any], titles: Mapping[str, str] | None = None
+) -> FoundRun:
     """A run from the cells of one row; every column that has no name of ours is kept under its own."""
     used = {name: _first(list(table), keys) for name, keys in (("label", _LABEL), ("rate", _RATE), ("steps", _STEPS))}
     label = str(table[str(used["label"])])
     run = FoundRun(label, at, at, complete=True, stated={"table": heading} if heading else {})
     for key, value in table.items():
         if key in _LOSS and not (isinstance(value, str) and _says_nothing(value)):
-            run.figures[key] = (_loss(path, at, key, value), at)
+            run.figures[(titles or {}).get(key, key)] = (_loss(path, at, key, value), at)
         elif key == used["rate"]:
             run.stated["tokens_per_s"] = _count(path, at, key, str(value).partition(" tok/s")[0])
         elif key == "params":
