@@ -1,9 +1,10 @@
 """`search` and `search-curve` as a person calls them."""
 
-import builtins
 import json
+import sys
 
 import pytest
+from rnn_lab.errors import RunError
 from rnn_lab.search.trials import TrialRow, write_trials
 from rnn_lab_cli.main import main
 
@@ -42,19 +43,11 @@ def test_usage_errors(corpus, capsys, args, message):
 
 
 def test_without_optuna_the_message_says_what_to_install(corpus, tmp_path, monkeypatch, capsys):
-    real = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name.partition(".")[0] == "optuna":
-            raise ImportError("No module named 'optuna'")
-        return real(name, *args, **kwargs)
-
-    import importlib
-
-    monkeypatch.setattr(importlib, "import_module", lambda name: refuse(name))
+    monkeypatch.setitem(sys.modules, "optuna", None)
     args = ["search", "e61", *SMALL, "--data", str(corpus), "-s", "lr", "--out", str(tmp_path / "s")]
     assert main(args) == 2
     assert "rnn-lab-core[search]" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
 
 
 def finished(folder, model, losses, **search):
@@ -99,6 +92,6 @@ def test_trials_that_were_edited(tmp_path, capsys):
     a = finished(tmp_path / "a", "e61", [3.0])
     file = tmp_path / "a" / "trials.json"
     file.write_text(file.read_text().replace('"outcome": "ok"', '"outcome": "pruned"', 1))
-    assert main(["search-curve", a]) == 1
+    assert main(["search-curve", a]) == RunError.exit_code
     assert "trial 0 is pruned with value 9.0" in capsys.readouterr().err
-    assert main(["search-curve", str(tmp_path)]) == 1
+    assert main(["search-curve", str(tmp_path)]) == RunError.exit_code

@@ -82,7 +82,7 @@ def test_a_hanging_trial_is_a_timeout(plan, worker, monkeypatch):
 
 
 def test_infeasible_proposals_are_recorded_and_not_trained(plan, worker, tmp_path):
-    made = plan("depth=2,3", "expansion=1.0", sampler="random")
+    made = plan("depth=2,3,4", "expansion=1.0,1.5,2.0")
     rows = run_search(made, worker(), 3)
     trained = [row for row in rows if row.outcome == "ok"]
     refused = [row for row in rows if row.outcome == "infeasible"]
@@ -175,7 +175,7 @@ def test_a_killed_worker_loses_nothing(plan, worker, tmp_path, corpus):
     assert not TrialLock(tmp_path / "search" / "locks", 0).free(), "the orphan still trains, and holds the trial"
     wait_for(lambda: TrialLock(tmp_path / "search" / "locks", 0).free())
     done = start(tmp_path, corpus, 2)
-    out, err = done.communicate(timeout=120)
+    _, err = done.communicate(timeout=120)
     assert done.returncode == 0, err
     assert "its values are queued again" in err
     _, rows = read_trials(tmp_path / "search")
@@ -212,7 +212,7 @@ def test_two_workers_share_the_trials(worker, tmp_path, corpus, storage):
     errors = [process.communicate(timeout=180)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     _, rows = read_trials(tmp_path / "search")
-    assert 8 <= len(rows) <= 9 and set(outcomes(rows)) == {"ok"}
+    assert 8 <= len(rows) <= 9 and set(outcomes(rows)) <= {"ok", "pruned"}
     assert sum(row.default for row in rows) == 1
     assert len({row.run for row in rows}) == len(rows)
     assert all("trial" in text for text in errors), "both worked"
@@ -253,9 +253,7 @@ def test_a_trial_is_not_tried_for_ever(plan, worker, tmp_path):
     study = open_study(str(tmp_path / "j.log"), "s", "random", make_pruner("none", 1), 0)
     notes = []
     study.enqueue_trial({"x": 0.5})
-    for attempt in range(1, 5):
-        if not any(trial.state.name == "WAITING" for trial in study.trials):
-            break
+    while any(trial.state.name == "WAITING" for trial in study.trials):
         trial = study.ask()
         trial.suggest_float("x", 0, 1)
         trial.set_user_attr("host", "here")
@@ -268,7 +266,7 @@ def test_a_trial_is_not_tried_for_ever(plan, worker, tmp_path):
         assert study.trials[-1].state.name == "RUNNING", "only its own machine can know"
         recover(study, tmp_path / "locks", "here", notes.append)
         recover(study, tmp_path / "locks", "here", notes.append)
-    assert attempt == 4 and "died 3 times" in notes[-1]
+    assert "died 3 times" in notes[-1]
     assert [trial.params["x"] for trial in study.trials] == [0.5] * 3
 
 
@@ -293,7 +291,7 @@ def test_the_winner_is_confirmed_on_fresh_seeds(plan, worker, tmp_path):
     assert json.loads((tmp_path / "search" / "confirm.json").read_text()) == table
     again = confirm(made, worker(), rows, 4)
     assert len(again["seeds"]) == 4
-    assert calls(tmp_path / "search" / "..", "../search/confirm/best-seed-43") == ["fit"], "finished runs are kept"
+    assert (tmp_path / "search" / "confirm" / "best-seed-43" / "calls").read_text() == "fit\n", "finished runs are kept"
 
 
 def test_the_interval_of_a_gain_is_students():

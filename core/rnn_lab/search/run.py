@@ -67,6 +67,7 @@ def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
         ConfigError: the folder is another search's, or the storage cannot be used.
         RnnLabError: three trials in a row failed, or a hundred in a row were infeasible.
     """
+    optuna()  # before anything is written
     _claim(plan, worker)
     warmup = plan.report_every * 4 if plan.pruner == "median" else plan.report_every
     study = open_study(worker.storage, plan.name, plan.sampler, make_pruner(plan.pruner, warmup), plan.seed)
