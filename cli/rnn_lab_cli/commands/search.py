@@ -1,6 +1,7 @@
 """`rnn-lab search`."""
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,9 +93,17 @@ def search(ctx: click.Context, /, **options: Any) -> None:
         ended=_tell,
     )
     note(f"{plan.name}: {len(plan.space)} dimensions, {plan.sampler}, pruner {plan.pruner}, to {out}")
-    rows = run_search(plan, worker, options["trials"])
-    told = summary(plan, rows)
-    told["confirmed"] = confirm(plan, worker, rows, options["confirm"]) if options["confirm"] else None
+    # A worker that is asked to end stops its run with a checkpoint, as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        rows = run_search(plan, worker, options["trials"])
+        told = summary(plan, rows)
+        told["confirmed"] = confirm(plan, worker, rows, options["confirm"]) if options["confirm"] else None
+    except KeyboardInterrupt:
+        note("interrupted: nothing is lost; the same command goes on")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if options["as_json"]:
         emit_json(told)
     else:
