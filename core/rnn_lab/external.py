@@ -15,9 +15,7 @@ from rnn_lab.registry import Registry
 _FIGURE = re.compile(r"~?([0-9]+(?:\.[0-9]+)?)\b")
 
 
-def external_rows(
-    protocol: Protocol, entries: list[Entry], found: Registry
-) -> tuple[list[dict[str, Any]], list[str]]:
+def external_rows(protocol: Protocol, entries: list[Entry], found: Registry) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows for the runs in `entries`, and for what belongs to no run; and why a row is missing.
 
     A row has `label`, `document`, `table`, `run` (label of ours, or None), `loss` (nats per byte; None where the

@@ -95,7 +95,7 @@ class Entry(StrictModel):
         return {key: table for key in ("model", "train", "optimizer") if (table := getattr(self, key))}
 
     def expanded(self) -> "list[Entry]":
-        """This entry for every combination of its grid; the labels say the values."""
+        """The entry for every combination of its grid; the labels say the values."""
         if not self.grid:
             return [self]
         entries = []

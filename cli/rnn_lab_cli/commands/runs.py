@@ -1,6 +1,5 @@
 """`rnn-lab runs`."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from rnn_lab_cli.output import emit_json, json_option, note, table
 COLUMNS = (
     "run", "status", "model", "params", "steps", "loss", "last100", "bpb", "val_bpb", "tokens_per_s",
 )  # fmt: skip
-_TAIL = 1 << 16
 
 
 @click.command()
@@ -39,6 +37,7 @@ def runs(folder: Path, as_json: bool) -> None:
 
 def run_row(path: Path) -> dict[str, Any]:
     """One run as `runs --json` prints it; `problem` says what is broken."""
+    from rnn_lab.train.metrics import last_line
     from rnn_lab.train.rundir import RunDir
 
     row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "run": str(path), "status": "broken", "problem": None}
@@ -48,7 +47,7 @@ def run_row(path: Path) -> dict[str, Any]:
         if run.result.exists() and run.read_result() is None:
             raise ConfigError("result.json is damaged")
         status = run.status()
-        known = run.read_result() or _so_far(_last_line(run.metrics))
+        known = run.read_result() or _so_far(last_line(run.metrics))
         row |= {key: known.get(key) for key in COLUMNS if key not in ("run", "status", "model")}
         row["status"] = status
     except (RnnLabError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -61,18 +60,3 @@ def _so_far(line: dict[str, Any]) -> dict[str, Any]:
     last100 = line.get("last100")
     bpb = None if last100 is None else last100 / math.log(2)
     return {**line, "steps": line.get("step"), "bpb": bpb}
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """Last complete line of metrics.jsonl; empty before the first step."""
-    if not path.exists():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        lines = file.read().split(b"\n")[:-1]
-    if not lines:
-        return {}
-    line = json.loads(lines[-1])
-    if not isinstance(line, dict):
-        raise ConfigError("metrics.jsonl is damaged")
-    return line
