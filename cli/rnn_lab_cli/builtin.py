@@ -18,6 +18,8 @@ COMMANDS = {
     "protocol": ("protocol:protocol", "Comparisons as files: list, show and run them."),
     "noise": ("noise:noise", "Noise floor of a protocol: how far runs that differ by seed alone lie apart."),
     "import": ("import_runs:import_runs", "Logs and tables of other trainers as external runs."),
+    "compare": ("compare:compare", "Verdicts on runs at equal steps, tokens, FLOPs and seconds."),
+    "diff": ("diff:diff", "Everything that two runs differ in, the gravest first."),
     "data": ("data:data", "Describe, pack or fetch byte corpora."),
     "bench": ("bench:bench", "Speed of operations, training steps and generation, beside peers."),
     "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),

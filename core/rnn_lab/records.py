@@ -98,7 +98,7 @@ class RunRecord:
         """Every line of metrics.jsonl, steps 1 to n; empty where there is none.
 
         Raises:
-            RunError: a line is damaged, missing, or not finite.
+            RunError: a line is damaged, missing, or not finite, or they are not as many as result.json says.
         """
         path = self.path / "metrics.jsonl"
         try:
@@ -113,6 +113,9 @@ class RunRecord:
                 number_ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
                 if not number_ok and not (value is None and column != "loss"):
                     raise RunError(f"{path}, line {number}: {column} = {value!r} is no finite number: {_CURE}")
+        steps = self.result.get("steps")
+        if self.status in ("ok", "interrupted") and steps is not None and steps != len(lines):
+            raise RunError(f"{path} holds {len(lines)} steps, but result.json says {steps}: {_CURE}")
         return lines
 
     def series(self, column: str) -> Series1D:

@@ -5,21 +5,18 @@ batches. The validation bytes stay those that the winner was chosen on.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from rnn_lab.atomic import write_text_atomic
-from rnn_lab.data.streams import require
 from rnn_lab.errors import RnnLabError
 from rnn_lab.search import child
 from rnn_lab.search.plan import Candidate, SearchPlan
 from rnn_lab.search.run import Worker, write_config
 from rnn_lab.search.trials import TrialRow, best_of
-
-LEVEL = 0.95
+from rnn_lab.stats import mean_of_seeds
 
 
 def confirm(plan: SearchPlan, worker: Worker, rows: Sequence[TrialRow], count: int) -> dict[str, Any]:
@@ -59,18 +56,13 @@ def confirm(plan: SearchPlan, worker: Worker, rows: Sequence[TrialRow], count: i
 
 
 def paired_gain(default: Sequence[float], best: Sequence[float]) -> dict[str, Any]:
-    """Mean of default - best over seeds, with its 95 % Student t-interval; no interval for a single seed.
-
-    Raises:
-        ConfigError: scipy is not installed.
-    """
+    """Mean of default - best over seeds, with its 95 % Student t-interval; no interval for a single seed."""
     differences = [d - b for d, b in zip(default, best, strict=True)]
-    n, mean = len(differences), fmean(differences)
-    if n < 2:
-        return {"mean": mean, "low": None, "high": None, "n": n}
-    t = require("scipy.stats", "the interval of a confirmed gain").t
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(differences) / math.sqrt(n)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+    if len(differences) < 2:
+        return {"mean": differences[0], "low": None, "high": None, "n": 1}
+    mean = mean_of_seeds(differences)
+    low, high = mean.interval()
+    return {"mean": mean.value, "low": low, "high": high, "n": mean.n}
 
 
 def _gain(default: Sequence[float | None], best: Sequence[float | None]) -> dict[str, Any] | None:

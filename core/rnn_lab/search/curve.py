@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_lab.data.streams import require
 from rnn_lab.errors import ConfigError
 from rnn_lab.search.trials import SPENT, TrialRow
 
@@ -66,17 +65,15 @@ def band(losses: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
     """Exact pointwise interval of the median of the best of k, for k = 1 to n: lower and upper ends, float64 [n] each.
 
     NaN where n losses give no such end at this level.
-
-    Raises:
-        ConfigError: scipy is not installed.
     """
-    binom = require("scipy.stats", "the band of an equal-tuning curve").binom
+    from scipy.special import bdtr
+
     values = np.sort(np.asarray(losses, dtype=np.float64))
     n, tail = len(values), (1 - level) / 2
     low, high = np.full(n, np.nan), np.full(n, np.nan)
     for k in range(1, n + 1):
         # v_l > quantile exactly where fewer than l losses are below it: a binomial count of n.
-        cumulative = binom.cdf(np.arange(n), n, 1 - 2 ** (-1 / k))
+        cumulative = bdtr(np.arange(n), n, 1 - 2 ** (-1 / k))
         below = np.flatnonzero(cumulative <= tail)
         above = np.flatnonzero(1 - cumulative <= tail)
         if len(below):
