@@ -17,6 +17,8 @@ POLL = 0.1
 _GRACE = 120
 """Seconds that a stopped run has to finish its step and write a checkpoint."""
 _TAIL = 4000
+_PATIENCE = "120"
+"""Seconds that plugins may take to load: nobody waits for the prompt, and other workers keep the machine busy."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def train(
         # In a session of its own, so that Ctrl-C reaches it through us, in order.
         process = subprocess.Popen(
             [*program, *what, "--quiet"], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True, pass_fds=tuple(keep_open),
+            start_new_session=True, pass_fds=tuple(keep_open), env={"RNN_LAB_PLUGIN_TIMEOUT": _PATIENCE, **os.environ},
         )  # fmt: skip
         try:
             asked = _watch(process, lines, on_step, deadline)
