@@ -207,13 +207,19 @@ def test_a_loss_that_is_not_finite_is_a_divergence(tmp_path):
     assert read_run(tmp_path / "out" / "train").status == "diverged"
 
 
-def test_runs_are_read_back_as_external(tmp_path):
+def test_runs_are_read_back_as_external(tmp_path, capsys):
     out = tmp_path / "seeds"
     assert main(["import", str(LADDER), "--window", "100", "--out", str(out)]) == 0
     runs = {run.name: run for run in read_runs(out)}
     assert set(runs) == {"e0_stock", "e1_baseline"}
     assert all(run.external and run.chain is None and run.seed is None for run in runs.values())
     assert runs["e0_stock"].last100 == 1.6347 and runs["e0_stock"].params == 48_742_912
+    capsys.readouterr()
+    assert main(["runs", str(out), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["status"], row["last100"]) for row in rows] == [
+        ("e0", "external", 1.6347), ("e1", "external", 1.5914),
+    ]  # fmt: skip
 
 
 def test_nothing_is_written_over_and_nothing_by_halves(tmp_path):
