@@ -1,6 +1,7 @@
 """Optuna's side of a search: storage, sampler, pruner, and trials whose worker died."""
 
 import fcntl
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ PRUNERS: tuple[Pruner, ...] = ("median", "halving", "none")
 HEARTBEAT = 30
 """Seconds between signs of life of a trial in a database; after four without one, the trial counts as lost."""
 MAX_ATTEMPTS = 3
+_OPENINGS = 4
 _SQLITE = (".db", ".sqlite", ".sqlite3")
 
 
@@ -62,8 +64,7 @@ def open_storage(where: str) -> Any:
             return library.storages.JournalStorage(journal.JournalFileBackend(where, lock_obj=lock))
         if not is_url:
             Path(where).parent.mkdir(parents=True, exist_ok=True)
-        with stable():
-            return library.storages.RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=4 * HEARTBEAT)
+        return _database(url)
     except ImportError as error:
         raise ConfigError(f"--storage {shown_storage(where)}: {error}; install the database's driver") from error
     except Exception as error:  # SQLAlchemy, a driver or the file system, each with errors of its own
@@ -71,6 +72,25 @@ def open_storage(where: str) -> Any:
             raise
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"--storage {shown_storage(where)}: cannot be opened: {reason}") from error
+
+
+def _database(url: str) -> Any:
+    """A database, its tables made by whichever worker comes first; the others fail over that once, and try again."""
+    # SQLite answers a second writer with an error after five seconds, which a busy machine needs.
+    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else None
+    for attempt in range(1, _OPENINGS + 1):
+        try:
+            with stable():
+                return optuna().storages.RDBStorage(
+                    url, engine_kwargs=engine, heartbeat_interval=HEARTBEAT, grace_period=4 * HEARTBEAT
+                )
+        except ImportError:
+            raise
+        except Exception:
+            if attempt == _OPENINGS:
+                raise
+            time.sleep(attempt)
+    raise AssertionError("unreachable")
 
 
 def _drop_torn_line(journal: Path, lock: Any) -> None:
