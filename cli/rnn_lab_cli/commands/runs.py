@@ -42,6 +42,9 @@ def run_row(path: Path) -> dict[str, Any]:
 
     row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "run": str(path), "status": "broken", "problem": None}
     try:
+        imported = RunDir(path).read_result() or {}
+        if imported.get("external"):
+            return {**row, **{key: imported.get(key) for key in COLUMNS if key != "run"}, "status": "external"}
         run = RunDir.open(path)
         row["model"] = run.read_config().config.model.name
         if run.result.exists() and run.read_result() is None:
