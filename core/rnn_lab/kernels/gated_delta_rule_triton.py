@@ -83,7 +83,7 @@ def _times(x, Y, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """X Y, where Y carries the state: a 16-bit call multiplies what rounding drops of Y too, or the state would lose it."""
     rounded = operand(Y, DOT)
     product = tl.dot(x, rounded, input_precision=PRECISION)
-    if DOT != tl.float32:
+    if tl.float32 != DOT:
         product += tl.dot(x, operand(Y - rounded.to(tl.float32), DOT), input_precision=PRECISION)
     return product
 
