@@ -17,7 +17,7 @@ from rnn_lab.kernels import certificates, gated_delta_rule, ssd
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
 from rnn_lab.libraries import load
 from rnn_lab.registry import registry
-from rnn_lab.testing.measure import relative_error
+from rnn_lab.tensors import relative_error
 from rnn_lab_baselines import _adapters
 from torch import Tensor
 from torch.nn import functional as F

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from rnn_lab.bench.calls import PEER_LIMITS, Bound, bind
 from rnn_lab.bench.cases import Case, tensors
-from rnn_lab.libraries import load, load_gated_delta_rule
 from rnn_lab.kernels import gated_delta_rule, recurrence
 from rnn_lab.kernels.certificates import limits_of
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
 from rnn_lab.kernels.recurrence import Cell, Streams
+from rnn_lab.libraries import load, load_gated_delta_rule
 
 GATES = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}
 """cuDNN's cell by the number of recurrent products."""

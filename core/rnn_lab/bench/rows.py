@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from rnn_lab.libraries import MissingLibrary
 from rnn_lab.errors import RnnLabError
-from rnn_lab.train.device import is_out_of_memory
+from rnn_lab.libraries import MissingLibrary
+from rnn_lab.tensors import is_out_of_memory
 
 
 def failure(error: Exception) -> dict[str, Any]:
