@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rnn_lab.kernels.rank_one import retrieve
 from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, self_gate, widen
 from rnn_lab.parts import Dense, Part
 
@@ -27,18 +28,6 @@ def normalise(k: Tensor, eps: float = 1e-6) -> Tensor:
     k = widen(k)
     length: Tensor = torch.linalg.vector_norm(k, dim=-1, keepdim=True)
     return k / (length + eps)
-
-
-def retrieve(S: Tensor, k: Tensor) -> Tensor:
-    """S k for `[..., i, j]` and `[..., j]`."""
-    return (S @ k.unsqueeze(-1)).squeeze(-1)
-
-
-def write(S: Tensor, v: Tensor, k: Tensor) -> Tensor:
-    """S + v k' as one batched rank-one product."""
-    rows, columns = S.shape[-2:]
-    flat = torch.baddbmm(S.reshape(-1, rows, columns), v.reshape(-1, rows, 1), k.reshape(-1, 1, columns))
-    return flat.view_as(S)
 
 
 class MatrixStateConfig(ProjectedConfig):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rnn_lab.kernels.dispatch import REFERENCE
 from rnn_lab.layer import Layer
+from rnn_lab.tensors import relative_error
 from rnn_lab.testing.contract import ContractError, check, expect
 from rnn_lab.testing.measure import (
     RefusedError,
@@ -14,7 +15,6 @@ from rnn_lab.testing.measure import (
     forced,
     kernels,
     nan_filled,
-    relative_error,
 )
 from rnn_lab.testing.subject import BATCH, TIME, Subject
 
