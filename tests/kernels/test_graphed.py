@@ -16,7 +16,10 @@ class Replay:
     """Runs eagerly what a graph would replay."""
 
     def __init__(self, work):
-        self.replay = work
+        self.work = work
+
+    def replay(self):
+        self.work()
 
 
 @pytest.fixture
