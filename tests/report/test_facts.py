@@ -207,3 +207,17 @@ def test_no_noise_floor_and_one_seed(tmp_path):
     assert report.noise is None
     assert not any(one.below_noise for one in report.standings)
     assert any("one seed" in text for text in report.findings)
+
+
+def test_a_run_that_brought_no_steps_is_ranked_and_stops_no_other(tmp_path):
+    for name, shift in (("a", 0.0), ("b", 0.2)):
+        complete(write_run(tmp_path / name, curve(200) + shift, model=name))
+    known = {"status": "ok", "model": "old", "external": True, "steps": 1000, "last100": 1.5}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "result.json").write_text(json.dumps(known))
+    report = facts(tmp_path)
+    assert [one.label for one in report.standings] == ["old", "a", "b"]
+    found = {(one.a, one.b): one for one in report.verdicts if one.axis == "steps"}
+    assert found["a", "b"].verdict == "better" and found["a", "b"].at == 200
+    assert found["old", "a"].verdict == "inconclusive" and found["old", "a"].effect is None
+    assert found["old", "a"].notes == ("old has no loss for every step along steps",)
