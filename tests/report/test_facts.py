@@ -220,4 +220,5 @@ def test_a_run_that_brought_no_steps_is_ranked_and_stops_no_other(tmp_path):
     found = {(one.a, one.b): one for one in report.verdicts if one.axis == "steps"}
     assert found["a", "b"].verdict == "better" and found["a", "b"].at == 200
     assert found["old", "a"].verdict == "inconclusive" and found["old", "a"].effect is None
+    assert report.findings[0].endswith("1.5000 nats per byte; it could not be judged against a and b.")
     assert found["old", "a"].notes == ("old has no loss for every step along steps",)
