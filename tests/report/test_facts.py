@@ -53,6 +53,7 @@ def test_a_group_is_what_was_not_shown_to_differ_from_its_head():
 
 def test_the_front_holds_what_nobody_beats_in_both():
     assert front([(1.0, 10.0), (1.1, 9.0), (1.2, 20.0), (1.0, None), (1.0, 10.0)]) == [True, False, True, False, True]
+    assert front([(1.0, 10.0), (1.1, 10.0), (1.0, 9.0)]) == [True, False, False]
 
 
 def test_verdicts_and_reversals_are_those_of_compare(report, reported):
