@@ -164,7 +164,7 @@ def _on_axis(groups: Sequence[Group], axis: str, rules: Rules, keep_refused: boo
     pairs = [_compared(a, b, axis, rules, budget, keep_refused, lacking) for a, b in combinations(groups, 2)]
     tested = [number for number, pair in enumerate(pairs) if pair.verdict not in ("failed", "refused")]
     if len(tested) > 1:  # a run that crashed asks no question, and must not make the others' answers less sure
-        known = [1.0 if pairs[i].p is None or pairs[i].verdict == "inconclusive" else pairs[i].p for i in tested]
+        known = [p if (p := pairs[i].p) is not None and pairs[i].verdict != "inconclusive" else 1.0 for i in tested]
         for i, p in zip(tested, holm(known), strict=True):
             pairs[i] = _adjusted(pairs[i], p, rules.level)
     losses: dict[str, float] = {}
