@@ -218,6 +218,17 @@ def test_many_comparisons_are_corrected(make):
     assert axis.between("m2", "m0").interval == (-high, -low)
 
 
+def test_a_failed_run_costs_the_others_no_certainty(make):
+    base = curve(200)
+    runs = [make(f"m{k}", base + noise(200, k, 0.3), model=f"m{k}") for k in range(3)]
+    alone = judge(group_runs(runs), Rules(axes=("steps",))).axes[0].pairs
+    bad = [make(f"bad{k}", curve(20), model=f"bad{k}", status="diverged") for k in range(2)]
+    joined = judge(group_runs([*runs, *bad]), Rules(axes=("steps",))).axes[0].pairs
+    assert tuple(pair for pair in joined if pair.verdict != "failed") == alone
+    (only,) = [p for p in judge(group_runs([*runs[:2], bad[0]]), Rules(axes=("steps",))).axes[0].pairs if p.p]
+    assert only.p_adjusted is None and only.verdict == compare_runs(*runs[:2]).verdict
+
+
 def test_non_inferiority_asks_the_whole_interval(make):
     base = curve(200)
     a, b = make("a", base), make("b", base + 0.002 + noise(200, 3, 0, 0.001), model="e1")
