@@ -246,7 +246,7 @@ class _Walk(torch.autograd.Function):
         return y, h
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Any, ...]:
         saved = list(ctx.saved_tensors)
         states = saved.pop() if ctx.cell.read is None else None
