@@ -114,6 +114,15 @@ def test_a_trained_tensor_that_is_no_argument_is_refused(captured, monkeypatch, 
     assert RECURRENCE.select(Cell(partial(scaled, a=torch.ones(3))), *args)[1].backend == "graph"
 
 
+def test_nor_may_a_read_out_use_one(captured):
+    def update(S, x):
+        return torch.tanh(S + x.unsqueeze(-1))
+
+    a, streams = torch.nn.Parameter(torch.ones(4)), Streams((torch.randn(2, 5, 3),))
+    with pytest.raises(ValueError, match="read uses a trained tensor"):
+        graphed.run(Cell(update, lambda S: (S * a).sum(-1)), torch.zeros(2, 3, 4), streams)
+
+
 def test_it_refuses_the_cpu():
     h = torch.zeros(1, 2)
     assert graphed.refuses(None, h, None) == "tensors are on cpu, not on cuda"

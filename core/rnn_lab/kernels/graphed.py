@@ -102,6 +102,9 @@ class Loop:
         self.xs = [x.transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in xs]
         self.weights = [w.clone() for w in weights]
         self.reset = None if reset_BT is None else reset_BT.T.clone(memory_format=torch.contiguous_format)
+        with torch.enable_grad():
+            if _read(cell, self.h[None], [x[:1] for x in self.xs[self.n :]]).requires_grad:
+                raise ValueError("read uses a trained tensor that is none of its arguments")
         self.step = self._step()
         self.y = torch.empty_like(self._walk_forward())
         self.forward = self._captured(lambda: self.y.copy_(self._walk_forward()))
@@ -246,7 +249,7 @@ class _Walk(torch.autograd.Function):
         return y, h
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Any, ...]:
         saved = list(ctx.saved_tensors)
         states = saved.pop() if ctx.cell.read is None else None
