@@ -143,6 +143,12 @@ UNEQUAL = {
 }
 
 
+def test_data_that_nobody_recorded_is_not_the_same(make):
+    nothing = {"result": {"data": {}}}
+    found = obstacles(make("a", curve(120), **nothing), make("b", curve(120), **nothing))
+    assert [(item.topic, item.a, item.b) for item in found] == [("data", "unknown", "unknown")]
+
+
 @pytest.mark.parametrize("topic", UNEQUAL)
 def test_inequality_is_refused_on_its_axes_and_let_through_by_its_own_word(make, topic):
     how, axes = UNEQUAL[topic]
