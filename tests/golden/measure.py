@@ -7,7 +7,7 @@ under the same limit.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -23,6 +23,8 @@ LIMITS = {
 }
 BF16_UNIT = 2.0**-8
 """Rounding unit of bf16: no error below it is counted against a backend."""
+DRAWS = 16
+"""Of a case's inputs, before a backend's rounding is called worse than the reference's."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Finding:
     what: str
     r: float
     ok: bool
+
+
+def pooled(entry: Entry, got: Sequence[Tensor], exact: Sequence[Tensor]) -> Entry:
+    """The entry over several draws of its inputs, as one tensor."""
+    return replace(entry, got=torch.stack([*got]).detach().cpu(), golden=torch.stack([*exact]).detach().cpu())
 
 
 def rms(tensor: Tensor) -> float:

@@ -17,19 +17,26 @@ from .measure import GRADIENT, Entry
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.float32}
 """Of parameters and inputs; bf16 is autocast over fp32 parameters, as in training."""
+NUDGE = 0.05
+"""Relative: enough that every draw rounds anew, little enough that it stays the case that it is."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How to run: `backend` None leaves RNN_LAB_KERNELS as it is."""
+    """How to run: `backend` None leaves RNN_LAB_KERNELS as it is, `draw` 0 the golden inputs as they are."""
 
     backend: str | None = None
     dtype: str = "fp64"
     device: str = "cpu"
+    draw: int = 0
 
     def tensor(self, tensor: Tensor, grad: bool = False) -> Tensor:
-        """A copy of a golden tensor in this precision, on this device."""
-        return tensor.detach().to(self.device, DTYPES[self.dtype], copy=True).requires_grad_(grad)
+        """A copy of a golden tensor in this precision, on this device, in other draws than the first a bit off it."""
+        tensor = tensor.detach().double()
+        if self.draw:
+            noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(self.draw), dtype=tensor.dtype)
+            tensor = tensor * (1 + NUDGE * noise)
+        return tensor.to(self.device, DTYPES[self.dtype], copy=True).requires_grad_(grad)
 
     @contextmanager
     def active(self) -> Iterator[None]:
