@@ -12,8 +12,16 @@ from rnn_lab.train.run import plan_run, start_run
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 STEPS, FIRST, LAST = 200, 20, 50
-MODELS = {"e61": {"dim": 320}, "e70": {"dim": 672, "n_state": 64}, "mamba2": {"dim": 448}}
-"""About five million parameters each."""
+MODELS = {
+    "e61": ({"dim": 320}, 1e-3, 0.8),
+    "e70": ({"dim": 672, "n_state": 64}, 1e-4, 0.9),
+    "mamba2": ({"dim": 448}, 1e-3, 0.8),
+}
+"""Fields, for about five million parameters; learning rate; share of the first loss that the last must be below.
+
+At E70's rate a curve can be compared. At 1e-3 it cannot: weights that differ by 2^-12 of themselves part the plain
+fp32 run from itself by 9 % within 20 steps, 13 % with the kernels' rounding (at 1e-4, a small one, by 0.01 %).
+"""
 LIMITS = {"fp32": (1e-3, 5e-3), "bf16": (1e-2, 2e-2)}
 """Relative: largest difference in the first steps, where rounding has not grown yet; difference of the last mean."""
 WAYS = {"kernels": ("auto", "off"), "reference": ("reference", "off"), "graph": ("auto", "on")}
@@ -28,10 +36,11 @@ class Silent:
 
 
 def losses(path, name, dtype, mode):
+    fields, lr, _ = MODELS[name]
     values = {
-        "model": {"name": name, "depth": 4, **MODELS[name]},
-        "train": {"batch_size": 8, "seq_len": 256, "device": "cuda", "dtype": dtype, "graph": mode, "steps": STEPS},
-        "optimizer": {"lr": 1e-3, "warmup_steps": 20},
+        "model": {"name": name, "depth": 4, **fields},
+        "train": {"batch_size": 8, "seq_len": 128, "device": "cuda", "dtype": dtype, "graph": mode, "steps": STEPS},
+        "optimizer": {"lr": lr, "warmup_steps": 20},
         "eval": {"tokens": 2048},
         "log": {"trackers": []},
     }
@@ -49,7 +58,7 @@ def test_three_ways_give_one_curve(name, dtype, tmp_path, monkeypatch):
         assert used and ("reference" in used) == (way == "reference"), result["backends"]
         assert result["graph"]["used"] is (mode == "on"), result["graph"]
     plain = curves["reference"]
-    assert len(plain) == STEPS and mean(plain[-LAST:]) < 0.8 * plain[0]
+    assert len(plain) == STEPS and mean(plain[-LAST:]) < MODELS[name][2] * plain[0]
     for way in ("kernels", "graph"):
         early = max(abs(a - b) / b for a, b in zip(curves[way][:FIRST], plain, strict=False))
         late = abs(mean(curves[way][-LAST:]) / mean(plain[-LAST:]) - 1)

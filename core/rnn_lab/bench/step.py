@@ -40,8 +40,10 @@ def make_step(model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, l
         record.copy_(compute(batch_BT1, None, None)[0])
 
     run: Callable[[], None] = body
-    if graph:
-        body()
+    body()  # the first pass compiles and tunes, and tells the backends
+    if not graph:
+        body()  # as often as before a graph, so that losses after as many steps can be compared
+    else:
         if reason := next(uncapturable(model), None):
             raise GraphUnavailable(reason)
         run = captured([body]).replay
