@@ -66,15 +66,21 @@ class Rules:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed, under one label."""
+    """Runs that differ in nothing but their seed, under one label; `killed`: judge those that left no result, too."""
 
     label: str
     runs: tuple[RunRecord, ...]
+    killed: bool = False
 
     @property
     def judged(self) -> tuple[RunRecord, ...]:
         """Those that have losses to judge."""
-        return tuple(run for run in self.runs if run.status not in FAILED)
+        return tuple(run for run in self.runs if run.status not in FAILED and (self.killed or run.status != "killed"))
+
+    @property
+    def lost(self) -> tuple[RunRecord, ...]:
+        """The others."""
+        return tuple(run for run in self.runs if run not in self.judged)
 
     @property
     def params(self) -> int | None:
@@ -160,7 +166,7 @@ def compare_runs(
         RunError: a run's files are damaged.
     """
     rules = rules or Rules()
-    one, other = as_group(a), as_group(b)
+    one, other = as_group(a, rules), as_group(b, rules)
     if not one.judged or not other.judged:
         dead = other if not other.judged else one
         why = "; ".join(f"{run.name}: {run.status}" for run in dead.runs)
@@ -178,15 +184,19 @@ def compare_runs(
     readings = [[_reading(run, axis, budget, rules.window) for run in runs] for runs in used]
     full = [[reading for reading in side if reading] for side in readings]
     if [len(side) for side in full] != [len(side) for side in readings]:
-        return replace(base, notes=(*notes, f"a run has fewer than {rules.window} steps up to this budget"))
+        short = " and ".join(
+            group.label for group, found, given in zip((one, other), full, used, strict=True) if len(found) < len(given)
+        )
+        return replace(base, notes=(*notes, f"fewer than {rules.window} steps up to this budget: {short}"))
     estimate, method, label = _estimate(full[0], full[1], paired=not unpaired)
     losses = (_mean(full[0]), _mean(full[1]))
     return _judged(replace(base, losses=losses, method=method, label=label), estimate, rules)
 
 
-def as_group(a: RunRecord | Group) -> Group:
-    """A run as a group of one."""
-    return a if isinstance(a, Group) else Group(a.label, (a,))
+def as_group(a: RunRecord | Group, rules: Rules) -> Group:
+    """A run as a group of one; runs that were killed are judged where `rules` let unfinished ones through."""
+    group = a if isinstance(a, Group) else Group(a.label, (a,))
+    return replace(group, killed="unfinished" in rules.allow)
 
 
 def common_budget(groups: Sequence[Group], axis: str) -> float:
@@ -204,6 +214,11 @@ def common_budget(groups: Sequence[Group], axis: str) -> float:
             raise RunError(f"{run.path / 'metrics.jsonl'}: {axis} are missing or fall: choose another --axis")
         ends.append(float(x_n[-1]))
     return min(ends)
+
+
+def too_short(group: Group, axis: str, budget: float, rules: Rules) -> bool:
+    """Whether a run that is judged has fewer steps up to the budget than the window."""
+    return any(np.searchsorted(run.series(_COLUMN[axis]), budget, side="right") < rules.window for run in group.judged)
 
 
 def verdict_of(effect: float, p: float, conclusive: bool, level: float) -> Verdict:
@@ -299,7 +314,7 @@ def _mean(readings: Sequence[Reading]) -> float:
 
 
 def _failures(one: Group, other: Group) -> tuple[str, ...]:
-    lost = [run for group in (one, other) for run in group.runs if run.status in FAILED]
+    lost = [run for group in (one, other) for run in group.lost]
     short = [run for group in (one, other) for run in group.judged if run.status not in ENDED]
     return (
         *(f"{run.name} {run.status}: judged without it" for run in lost),

@@ -6,7 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from rnn_lab.compare import Comparison, Group, Refused, Rules, Verdict, common_budget, compare_runs, verdict_of
+from rnn_lab.compare import (
+    Comparison,
+    Group,
+    Refused,
+    Rules,
+    Verdict,
+    as_group,
+    common_budget,
+    compare_runs,
+    too_short,
+    verdict_of,
+)
 from rnn_lab.differences import Difference, differences
 from rnn_lab.errors import ConfigError, RunError
 from rnn_lab.records import RunRecord
@@ -20,7 +31,7 @@ class AxisVerdicts:
     """Everything about one axis.
 
     `pairs` holds each pair once, the earlier group as baseline; `ranking` is by loss, the lowest first, over the groups
-    that have a loss at the common budget.
+    that have a loss at the common budget; `short` are those with too few steps up to it for the window.
     """
 
     axis: str
@@ -28,6 +39,7 @@ class AxisVerdicts:
     losses: Mapping[str, float]
     ranking: tuple[str, ...]
     pairs: tuple[Comparison, ...]
+    short: tuple[str, ...] = ()
 
     def between(self, baseline: str, subject: str) -> Comparison:
         """The comparison of two groups by label, whichever way round it was made."""
@@ -79,6 +91,7 @@ class Judgement:
                     "budget": one.budget,
                     "losses": dict(one.losses),
                     "ranking": list(one.ranking),
+                    "short": list(one.short),
                     "pairs": [pair.as_dict() for pair in one.pairs],
                 }
                 for one in self.axes
@@ -123,6 +136,7 @@ def judge(groups: Sequence[Group], rules: Rules | None = None, *, keep_refused: 
         Refused: two of them are unequal in something that `rules.allow` does not name.
     """
     rules = rules or Rules()
+    groups = [as_group(group, rules) for group in groups]
     if len(groups) < 2:
         raise ConfigError(
             "nothing to compare: the runs differ in nothing but their seed. `--each` takes every run by itself"
@@ -172,7 +186,9 @@ def _on_axis(groups: Sequence[Group], axis: str, rules: Rules, keep_refused: boo
         for label, loss in zip((pair.baseline, pair.subject), pair.losses, strict=True):
             if loss is not None:
                 losses.setdefault(label, loss)
-    return AxisVerdicts(axis, budget, losses, tuple(sorted(losses, key=lambda label: losses[label])), tuple(pairs))
+    ranking = tuple(sorted(losses, key=lambda label: losses[label]))
+    short = tuple(group.label for group in whole if too_short(group, axis, budget, rules))
+    return AxisVerdicts(axis, budget, losses, ranking, tuple(pairs), short)
 
 
 def _lacks(group: Group, axis: str) -> str | None:
