@@ -13,6 +13,7 @@ from rnn_lab.report.build import facts
 from rnn_lab.report.facts import settled
 from rnn_lab.report.published import agreement
 from rnn_lab.report.ranking import front, groups
+from rnn_lab.report.write import MARKDOWN, pages
 
 from .folders import OFFSETS, complete, copy, losses, write_job, write_series
 
@@ -223,3 +224,27 @@ def test_a_run_that_brought_no_steps_is_ranked_and_stops_no_other(tmp_path):
     assert found["old", "a"].verdict == "inconclusive" and found["old", "a"].effect is None
     assert report.findings[0].endswith("1.5000 nats per byte; it could not be judged against a and b.")
     assert found["old", "a"].notes == ("old has no loss for every step along steps",)
+
+
+def test_what_nobody_recorded_is_unknown_and_neither_equal_nor_other(tmp_path):
+    known = {"status": "ok", "external": True, "steps": 1000, "last100": 1.5, "stated": {"batch_size": 32}}
+    for name in ("old", "older"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps({**known, "model": name}))
+    report = facts(tmp_path)
+    assert report.confounds == () and report.settings == {"train.batch_size": "32"}
+    (unknown,) = report.unrecorded
+    assert unknown.runs == "old, older"
+    assert {"data.fingerprint", "optimizer.lr", "bytes consumed", "kernels", "software and machine"} <= {*unknown.what}
+    page = pages(report)[MARKDOWN]
+    assert "as far as it was recorded" in page and "- old, older: " in page
+    complete(write_run(tmp_path / "ours", curve(200)))
+    report = facts(tmp_path)
+    assert [one.key for one in report.confounds] == ["train.batch_size"]
+    assert report.settings["optimizer.lr"] == "0.0003 (where recorded)" and len(report.unrecorded) == 1
+
+
+def test_a_model_has_one_name_everywhere(reported):
+    page = (reported / MARKDOWN).read_text()
+    (failed,) = [line for line in page.splitlines() if line.startswith("| crash-s1 |") and "signal" in line]
+    assert failed.split(" | ")[1] == r"\<b\>crash-s1\|$x^" == page.split("\n| crash-s1 | ")[2].split(" | ")[0]

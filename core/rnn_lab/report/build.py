@@ -38,7 +38,7 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
     noise = details.noise_of(series)
     judgement = judged(field, frozenset(allow))
     found = verdicts(judgement, noise) if judgement else ()
-    shared, environment, confounds = details.shared_and_confounds(field)
+    setup = details.setup(field)
     places = standings(field, metric, along(found, budget_axis(series)), noise)
     beside = published(series.external, field, places)
     report = Report(
@@ -49,7 +49,7 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
         window=_window(field),
         made_with=made_with(),
         allowed=tuple(sorted(allow)),
-        settings=shared,
+        settings=setup.settings,
         notes=_notes(series),
         findings=(),
         standings=places,
@@ -62,10 +62,11 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
         runs=rows,
         published=beside,
         agreements=agreements(beside),
-        confounds=confounds,
+        confounds=setup.confounds,
+        unrecorded=setup.unrecorded,
         noise=noise,
         commands=details.commands(series),
-        environment={"dates": details.dates(field), **environment},
+        environment={"dates": details.dates(field), **setup.environment},
     )
     return settled(findings(settled(report)))
 

@@ -196,6 +196,14 @@ class Confound:
 
 
 @dataclass(frozen=True)
+class Unrecorded:
+    """What nobody recorded of some runs, by name, so that nobody can say whether it is the same."""
+
+    runs: str
+    what: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Noise:
     """The noise floor: what the same configuration differs by when only the seed changes."""
 
@@ -234,6 +242,7 @@ class Report:
     published: tuple[Published, ...]
     agreements: tuple[Agreement, ...]
     confounds: tuple[Confound, ...]
+    unrecorded: tuple[Unrecorded, ...]
     noise: Noise | None
     commands: tuple[str, ...]
     environment: Mapping[str, str]
