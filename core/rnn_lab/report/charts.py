@@ -7,11 +7,14 @@ share a muted one, and every line and point carries its name.
 
 import io
 import re
+import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import matplotlib
-from matplotlib import ticker
+from matplotlib import font_manager, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -68,7 +71,9 @@ def _height(rows: int) -> float:
 
 def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     """One chart as an `svg` element without size, namespace or ids that another chart could have."""
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        # The page's fonts draw the text; the one that measures it here need not have every sign.
+        warnings.filterwarnings("ignore", r"(?s).*[Gg]lyph.*", UserWarning)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
@@ -118,7 +123,7 @@ def _ranking(axes: Axes, report: Report) -> None:
         axes.plot([one.loss.value], [place], "o", color=colour, markersize=5.5)
         if place and one.group != rows[place - 1].group:
             axes.axhline(place - 0.5, color=_FAINT, linewidth=0.7, linestyle=(0, (1, 2)))
-    axes.set_yticks(range(len(rows)), [one.label for one in rows])
+    axes.set_yticks(range(len(rows)), [_measured(one.label) for one in rows])
     axes.tick_params(axis="y", labelcolor=_INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     values = [one.loss.value for one in rows]
@@ -128,6 +133,11 @@ def _ranking(axes: Axes, report: Report) -> None:
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"{report.metric}, {_LOSS}")
+    figure = axes.get_figure(root=True)
+    if figure is not None and any(_measured(one.label) != one.label for one in rows):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the room for the names has been made
+        axes.set_yticks(range(len(rows)), [one.label for one in rows])
 
 
 def _front(axes: Axes, standings: Sequence[Standing], metric: str) -> None:
@@ -212,7 +222,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]], standin
     to_axes = axes.transData + axes.transAxes.inverted()
     spots = sorted((*to_axes.transform((x, y)), label) for x, y, label in points)
     while spots:
-        reach = spots[0][0] + 0.018 * max(len(label) for _, _, label in spots)
+        reach = spots[0][0] + 0.018 * max(len(_measured(label)) for _, _, label in spots)
         near = sorted((y, x, label) for x, y, label in spots if x <= reach)
         spots = [spot for spot in spots if spot[0] > reach]
         for (y, x, label), place in zip(near, _apart([y for y, _, _ in near], 0.056), strict=True):
@@ -221,6 +231,24 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]], standin
                 axes.plot([x, x + 0.02], [y, place], color=colour, linewidth=0.6, alpha=0.7, transform=axes.transAxes)
             text = axes.text(x + 0.024, place, label, transform=axes.transAxes, va="center", fontsize=8, color=colour)
             text.set_in_layout(False)
+
+
+def _measured(text: str) -> str:
+    """Text about as wide as `text`, of signs that the measuring font has."""
+    return text if text.isascii() else "".join(sign if ord(sign) in _signs() else _stand_in(sign) for sign in text)
+
+
+@cache
+def _signs() -> frozenset[int]:
+    """Code points that the measuring font has."""
+    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def _stand_in(sign: str) -> str:
+    """Something as wide: an em for East Asian signs and emoji, nothing for marks and joiners."""
+    if unicodedata.category(sign) in ("Mn", "Me", "Cf"):
+        return ""
+    return "\N{EM DASH}" if unicodedata.east_asian_width(sign) in "WF" else "n"
 
 
 def _apart(values: Sequence[float], gap: float) -> list[float]:
