@@ -197,7 +197,7 @@ def test_malformed_lines_are_named(tmp_path, source, old, new, message):
         (
             "a.log",
             "step 1 | loss 2 | lr 1 | grad 1 | tok/s 1\nTraining complete! Final step: 0\n",
-            r"a.log:2: steps = 0, but",
+            r"a.log:2: steps = 0",
         ),
         ("a.md", "# nothing here\n", "holds no loss"),
     ],
@@ -239,11 +239,11 @@ def test_a_loss_that_is_not_finite_is_a_divergence(tmp_path):
 def test_figures_that_are_not_finite_are_none(tmp_path):
     path = tmp_path / "other.json"
     path.write_text('{"model": "a", "loss": 2, "dim": NaN}')
-    log = edited(tmp_path, TRAIN, "grad 17.62 | tok/s 24084", "grad nan | tok/s inf")
+    log = edited(tmp_path, TRAIN, "grad 7.44 | tok/s 8563", "grad nan | tok/s inf")
     runs = [*imported(path).values(), *imported(log).values()]
     write_runs(runs, tmp_path / "out")
     assert runs[0].result["stated"]["other"]["dim"] is None
-    assert {"grad_norm", "tokens_per_s"}.isdisjoint(runs[1].points[0]) and "grad_norm" in runs[1].points[1]
+    assert {"grad_norm", "tokens_per_s"}.isdisjoint(runs[1].points[-1]) and "grad_norm" in runs[1].points[0]
 
 
 def test_runs_are_read_back_as_external(tmp_path, capsys):

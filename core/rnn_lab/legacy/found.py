@@ -135,10 +135,9 @@ def count_of_steps(value: object) -> int:
         known = number(value) if isinstance(value, str) else value
     except ValueError:
         known = None
-    if isinstance(known, int | float) and not isinstance(known, bool) and 0 <= known <= MOST_STEPS:
-        if known == int(known):
-            return int(known)
-    raise ValueError(f"expected a whole number of steps from 0 to {MOST_STEPS:.0e}")
+    if not isinstance(known, int | float) or isinstance(known, bool) or not 0 <= known <= MOST_STEPS or known % 1:
+        raise ValueError(f"expected a whole number of steps from 0 to {MOST_STEPS:.0e}")
+    return int(known)
 
 
 def last100(run: FoundRun, window: int | None) -> float | None:
