@@ -248,3 +248,26 @@ def test_a_model_has_one_name_everywhere(reported):
     page = (reported / MARKDOWN).read_text()
     (failed,) = [line for line in page.splitlines() if line.startswith("| crash-s1 |") and "signal" in line]
     assert failed.split(" | ")[1] == r"\<b\>crash-s1\|$x^" == page.split("\n| crash-s1 | ")[2].split(" | ")[0]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_protocol_that_compares_validation_losses_is_ranked_by_them(tmp_path, seeds):
+    series = write_series(tmp_path / "s", seeds=seeds, metric="val_loss", noise=None)
+    for seed in range(1, seeds + 1):  # the best by training loss is the worst by validation loss
+        path = series / "runs" / f"e61-s{seed}" / "result.json"
+        loss = 4.0 + seed * 1e-3
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"val_loss": loss, "val_bpb": loss / math.log(2)}))
+    report = facts(series)
+    assert [one.label for one in report.standings] == ["E68", "E1", "GRU", "E61"]
+    found = {(one.a, one.b, one.axis): one for one in report.verdicts}
+    assert found["E1", "E61", "steps"].verdict == "worse"
+    said = found["E1", "E61", "val_loss"]
+    assert said.effect == pytest.approx(report.standings[1].val_loss - report.standings[3].val_loss, rel=1e-5)
+    if seeds == 1:
+        assert said.verdict == "inconclusive" and said.low is None and {one.group for one in report.standings} == {1}
+        assert "nothing can be said" in " ".join(report.findings)
+    else:
+        assert (said.verdict, said.method) == ("better", "paired seeds, 2 seeds")
+        assert report.standings[3].group > 1
+    page = pages(report)[MARKDOWN]
+    assert "validation loss at the end, over seeds" in page and "| training loss at equal steps |" in page

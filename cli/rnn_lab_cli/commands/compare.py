@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from rnn_lab.records import RunRecord
 
 AXES = ("steps", "tokens", "flops", "seconds")
-TOPICS = ("params", "data", "batch", "dtype", "clock", "kernels", "unfinished")
+TOPICS = ("params", "data", "batch", "dtype", "clock", "kernels", "unfinished", "budget")
 _UNITS = {"steps": "steps", "tokens": "bytes", "flops": "FLOPs", "seconds": "s of training"}
+_VALIDATION = "validation loss at the end"
 _SIGNS = {"better": "<", "worse": ">", "indistinguishable": "~", "inconclusive": "?", "failed": "x"}
 
 
@@ -25,6 +26,9 @@ _SIGNS = {"better": "<", "worse": ">", "indistinguishable": "~", "inconclusive":
 @click.argument("paths", metavar="A [B]...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--axis", "axes", multiple=True, type=click.Choice(AXES), help="What is held equal; default: each of them."
+)
+@click.option(
+    "--val-loss", is_flag=True, help="Judge validation losses, too; takes two seeds. [default: as the protocol]"
 )
 @click.option("--window", default=100, show_default=True, metavar="STEPS", help="Steps that a loss is the mean of.")
 @click.option("--level", default=0.95, show_default=True, help="Of the intervals; verdicts are tests at 1 - level.")
@@ -43,7 +47,7 @@ def compare(paths: Sequence[Path], against: float | None, each: bool, as_json: b
     """
     from rnn_lab.ranking import group_runs, judge
 
-    rules = _rules(options)
+    rules = _rules(options | {"val_loss": options["val_loss"] or any(map(_validates, paths))})
     groups = _first_judged(group_runs(_read(paths), each=each), rules)
     if against is not None:
         _against(groups, against, rules, as_json)
@@ -60,12 +64,21 @@ def _rules(options: dict[str, Any]) -> "Rules":
 
     return Rules(
         axes=options["axes"] or AXES,
+        validation=options["val_loss"],
         window=options["window"],
         level=options["level"],
         margin=options["margin"],
         tolerance=options["tolerance"],
         allow=frozenset(options["allow"]) | ({"pairing"} if options["unpaired"] else set()),
     )
+
+
+def _validates(path: Path) -> bool:
+    """Whether `path` is a series, or the runs of one, whose protocol compares validation losses."""
+    from rnn_lab.records import RUNS, SERIES, read_series
+
+    series = path.resolve().parent if path.resolve().name == RUNS else path
+    return (series / SERIES).is_file() and read_series(series).meta.get("metric") == "val_loss"
 
 
 def _read(paths: Sequence[Path]) -> "list[RunRecord]":
@@ -89,7 +102,8 @@ def _first_judged(groups: "Sequence[Group]", rules: "Rules") -> "list[Group]":
 
 def _show(judgement: "Judgement") -> None:
     for one in judgement.axes:
-        heading(f"at equal {one.axis}: {one.budget:,.6g} {_UNITS[one.axis]}")
+        at = f"at equal {one.axis}: {one.budget:,.6g} {_UNITS[one.axis]}" if one.budget is not None else _VALIDATION
+        heading(at)
         _against_first(judgement, one)
         if len(judgement.groups) > 2:
             _matrix(judgement, one)

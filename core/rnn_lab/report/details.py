@@ -196,10 +196,10 @@ def _chain_confounds(field: Sequence[Contestant]) -> Iterator[Confound]:
             yield Confound(key, {chain: ", ".join(names) for chain, names in chains.items()})
 
 
-def noise_of(series: Series) -> Noise | None:
-    """The noise floor that the series was planned with, or measured itself."""
+def noise_of(series: Series, metric: str) -> Noise | None:
+    """The noise floor that the series was planned with, or measured itself; None for that of another figure."""
     known = series.noise
-    if not known or not isinstance(known.get("floor"), int | float):
+    if not known or not isinstance(known.get("floor"), int | float) or known.get("metric", metric) != metric:
         return None
     return Noise(float(known["floor"]), float(known.get("sd", 0.0)), int(known.get("n", 0)), str(known.get("model")))
 
