@@ -187,11 +187,10 @@ def compare_runs(
     readings = [[_reading(run, axis, budget, rules.window) for run in runs] for runs in used]
     full = [[reading for reading in side if reading] for side in readings]
     if [len(side) for side in full] != [len(side) for side in readings]:
-        short = " and ".join(
-            group.label for group, found, given in zip((one, other), full, used, strict=True) if len(found) < len(given)
-        )
-        lack = "no validation loss" if budget is None else f"fewer than {rules.window} steps up to this budget"
-        return replace(base, notes=(*notes, f"{lack}: {short}"))
+        lack = "no validation loss" if budget is None else f"fewer than {rules.window} steps up to the {axis} of all"
+        sides = zip((one, other), full, used, strict=True)
+        short = (f"{group.label} has {lack}" for group, found, given in sides if len(found) < len(given))
+        return replace(base, notes=(*notes, *short))
     losses = (_mean(full[0]), _mean(full[1]))
     if axis == VALIDATION and len(full[0]) < 2:
         why = "one seed: nobody knows how far apart validation losses of other seeds would lie"

@@ -282,4 +282,4 @@ def test_validation_losses_need_seeds_and_equal_ends(make):
         compare_runs(a.runs[0], longer, VALIDATION)
     assert compare_runs(a.runs[0], longer).verdict == "indistinguishable"
     without = compare_runs(a, Group("c", (make("c", curve(200, 1), seed=1, model="e1"),)), VALIDATION)
-    assert without.verdict == "inconclusive" and without.notes[-1] == "no validation loss: c"
+    assert without.verdict == "inconclusive" and without.notes[-1] == "c has no validation loss"

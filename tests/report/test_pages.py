@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 from rnn_lab.report.build import facts
-from rnn_lab.report.charts import _apart
+from rnn_lab.report.charts import _apart, _short
 from rnn_lab.report.facts import Kernel
 from rnn_lab.report.render import duration, kernel_rows, md, memory, pvalue, si, signed
 from rnn_lab.report.tensorboard import FILE, FOLDER
@@ -190,6 +190,11 @@ def test_kernels_that_served_alike_share_a_row():
     refused = {"triton": "on cpu", "cuda": "on cpu", "graph": "too old"}
     rows = kernel_rows([Kernel(label, "scan", "reference", "0-3", refused) for label in ("a", "b")])
     assert rows == [("scan", "reference", "a, b (layers 0-3)", [("triton, cuda", "on cpu"), ("graph", "too old")])]
+
+
+def test_long_names_keep_both_ends():
+    assert _short("e88 n_state=16 depth=12") == "e88 n_state=16 depth=12"
+    assert _short("e88 n_state=16 depth=12 lr=0.001") == "e88 n_state=…12 lr=0.001"
 
 
 def test_names_are_pushed_apart_and_stay_in_the_frame():

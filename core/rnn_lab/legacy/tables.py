@@ -5,7 +5,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from json.scanner import py_make_scanner
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class _Placing(json.JSONDecoder):
         super().__init__()
         self.lines: dict[int, tuple[int, int]] = {}
         self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
-        plain = self.parse_object
+        plain: Any = self.parse_object  # type: ignore[has-type]
 
         def placed(text_and_start: tuple[str, int], *args: Any) -> tuple[Any, int]:
             found, end = plain(text_and_start, *args)
