@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rnn_lab.differences import AXES, ENDED, FAILED, TOLERANCE, TOPICS, Difference, obstacles
+from rnn_lab.differences import AXES, ENDED, FAILED, TOLERANCE, TOPICS, Difference, obstacles, validated_otherwise
 from rnn_lab.errors import ConfigError, RunError
 from rnn_lab.records import RunRecord, Series1D
 from rnn_lab.stats import LEVEL, MIN_WINDOW, Estimate, mean_of_seeds, mean_of_steps
@@ -20,6 +20,8 @@ from rnn_lab.train.metrics import WINDOW
 
 Verdict = Literal["better", "worse", "indistinguishable", "inconclusive", "failed", "refused"]
 ONE_SEED = "within-run only (one seed)"
+VALIDATION = "val_loss"
+"""Stands for an axis: the validation loss at the end of runs that were given an equal budget."""
 _COLUMN = {"steps": "step", "tokens": "tokens", "flops": "flops", "seconds": "seconds"}
 
 
@@ -37,6 +39,7 @@ class Rules:
 
     Attributes:
         axes: what is held equal: steps, tokens, flops, seconds.
+        validation: whether `ranking.judge` judges validation losses, too.
         window: steps that a loss is the mean of.
         level: of intervals; verdicts are tested at 1 - level.
         margin: nats per byte; adds the question whether the second is worse by less than this.
@@ -50,6 +53,7 @@ class Rules:
     margin: float | None = None
     tolerance: float = TOLERANCE
     allow: frozenset[str] = frozenset()
+    validation: bool = False
 
     def __post_init__(self) -> None:
         if not set(self.axes) <= set(AXES) or not self.axes:
@@ -66,15 +70,21 @@ class Rules:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed, under one label."""
+    """Runs that differ in nothing but their seed, under one label; `killed`: judge those that left no result, too."""
 
     label: str
     runs: tuple[RunRecord, ...]
+    killed: bool = False
 
     @property
     def judged(self) -> tuple[RunRecord, ...]:
         """Those that have losses to judge."""
-        return tuple(run for run in self.runs if run.status not in FAILED)
+        return tuple(run for run in self.runs if run.status not in FAILED and (self.killed or run.status != "killed"))
+
+    @property
+    def lost(self) -> tuple[RunRecord, ...]:
+        """The others."""
+        return tuple(run for run in self.runs if run not in self.judged)
 
     @property
     def params(self) -> int | None:
@@ -88,7 +98,7 @@ class Comparison:
 
     Attributes:
         baseline, subject: labels; `effect` is the loss of the subject less that of the baseline.
-        axis, budget: what is equal, and how much of it.
+        axis, budget: what is equal, and how much of it; VALIDATION where validation losses were compared.
         verdict: on the subject. indistinguishable: no difference was shown, which does not mean that there is none;
             inconclusive: too few steps for their autocorrelation, or for the window; failed: it has no losses;
             refused: `told` stands in the way.
@@ -151,7 +161,7 @@ def compare_runs(
     Args:
         a: the baseline: a run, or runs over seeds.
         b: what is judged, likewise.
-        axis: what is held equal.
+        axis: what is held equal; or VALIDATION, which one seed decides nothing about.
         rules: how to judge.
         budget: how much of it; default: the most that all of both reach.
 
@@ -160,17 +170,16 @@ def compare_runs(
         RunError: a run's files are damaged.
     """
     rules = rules or Rules()
-    one, other = as_group(a), as_group(b)
+    one, other = as_group(a, rules), as_group(b, rules)
     if not one.judged or not other.judged:
         dead = other if not other.judged else one
         why = "; ".join(f"{run.name}: {run.status}" for run in dead.runs)
         return Comparison(one.label, other.label, axis, None, "failed", notes=(why,))
-    pairs = _pairs(one, other, rules)
-    found = {item for pair in pairs for item in obstacles(*pair, rules.tolerance) if axis in item.axes}
-    told = tuple(sorted(found, key=lambda item: item.key))
+    told = _obstacles(one, other, axis, rules)
     if refused := [item for item in told if item.topic not in rules.allow]:
         raise Refused(_refusal(one, other, axis, refused), refused)
-    budget = common_budget((one, other), axis) if budget is None else budget
+    if axis != VALIDATION and budget is None:
+        budget = common_budget((one, other), axis)
     unpaired = any(item.topic in ("pairing", "data", "batch") for item in told)
     used = _used(one, other, paired=not unpaired)
     notes = (*_failures(one, other), *_left_out(one, other, used))
@@ -178,15 +187,23 @@ def compare_runs(
     readings = [[_reading(run, axis, budget, rules.window) for run in runs] for runs in used]
     full = [[reading for reading in side if reading] for side in readings]
     if [len(side) for side in full] != [len(side) for side in readings]:
-        return replace(base, notes=(*notes, f"a run has fewer than {rules.window} steps up to this budget"))
-    estimate, method, label = _estimate(full[0], full[1], paired=not unpaired)
+        lack = "no validation loss" if budget is None else f"fewer than {rules.window} steps up to the {axis} of all"
+        sides = zip((one, other), full, used, strict=True)
+        short = (f"{group.label} has {lack}" for group, found, given in sides if len(found) < len(given))
+        return replace(base, notes=(*notes, *short))
     losses = (_mean(full[0]), _mean(full[1]))
+    if axis == VALIDATION and len(full[0]) < 2:
+        why = "one seed: nobody knows how far apart validation losses of other seeds would lie"
+        effect = losses[1] - losses[0]
+        return replace(base, losses=losses, effect=effect, method="one run each", label=ONE_SEED, notes=(*notes, why))
+    estimate, method, label = _estimate(full[0], full[1], paired=not unpaired)
     return _judged(replace(base, losses=losses, method=method, label=label), estimate, rules)
 
 
-def as_group(a: RunRecord | Group) -> Group:
-    """A run as a group of one."""
-    return a if isinstance(a, Group) else Group(a.label, (a,))
+def as_group(a: RunRecord | Group, rules: Rules) -> Group:
+    """A run as a group of one; runs that were killed are judged where `rules` let unfinished ones through."""
+    group = a if isinstance(a, Group) else Group(a.label, (a,))
+    return replace(group, killed="unfinished" in rules.allow)
 
 
 def common_budget(groups: Sequence[Group], axis: str) -> float:
@@ -204,6 +221,11 @@ def common_budget(groups: Sequence[Group], axis: str) -> float:
             raise RunError(f"{run.path / 'metrics.jsonl'}: {axis} are missing or fall: choose another --axis")
         ends.append(float(x_n[-1]))
     return min(ends)
+
+
+def too_short(group: Group, axis: str, budget: float, rules: Rules) -> bool:
+    """Whether a run that is judged has fewer steps up to the budget than the window."""
+    return any(np.searchsorted(run.series(_COLUMN[axis]), budget, side="right") < rules.window for run in group.judged)
 
 
 def verdict_of(effect: float, p: float, conclusive: bool, level: float) -> Verdict:
@@ -271,6 +293,26 @@ def _matched(one: Group, other: Group) -> list[tuple[RunRecord, RunRecord]]:
     return [(by_seed[run.seed], run) for run in other.judged if run.seed in by_seed]
 
 
+def _obstacles(one: Group, other: Group, axis: str, rules: Rules) -> tuple[Difference, ...]:
+    """What stands in the way of comparing the runs of two groups on an axis."""
+    found: set[Difference] = set()
+    for pair in _pairs(one, other, rules):
+        held = (held_equal(one.judged) if axis == VALIDATION else axis,)
+        found |= {item for item in obstacles(*pair, rules.tolerance) if set(held) & set(item.axes)}
+        if axis == VALIDATION:
+            found |= set(validated_otherwise(*pair))
+    return tuple(sorted(found, key=lambda item: item.key))
+
+
+def held_equal(runs: Sequence[RunRecord]) -> str:
+    """What the runs were given an equal amount of: steps, tokens, or seconds of the training clock."""
+    budgets = [run.config.get("train", {}) for run in runs if run.config]
+    for key, axis in (("minutes", "seconds"), ("tokens", "tokens")):
+        if budgets and all(train.get(key) is not None for train in budgets):
+            return axis
+    return "steps"
+
+
 def _pairs(one: Group, other: Group, rules: Rules) -> list[tuple[RunRecord, RunRecord]]:
     """Pairs of runs that must be equal: those with the same seed, or else every run with every other."""
     matched = _matched(one, other)
@@ -279,8 +321,11 @@ def _pairs(one: Group, other: Group, rules: Rules) -> list[tuple[RunRecord, RunR
     return [(a, b) for a in one.judged for b in other.judged]
 
 
-def _reading(run: RunRecord, axis: str, budget: float, window: int) -> Reading | None:
-    """The run at the budget; None where fewer than `window` steps lead to it."""
+def _reading(run: RunRecord, axis: str, budget: float | None, window: int) -> Reading | None:
+    """The run at the budget, without one its validation loss; None where fewer than `window` steps lead to it."""
+    if budget is None:
+        known = run.result.get(VALIDATION)
+        return None if known is None else Reading(float(known), np.array([]), 0, exact=False)
     x_n, loss_n = run.series(_COLUMN[axis]), run.series("loss")
     done = int(np.searchsorted(x_n, budget, side="right"))
     if done < window:
@@ -299,7 +344,7 @@ def _mean(readings: Sequence[Reading]) -> float:
 
 
 def _failures(one: Group, other: Group) -> tuple[str, ...]:
-    lost = [run for group in (one, other) for run in group.runs if run.status in FAILED]
+    lost = [run for group in (one, other) for run in group.lost]
     short = [run for group in (one, other) for run in group.judged if run.status not in ENDED]
     return (
         *(f"{run.name} {run.status}: judged without it" for run in lost),
@@ -309,7 +354,7 @@ def _failures(one: Group, other: Group) -> tuple[str, ...]:
 
 def _refusal(one: Group, other: Group, axis: str, refused: Sequence[Difference]) -> str:
     """One line for each obstacle: what, both values, and what to type."""
-    lines = [f"{other.label} and {one.label} are not equal enough to compare by {axis}:"]
+    lines = [f"{other.label} and {one.label} are not equal enough to compare by {axis.replace('_', ' ')}:"]
     for item in refused:
         shown = f" ({item.a} and {item.b})" if item.topic != "pairing" else ""
         cure = "--unpaired compares them without pairing" if item.topic == "pairing" else f"--allow {item.topic}"

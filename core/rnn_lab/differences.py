@@ -23,12 +23,14 @@ TOPICS = {
     "clock": "seconds of another clock or machine",
     "kernels": "a native kernel against a fallback",
     "unfinished": "a run that did not reach its end",
+    "budget": "validated after another amount of training",
     "pairing": "steps that did not see the same bytes",
 }
 SEVERITIES = ("equality", "training", "model", "environment", "record")
 TOLERANCE = 0.005
 ENDED = ("ok",)
 FAILED = ("diverged", "oom", "failed", "timeout", "pending", "damaged")
+_BUDGETS = ("train.steps", "train.tokens", "train.minutes")
 _TRAINING = ("train", "optimizer", "eval")
 _RECORD = ("checkpoint", "log", "data.path", "data.val_path", "date", "git", "command")
 _ENVIRONMENT = ("train.device", "train.graph", "train.dtype")
@@ -78,6 +80,15 @@ def obstacles(a: RunRecord, b: RunRecord, tolerance: float = TOLERANCE) -> list[
     if not any(one.topic in ("data", "batch") for one in found) and (reason := unpaired_because(a, b)):
         found.append(Difference("equality", f"pairing ({reason})", a.chain, b.chain, "pairing"))
     return found
+
+
+def validated_otherwise(a: RunRecord, b: RunRecord) -> Iterator[Difference]:
+    """What makes a comparison of two validation losses unequal, besides all that makes runs unequal."""
+    for key, topic in (("data.val_path", "data"), ("eval.tokens", "data"), *((key, "budget") for key in _BUDGETS)):
+        section, _, name = key.partition(".")
+        one, other = (run.config.get(section, {}).get(name) for run in (a, b))
+        if one != other:
+            yield Difference("equality", key, one, other, topic)
 
 
 def _unfinished(a: RunRecord, b: RunRecord) -> Iterator[Difference]:

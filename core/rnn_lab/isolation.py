@@ -10,6 +10,10 @@ from typing import NoReturn
 
 from rnn_lab.errors import PluginError
 
+PATIENT = {"RNN_LAB_PLUGIN_TIMEOUT": "120"}
+"""Environment of training programs that others start: many at once import torch more slowly than one, and nobody waits
+for their prompt. The user's own value holds."""
+
 
 @contextmanager
 def confined(seconds: float) -> Iterator[None]:

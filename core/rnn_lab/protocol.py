@@ -33,6 +33,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rnn_lab.config import (
+    SECTIONS,
     CheckpointSection,
     DataSection,
     EvalSection,
@@ -47,7 +48,7 @@ from rnn_lab.config import (
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.registry import Registry
 
-_SECTIONS = ("model", "data", "train", "optimizer", "eval", "checkpoint", "log")
+_SECTIONS = tuple(SECTIONS)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 

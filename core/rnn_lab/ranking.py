@@ -6,7 +6,19 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from rnn_lab.compare import Comparison, Group, Refused, Rules, Verdict, common_budget, compare_runs, verdict_of
+from rnn_lab.compare import (
+    VALIDATION,
+    Comparison,
+    Group,
+    Refused,
+    Rules,
+    Verdict,
+    as_group,
+    common_budget,
+    compare_runs,
+    too_short,
+    verdict_of,
+)
 from rnn_lab.differences import Difference, differences
 from rnn_lab.errors import ConfigError, RunError
 from rnn_lab.records import RunRecord
@@ -20,14 +32,16 @@ class AxisVerdicts:
     """Everything about one axis.
 
     `pairs` holds each pair once, the earlier group as baseline; `ranking` is by loss, the lowest first, over the groups
-    that have a loss at the common budget.
+    that have a loss at the common budget (None for VALIDATION); `short` are those with fewer steps up to it than the
+    window.
     """
 
     axis: str
-    budget: float
+    budget: float | None
     losses: Mapping[str, float]
     ranking: tuple[str, ...]
     pairs: tuple[Comparison, ...]
+    short: tuple[str, ...] = ()
 
     def between(self, baseline: str, subject: str) -> Comparison:
         """The comparison of two groups by label, whichever way round it was made."""
@@ -79,6 +93,7 @@ class Judgement:
                     "budget": one.budget,
                     "losses": dict(one.losses),
                     "ranking": list(one.ranking),
+                    "short": list(one.short),
                     "pairs": [pair.as_dict() for pair in one.pairs],
                 }
                 for one in self.axes
@@ -106,7 +121,7 @@ def group_runs(runs: Sequence[RunRecord], *, each: bool = False) -> list[Group]:
 
 
 def judge(groups: Sequence[Group], rules: Rules | None = None, *, keep_refused: bool = False) -> Judgement:
-    """Verdicts on all pairs of groups, on every axis at one budget that all of them reach.
+    """Verdicts on all pairs of groups, on every axis at one budget that all of them reach, and by validation loss.
 
     With more than one pair, p-values are adjusted over the pairs of an axis (Holm 1979), and decide. Pairs that failed
     or were refused asked nothing and are not counted.
@@ -123,11 +138,13 @@ def judge(groups: Sequence[Group], rules: Rules | None = None, *, keep_refused: 
         Refused: two of them are unequal in something that `rules.allow` does not name.
     """
     rules = rules or Rules()
+    groups = [as_group(group, rules) for group in groups]
     if len(groups) < 2:
         raise ConfigError(
             "nothing to compare: the runs differ in nothing but their seed. `--each` takes every run by itself"
         )
-    axes = tuple(_on_axis(groups, axis, rules, keep_refused) for axis in rules.axes)
+    asked = (*rules.axes, *((VALIDATION,) if rules.validation else ()))
+    axes = tuple(_on_axis(groups, axis, rules, keep_refused) for axis in asked)
     first = groups[0].judged[:1]
     confounds = {
         group.label: tuple(
@@ -160,7 +177,7 @@ def _on_axis(groups: Sequence[Group], axis: str, rules: Rules, keep_refused: boo
     alive = [group for group in groups if group.judged]
     lacking = {group.label: why for group in alive if (why := _lacks(group, axis))} if keep_refused else {}
     whole = [group for group in alive if group.label not in lacking]
-    budget = common_budget(whole, axis) if whole else 0.0
+    budget = None if axis == VALIDATION else common_budget(whole, axis) if whole else 0.0
     pairs = [_compared(a, b, axis, rules, budget, keep_refused, lacking) for a, b in combinations(groups, 2)]
     tested = [number for number, pair in enumerate(pairs) if pair.verdict not in ("failed", "refused")]
     if len(tested) > 1:  # a run that crashed asks no question, and must not make the others' answers less sure
@@ -172,11 +189,15 @@ def _on_axis(groups: Sequence[Group], axis: str, rules: Rules, keep_refused: boo
         for label, loss in zip((pair.baseline, pair.subject), pair.losses, strict=True):
             if loss is not None:
                 losses.setdefault(label, loss)
-    return AxisVerdicts(axis, budget, losses, tuple(sorted(losses, key=lambda label: losses[label])), tuple(pairs))
+    ranking = tuple(sorted(losses, key=lambda label: losses[label]))
+    short = tuple(one.label for one in whole if budget is not None and too_short(one, axis, budget, rules))
+    return AxisVerdicts(axis, budget, losses, ranking, tuple(pairs), short)
 
 
 def _lacks(group: Group, axis: str) -> str | None:
     """Why a group has no place on an axis; None where it has one."""
+    if axis == VALIDATION:
+        return None
     try:
         common_budget([group], axis)
     except RunError:
@@ -185,7 +206,7 @@ def _lacks(group: Group, axis: str) -> str | None:
 
 
 def _compared(
-    a: Group, b: Group, axis: str, rules: Rules, budget: float, keep_refused: bool, lacking: Mapping[str, str]
+    a: Group, b: Group, axis: str, rules: Rules, budget: float | None, keep_refused: bool, lacking: Mapping[str, str]
 ) -> Comparison:
     missing = tuple(lacking[one.label] for one in (a, b) if one.label in lacking)
     if missing and a.judged and b.judged:
@@ -209,7 +230,7 @@ def _adjusted(pair: Comparison, p: float, level: float) -> Comparison:
 def _reversals(groups: Sequence[Group], axes: Sequence[AxisVerdicts]) -> list[Reversal]:
     found = []
     for a, b in combinations([group.label for group in groups], 2):
-        pairs = {one.axis: one.between(a, b) for one in axes}
+        pairs = {one.axis: one.between(a, b) for one in axes if one.axis != VALIDATION}
         ahead = {axis: pair.effect for axis, pair in pairs.items() if pair.effect}
         a_ahead = tuple(axis for axis, effect in ahead.items() if effect > 0)
         b_ahead = tuple(axis for axis, effect in ahead.items() if effect < 0)

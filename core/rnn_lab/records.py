@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from rnn_lab.train.rundir import RunDir
 
 MARKS = ("config.toml", "metrics.jsonl", "result.json")
 SERIES = "series.json"
+RUNS = "runs"
 SERIES_COLUMNS = ("step", "tokens", "flops", "seconds", "loss", "grad_norm")
 Series1D = NDArray[np.float64]
 _CURE = "restore it from a copy, or remove the run's folder and run it again"
@@ -229,20 +231,33 @@ def read_runs(path: Path, *, keep_damaged: bool = False) -> list[RunRecord]:
     """Every run of a series, of a folder of runs, or the one run that `path` is.
 
     Args:
-        path: the folder.
+        path: the folder; the `runs` folder of a series is the series. A run of a series that is read by itself has the
+            label and the state that the series gives it.
         keep_damaged: a damaged run is a record with status `damaged` and its `problem`, not an error.
 
     Raises:
         RunError: there is none, or one is damaged.
     """
-    if (path / SERIES).is_file():
-        return list(read_series(path, keep_damaged=keep_damaged).runs)
+    for series in (path, path.parent if path.name == RUNS else path.resolve().parent):
+        if (series / SERIES).is_file() and (series == path or path.resolve().name == RUNS):
+            return list(read_series(series, keep_damaged=keep_damaged).runs)
     if not path.is_dir():
         raise RunError(f"{path}: no such folder (`rnn-lab runs DIR` lists runs)")
-    runs = [_whole(found, found.name) if keep_damaged else read_run(found) for found in find_runs(path)]
+    runs = [_found(folder, keep_damaged) for folder in find_runs(path)]
     if not runs:
         raise RunError(f"{path} holds no runs: give a run's folder, or one that holds runs")
     return runs
+
+
+def _found(folder: Path, keep_damaged: bool) -> RunRecord:
+    """The run in `folder`; where a series planned it, as that series has it, but in no group of other folders' runs."""
+    series = folder.resolve().parent.parent
+    if folder.resolve().parent.name == RUNS and (series / SERIES).is_file():
+        with suppress(RunError, KeyError, TypeError):
+            planned = {str(job["name"]): job for job in _object(series / SERIES)["jobs"]}
+            run = _job(series, folder.resolve().name, planned[folder.resolve().name], keep_damaged)
+            return replace(run, path=folder, group=None)
+    return _whole(folder, folder.name) if keep_damaged else read_run(folder)
 
 
 def _whole(folder: Path, model: str) -> RunRecord:
@@ -281,7 +296,7 @@ def read_series(path: Path, *, keep_damaged: bool = False) -> Series:
 
 def _job(series: Path, name: str, planned: Mapping[str, Any], keep_damaged: bool) -> RunRecord:
     """A planned job as a run, whether or not it came to be one."""
-    job_file, folder = series / "jobs" / f"{name}.json", series / "runs" / name
+    job_file, folder = series / "jobs" / f"{name}.json", series / RUNS / name
     job = _object(job_file) if job_file.exists() else {}
     state = str(job.get("state", "pending"))
     if any((folder / mark).is_file() for mark in MARKS):

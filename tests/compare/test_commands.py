@@ -112,3 +112,38 @@ def test_diff_lists_by_gravity(rnn_lab, runs):
     assert {"severity": "model", "key": "model.name", "a": "e61", "b": "e1"}.items() <= rows[-1].items()
     code, out, err = rnn_lab("diff", runs / "a1", runs / "a1")
     assert (code, out) == (0, "") and "no difference" in err
+
+
+def test_a_crash_costs_the_others_nothing_and_one_line(rnn_lab, runs, tmp_path):
+    series = tmp_path / "series"
+    names = ["crash", *(f"{letter}{seed}" for seed in (1, 2) for letter in "ab")]
+    for name in names[1:]:
+        (series / "runs").mkdir(parents=True, exist_ok=True)
+        (runs / name).rename(series / "runs" / name)
+    dead = write_run(series / "runs" / "crash", curve(50), model="fault")
+    (dead / "result.json").unlink()
+    jobs = [{"name": name, "label": name[0], "group": name[0], "model": "m", "seed": 1} for name in names]
+    (series / "series.json").write_text(json.dumps({"jobs": jobs}))
+    code, out, err = rnn_lab("compare", series)
+    assert code == 0 and out.count("(first)") == 4 and "\nb\t50200" in out
+    assert err.splitlines()[0] == "c cannot be judged: crash killed"
+    assert rnn_lab("compare", series / "runs") == (code, out, err)
+    assert "crash\t" not in out and "\nc\t" in rnn_lab("compare", *(series / "runs" / name for name in names))[1]
+    (series / "series.json").unlink()
+    code, out, err = rnn_lab("compare", series / "runs")
+    assert code == 0 and "fault cannot be judged: crash killed" in err and "\nfault\t\t\t\t\tfailed" in out
+    assert rnn_lab("compare", series, "--allow", "unfinished")[0] == 2  # still unpaired, and of unknown data
+
+
+def test_notes_of_many_models_are_few(rnn_lab, tmp_path):
+    for k in range(6):
+        write_run(tmp_path / f"m{k}", curve(300) + 0.01 * k, model=f"m{k}", step_seconds=0.1 if k > 3 else 0.01)
+    write_run(tmp_path / "nan", curve(50), model="nan", status="diverged")
+    code, _, err = rnn_lab("compare", tmp_path)
+    assert code == 0 and err.splitlines()[:2] == [
+        "nan cannot be judged: nan diverged",
+        "at equal seconds too few steps for the window, so nothing is judged of m4, m5",
+    ]
+    page = json.loads(rnn_lab("compare", tmp_path, "--json")[1])
+    assert page["axes"][3]["short"] == ["m4", "m5"]
+    assert sum(len(pair["notes"]) for pair in page["axes"][3]["pairs"]) == 6 + 10  # of the pair of two short ones, two

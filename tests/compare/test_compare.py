@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from rnn_lab.compare import ONE_SEED, Group, Refused, Rules, compare_runs
+import scipy.stats
+from rnn_lab.compare import ONE_SEED, VALIDATION, Group, Refused, Rules, compare_runs
 from rnn_lab.differences import differences, kernels_of, obstacles
 from rnn_lab.errors import ConfigError, RunError
 from rnn_lab.pairing import unpaired_because
@@ -257,3 +258,28 @@ def test_runs_without_steps_or_axis_say_so(make, tmp_path):
     with pytest.raises(RunError, match="no steps"):
         compare_runs(a, empty, rules=Rules(allow=frozenset({"pairing"})))
     assert len(read_runs(tmp_path)) == 2
+
+
+def test_validation_losses_need_seeds_and_equal_ends(make):
+    def groups(**how):
+        other = {"model": "e1", **how}
+        a = [make(f"a{k}", curve(200, k), seed=k, result={"val_loss": 2.0 + k / 100}) for k in (1, 2, 3)]
+        b = [make(f"b{k}", curve(200, k), seed=k, result={"val_loss": 1.9 + k / 99}, **other) for k in (1, 2, 3)]
+        return Group("a", tuple(a)), Group("b", tuple(b))
+
+    a, b = groups()
+    found = compare_runs(a, b, VALIDATION)
+    gaps = [1.9 + k / 99 - 2.0 - k / 100 for k in (1, 2, 3)]
+    assert found.verdict == "better" and found.budget is None
+    assert found.effect == pytest.approx(np.mean(gaps))
+    assert found.interval == pytest.approx(scipy.stats.t.interval(0.95, 2, found.effect, scipy.stats.sem(gaps)))
+    one = compare_runs(a.runs[0], b.runs[0], VALIDATION)
+    assert (one.verdict, one.interval, one.label) == ("inconclusive", None, ONE_SEED) and one.effect < 0
+    axes = judge([a, b], Rules(axes=("steps",), validation=True)).axes
+    assert [(one.axis, one.pairs[0].verdict) for one in axes][1:] == [(VALIDATION, "better")]
+    longer = make("longer", curve(200, 1), seed=1, model="e1", train={"steps": 400}, result={"val_loss": 1.0})
+    with pytest.raises(Refused, match="--allow budget"):
+        compare_runs(a.runs[0], longer, VALIDATION)
+    assert compare_runs(a.runs[0], longer).verdict == "indistinguishable"
+    without = compare_runs(a, Group("c", (make("c", curve(200, 1), seed=1, model="e1"),)), VALIDATION)
+    assert without.verdict == "inconclusive" and without.notes[-1] == "c has no validation loss"

@@ -178,6 +178,27 @@ def test_malformed_lines_are_named(tmp_path, source, old, new, message):
         ("a.json", "[1, 2]", "holds no loss"),
         ("a.jsonl", '{"step": 1, "loss": 2}\n{"step": 2}\n', r"a.jsonl:2: expected an object"),
         ("a.jsonl", '{"step": 2, "loss": 2}\n{"step": 1, "loss": 2}\n', r"a.jsonl:2: step 1 after step 2"),
+        (
+            "a.jsonl",
+            '{"step": 1, "loss": 2}\n{"step": 1e99, "loss": 2}\n',
+            r"a.jsonl:2: step = 1e\+99: expected a whole",
+        ),
+        ("a.jsonl", '{"step": 1.5, "loss": 2}\n', r"a.jsonl:1: step = 1.5: expected a whole"),
+        ("a.jsonl", '{"step": Infinity, "loss": 2}\n', r"a.jsonl:1: step = inf: expected a whole"),
+        ("a.jsonl", '{"step": true, "loss": 2}\n', r"a.jsonl:1: step = True: expected a whole"),
+        (
+            "a.json",
+            '[\n{"model": "a", "loss": 2},\n{"model": "b", "loss": 2, "steps": 1e99}]',
+            r"a.json:3: steps = 1e\+99",
+        ),
+        ("a.json", '[\n\n{"model": "b", "losses": [1, "x"]}]', r"a.json:3: losses\[1\] = 'x'"),
+        ("a.json", '[\n{"model": "b", "loss": "x"}]', r"1 object whose loss is no number"),
+        ("a.md", "|model|loss|steps|\n|-|-|-|\n|a|2|1e99|\n", r"a.md:3: steps = '1e99'"),
+        (
+            "a.log",
+            "step 1 | loss 2 | lr 1 | grad 1 | tok/s 1\nTraining complete! Final step: 0\n",
+            r"a.log:2: steps = 0",
+        ),
         ("a.md", "# nothing here\n", "holds no loss"),
     ],
 )
@@ -213,6 +234,16 @@ def test_a_loss_that_is_not_finite_is_a_divergence(tmp_path):
     assert run.result["status"] == "diverged" and run.result["last100"] is None
     write_runs([run], tmp_path / "out")  # JSON without NaN
     assert read_run(tmp_path / "out" / "train").status == "diverged"
+
+
+def test_figures_that_are_not_finite_are_none(tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text('{"model": "a", "loss": 2, "dim": NaN}')
+    log = edited(tmp_path, TRAIN, "grad 7.44 | tok/s 8563", "grad nan | tok/s inf")
+    runs = [*imported(path).values(), *imported(log).values()]
+    write_runs(runs, tmp_path / "out")
+    assert runs[0].result["stated"]["other"]["dim"] is None
+    assert {"grad_norm", "tokens_per_s"}.isdisjoint(runs[1].points[-1]) and "grad_norm" in runs[1].points[0]
 
 
 def test_runs_are_read_back_as_external(tmp_path, capsys):

@@ -13,6 +13,7 @@ from rnn_lab.report.build import facts
 from rnn_lab.report.facts import settled
 from rnn_lab.report.published import agreement
 from rnn_lab.report.ranking import front, groups
+from rnn_lab.report.write import MARKDOWN, pages
 
 from .folders import OFFSETS, complete, copy, losses, write_job, write_series
 
@@ -223,3 +224,50 @@ def test_a_run_that_brought_no_steps_is_ranked_and_stops_no_other(tmp_path):
     assert found["old", "a"].verdict == "inconclusive" and found["old", "a"].effect is None
     assert report.findings[0].endswith("1.5000 nats per byte; it could not be judged against a and b.")
     assert found["old", "a"].notes == ("old has no loss for every step along steps",)
+
+
+def test_what_nobody_recorded_is_unknown_and_neither_equal_nor_other(tmp_path):
+    known = {"status": "ok", "external": True, "steps": 1000, "last100": 1.5, "stated": {"batch_size": 32}}
+    for name in ("old", "older"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps({**known, "model": name}))
+    report = facts(tmp_path)
+    assert report.confounds == () and report.settings == {"train.batch_size": "32"}
+    (unknown,) = report.unrecorded
+    assert unknown.runs == "old, older"
+    assert {"data.fingerprint", "optimizer.lr", "bytes consumed", "kernels", "software and machine"} <= {*unknown.what}
+    page = pages(report)[MARKDOWN]
+    assert "as far as it was recorded" in page and "- old, older: " in page
+    complete(write_run(tmp_path / "ours", curve(200)))
+    report = facts(tmp_path)
+    assert [one.key for one in report.confounds] == ["train.batch_size"]
+    assert report.settings["optimizer.lr"] == "0.0003 (where recorded)" and len(report.unrecorded) == 1
+
+
+def test_a_model_has_one_name_everywhere(reported):
+    page = (reported / MARKDOWN).read_text()
+    (failed,) = [line for line in page.splitlines() if line.startswith("| crash-s1 |") and "signal" in line]
+    assert failed.split(" | ")[1] == r"\<b\>crash-s1\|$x^" == page.split("\n| crash-s1 | ")[2].split(" | ")[0]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_protocol_that_compares_validation_losses_is_ranked_by_them(tmp_path, seeds):
+    series = write_series(tmp_path / "s", seeds=seeds, metric="val_loss", noise=None)
+    for seed in range(1, seeds + 1):  # the best by training loss is the worst by validation loss
+        path = series / "runs" / f"e61-s{seed}" / "result.json"
+        loss = 4.0 + seed * 1e-3
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"val_loss": loss, "val_bpb": loss / math.log(2)}))
+    report = facts(series)
+    assert [one.label for one in report.standings] == ["E68", "E1", "GRU", "E61"]
+    found = {(one.a, one.b, one.axis): one for one in report.verdicts}
+    assert found["E1", "E61", "steps"].verdict == "worse"
+    said = found["E1", "E61", "val_loss"]
+    assert said.effect == pytest.approx(report.standings[1].val_loss - report.standings[3].val_loss, rel=1e-5)
+    if seeds == 1:
+        assert said.verdict == "inconclusive" and said.low is None and {one.group for one in report.standings} == {1}
+        assert "nothing can be said" in " ".join(report.findings)
+    else:
+        assert (said.verdict, said.method) == ("better", "paired seeds, 2 seeds")
+        assert report.standings[3].group > 1
+    page = pages(report)[MARKDOWN]
+    assert "validation loss at the end, over seeds" in page and "| training loss at equal steps |" in page

@@ -2,11 +2,12 @@
 
 import itertools
 import re
+import warnings
 from html.parser import HTMLParser
 
 import pytest
 from rnn_lab.report.build import facts
-from rnn_lab.report.charts import _apart
+from rnn_lab.report.charts import _apart, _short
 from rnn_lab.report.facts import Kernel
 from rnn_lab.report.render import duration, kernel_rows, md, memory, pvalue, si, signed
 from rnn_lab.report.tensorboard import FILE, FOLDER
@@ -111,17 +112,24 @@ def test_text_of_runs_is_shown_as_it_is(outline, page, reported):
     assert r"\<i\>old\</i\>" in (reported / MARKDOWN).read_text()
 
 
-def test_labels_with_mathematics_and_markup_are_drawn(tmp_path):
+def test_labels_with_mathematics_markup_and_any_script_are_drawn(tmp_path):
     series = write_series(tmp_path / "s", seeds=1)
-    plan = (series / "series.json").read_text()
-    (series / "series.json").write_text(plan.replace('"label": "E68"', '"label": "<&$\\\\frac{$|x"'))
+    plan = (series / "series.json").read_text().replace('"label": "E68"', '"label": "<&$\\\\frac{$|x"')
+    script = "\N{ROCKET} \u6a21\u578b\u4e00\u4e8c\u4e09\u56db\u4e94 e\u0301"
+    (series / "series.json").write_text(plan.replace('"label": "E1"', f'"label": "{script}"'))
     report = facts(series)
-    assert "<&$\\frac{$|x" in [one.label for one in report.standings]
-    written = pages(report)
+    assert {"<&$\\frac{$|x", script} <= {one.label for one in report.standings}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written = pages(report)
     parsed = Outline()
     parsed.feed(written[HTML])
     assert parsed.open == []
     assert "&lt;&amp;$\\frac{$|x" in written[HTML]
+    drawings = re.findall(r"<svg.*?</svg>", written[HTML], re.DOTALL)
+    assert all(f">{script}</text>" in drawing for drawing in drawings[:6])
+    left = float(re.search(r'<path d="M ([\d.]+) ', drawings[0])[1])
+    assert left > 110, "the ranking makes room for the label"
 
 
 def test_the_same_runs_give_the_same_bytes_anywhere(reported, tmp_path):
@@ -182,6 +190,11 @@ def test_kernels_that_served_alike_share_a_row():
     refused = {"triton": "on cpu", "cuda": "on cpu", "graph": "too old"}
     rows = kernel_rows([Kernel(label, "scan", "reference", "0-3", refused) for label in ("a", "b")])
     assert rows == [("scan", "reference", "a, b (layers 0-3)", [("triton, cuda", "on cpu"), ("graph", "too old")])]
+
+
+def test_long_names_keep_both_ends():
+    assert _short("e88 n_state=16 depth=12") == "e88 n_state=16 depth=12"
+    assert _short("e88 n_state=16 depth=12 lr=0.001") == "e88 n_state=…12 lr=0.001"
 
 
 def test_names_are_pushed_apart_and_stay_in_the_frame():

@@ -6,7 +6,8 @@ import re
 
 import pytest
 from rnn_lab.errors import RunError
-from rnn_lab.report.verify import verify
+from rnn_lab.report.tensorboard import FILE, FOLDER, write_text
+from rnn_lab.report.verify import uncovered, verify
 from rnn_lab.report.write import HTML, JSON, MARKDOWN
 
 from .folders import copy
@@ -99,7 +100,34 @@ def test_other_versions_have_to_be_accepted(series, edited):
     for name in (JSON, MARKDOWN, HTML):
         text = re.sub(r'(matplotlib"?:? "?)[\d.]+\d', r"\g<1>3.0.1", (series / name).read_text())
         edited(series / name, text)
+    before = (series / FOLDER / FILE).read_bytes()
+    write_text(series, (series / MARKDOWN).read_text())
     assert any("made_with.matplotlib" in place for place in verify(series))
     assert verify(series, other_versions=True) == []
     edited(series / MARKDOWN, (series / MARKDOWN).read_text().replace("2.7077", "2.6077"))
     assert verify(series, other_versions=True)
+    (series / FOLDER / FILE).write_bytes(before)
+
+
+def test_the_copy_for_tensorboard(series):
+    file = series / FOLDER / FILE
+    before = file.read_bytes()
+    at = before.index(b"2.7077")
+    file.write_bytes(before[:at] + b"3" + before[at + 1 :])
+    (series / FOLDER / "events.out.tfevents.1.x").write_text("")
+    edited, added = verify(series)
+    assert edited.startswith(f"report/{FILE}: ") and "3.7077" in edited and "where the runs give" in edited
+    assert added.startswith("report/events.out.tfevents.1.x is no file of the report")
+    (series / FOLDER / "events.out.tfevents.1.x").unlink()
+    file.unlink()
+    assert verify(series) == [f"report/{FILE} is missing: `rnn-lab report` writes it"]
+    file.write_bytes(before)
+    assert verify(series) == []
+
+
+def test_what_is_not_covered_is_named(series):
+    run = series / "runs" / "e61-s1"
+    for path in (series / "logs" / "e61-s1.1.log", run / "events.out.tfevents.7.host", run / "checkpoints" / "a" / "b"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    assert uncovered(series) == {"logs/": 1, "runs/*/checkpoints/": 1, "runs/*/events.out.tfevents.*": 1}

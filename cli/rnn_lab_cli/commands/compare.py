@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rnn_lab.errors import ConfigError
 
+from rnn_lab_cli.judgement_notes import notes, reversals
 from rnn_lab_cli.output import emit_json, heading, json_option, note, table
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from rnn_lab.records import RunRecord
 
 AXES = ("steps", "tokens", "flops", "seconds")
-TOPICS = ("params", "data", "batch", "dtype", "clock", "kernels", "unfinished")
+TOPICS = ("params", "data", "batch", "dtype", "clock", "kernels", "unfinished", "budget")
 _UNITS = {"steps": "steps", "tokens": "bytes", "flops": "FLOPs", "seconds": "s of training"}
+_VALIDATION = "validation loss at the end"
 _SIGNS = {"better": "<", "worse": ">", "indistinguishable": "~", "inconclusive": "?", "failed": "x"}
 
 
@@ -24,6 +26,9 @@ _SIGNS = {"better": "<", "worse": ">", "indistinguishable": "~", "inconclusive":
 @click.argument("paths", metavar="A [B]...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--axis", "axes", multiple=True, type=click.Choice(AXES), help="What is held equal; default: each of them."
+)
+@click.option(
+    "--val-loss", is_flag=True, help="Judge validation losses, too; takes two seeds. [default: as the protocol]"
 )
 @click.option("--window", default=100, show_default=True, metavar="STEPS", help="Steps that a loss is the mean of.")
 @click.option("--level", default=0.95, show_default=True, help="Of the intervals; verdicts are tests at 1 - level.")
@@ -42,8 +47,8 @@ def compare(paths: Sequence[Path], against: float | None, each: bool, as_json: b
     """
     from rnn_lab.ranking import group_runs, judge
 
-    rules = _rules(options)
-    groups = group_runs(_read(paths), each=each)
+    rules = _rules(options | {"val_loss": options["val_loss"] or any(map(_validates, paths))})
+    groups = _first_judged(group_runs(_read(paths), each=each), rules)
     if against is not None:
         _against(groups, against, rules, as_json)
         return
@@ -59,12 +64,21 @@ def _rules(options: dict[str, Any]) -> "Rules":
 
     return Rules(
         axes=options["axes"] or AXES,
+        validation=options["val_loss"],
         window=options["window"],
         level=options["level"],
         margin=options["margin"],
         tolerance=options["tolerance"],
         allow=frozenset(options["allow"]) | ({"pairing"} if options["unpaired"] else set()),
     )
+
+
+def _validates(path: Path) -> bool:
+    """Whether `path` is a series, or the runs of one, whose protocol compares validation losses."""
+    from rnn_lab.records import RUNS, SERIES, read_series
+
+    series = path.resolve().parent if path.resolve().name == RUNS else path
+    return (series / SERIES).is_file() and read_series(series).meta.get("metric") == "val_loss"
 
 
 def _read(paths: Sequence[Path]) -> "list[RunRecord]":
@@ -79,28 +93,24 @@ def _read(paths: Sequence[Path]) -> "list[RunRecord]":
     return runs
 
 
+def _first_judged(groups: "Sequence[Group]", rules: "Rules") -> "list[Group]":
+    """The groups, those without losses last: nothing can be judged against them."""
+    from rnn_lab.compare import as_group
+
+    return sorted((as_group(group, rules) for group in groups), key=lambda group: not group.judged)
+
+
 def _show(judgement: "Judgement") -> None:
     for one in judgement.axes:
-        heading(f"at equal {one.axis}: {one.budget:,.6g} {_UNITS[one.axis]}")
+        at = f"at equal {one.axis}: {one.budget:,.6g} {_UNITS[one.axis]}" if one.budget is not None else _VALIDATION
+        heading(at)
         _against_first(judgement, one)
         if len(judgement.groups) > 2:
             _matrix(judgement, one)
-    for reversal in judgement.reversals:
-        sure = "" if reversal.decided else " (not both shown)"
-        click.echo(
-            f"rank reversal: {reversal.a} ahead at equal {', '.join(reversal.a_ahead)}; "
-            f"{reversal.b} at equal {', '.join(reversal.b_ahead)}{sure}"
-        )
-    said: dict[str, list[str]] = {}
-    for one in judgement.axes:
-        for text in (text for pair in one.pairs for text in _notes(pair)):
-            said.setdefault(text, []).append(one.axis)
-    for text, axes in said.items():
-        note(f"{text} [{', '.join(axes)}]")
-    for label, found in judgement.confounds.items():
-        if found:
-            listed = ", ".join(f"{item.key} ({item.a} and {item.b})" for item in found)
-            note(f"{label} also differs from {judgement.groups[0].label} in {listed}")
+    for text in reversals(judgement):
+        click.echo(text)
+    for text in notes(judgement):
+        note(text)
 
 
 def _against_first(judgement: "Judgement", one: "AxisVerdicts") -> None:
@@ -141,14 +151,6 @@ def _matrix(judgement: "Judgement", one: "AxisVerdicts") -> None:
         for row in labels
     ]
     table(["row is < better, > worse than column", *labels], rows)
-
-
-def _notes(pair: "Comparison") -> list[str]:
-    about = f"{pair.subject} against {pair.baseline}"
-    notes = [f"{about}: {text}" for text in pair.notes]
-    told = [f"{item.key} ({item.a} and {item.b})" for item in pair.told if item.topic != "pairing"]
-    told += [item.key for item in pair.told if item.topic == "pairing"]
-    return notes + ([f"{about}: in spite of {', '.join(told)}"] if told else [])
 
 
 def _against(groups: "Sequence[Group]", figure: float, rules: "Rules", as_json: bool) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rnn_lab_cli.output import emit_json, json_option
+from rnn_lab_cli.output import emit_json, json_option, note
 
 SHOWN = 20
 
@@ -22,21 +22,28 @@ SHOWN = 20
 def verify_report(ctx: click.Context, folder: Path, out: Path | None, other_versions: bool, as_json: bool) -> None:
     """Compute the report on DIR again from its runs and compare every character.
 
-    Exit code 1 where REPORT.md, report.html, report.json or a run's files were changed, with every place.
+    Exit code 1 where REPORT.md, report.html, report.json, TensorBoard's copy of the text or a file that a figure
+    comes from was changed, with every place. What was not read, because no figure comes from it, is named.
     """
     from rnn_lab.report import require_libraries
 
     require_libraries()
-    from rnn_lab.report.verify import verify
+    from rnn_lab.report.verify import uncovered, verify
 
     differences = verify(folder, out, other_versions=other_versions)
+    unread = uncovered(folder, out)
     if as_json:
-        emit_json({"report": str(out or folder), "ok": not differences, "differences": differences})
+        emit_json(
+            {"report": str(out or folder), "ok": not differences, "differences": differences, "uncovered": unread}
+        )
     else:
         for text in differences[:SHOWN]:
             click.echo(text)
         if len(differences) > SHOWN:
             click.echo(f"and {len(differences) - SHOWN} more (--json lists them)")
         click.echo(f"{out or folder}: {'differs from its runs' if differences else 'says what its runs say'}")
+        if unread:
+            listed = ", ".join(name if count == 1 else f"{name} ({count} files)" for name, count in unread.items())
+            note(f"not covered, because no figure comes from them: {listed}")
     if differences:
         ctx.exit(1)

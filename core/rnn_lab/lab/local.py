@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lab.errors import CheckpointError, ConfigError, RnnLabError
+from rnn_lab.isolation import PATIENT
 from rnn_lab.lab.executor import Status, Task
 from rnn_lab.train.metrics import last_line
 
@@ -21,10 +22,6 @@ RECOVER_MARGIN_SECONDS = 10.0
 PROBE_SECONDS = 180.0
 _INNOCENT = (0, 3, 130)
 """Exit codes of runs whose GPU answered: finished, diverged, interrupted."""
-
-
-_PATIENCE = {"RNN_LAB_PLUGIN_TIMEOUT": "120"}
-"""Many programs that start at once import torch more slowly than one; the user's own value holds."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ class LocalExecutor:
                 process = subprocess.Popen(
                     [*guard, *self.program, *task.arguments(str(task.folder), place.args)],
                     stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                    env={**_PATIENCE, **os.environ, **place.env},
+                    env={**PATIENT, **os.environ, **place.env},
                 )  # fmt: skip
         except OSError as error:
             self._free.insert(0, place)

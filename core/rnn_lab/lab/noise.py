@@ -87,9 +87,10 @@ def store(noise: dict[str, Any]) -> Path:
 
 
 def stored_noise(plan: SeriesPlan) -> dict[str, Any] | None:
-    """The floor of a planned series: the largest that was measured under the very same settings; None without one."""
-    settings = (plan.protocol.fingerprint(), list(plan.overrides))
-    fitting = [old for old in _read(_file(plan.name)) if (old.get("fingerprint"), old.get("overrides")) == settings]
+    """The floor of a planned series: the largest of its metric under the very same settings; None without one."""
+    wanted = {"fingerprint": plan.protocol.fingerprint(), "overrides": list(plan.overrides)}
+    wanted["metric"] = plan.protocol.series.metric
+    fitting = [old for old in _read(_file(plan.name)) if {key: old.get(key) for key in wanted} == wanted]
     return max(fitting, key=lambda noise: float(noise["floor"]), default=None)
 
 
@@ -107,7 +108,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _key(noise: dict[str, Any]) -> tuple[Any, ...]:
-    return noise.get("fingerprint"), json.dumps(noise.get("overrides")), noise.get("model")
+    return noise.get("fingerprint"), json.dumps(noise.get("overrides")), noise.get("model"), noise.get("metric")
 
 
 def _figure(series: SeriesDir, job: str, metric: str) -> float | None:

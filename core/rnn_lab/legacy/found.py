@@ -12,6 +12,9 @@ from typing import Any
 from rnn_lab.errors import DataError
 from rnn_lab.train.metrics import WINDOW
 
+MOST_STEPS = 10**12
+"""More than any run has: a step a microsecond for eleven days."""
+
 
 class LogError(DataError):
     """A line of a source that looks like something we know and is not; the message names file and line."""
@@ -120,6 +123,21 @@ def whole(text: str) -> int:
         ValueError: it is none.
     """
     return int(text.replace(",", "").replace("_", ""))
+
+
+def count_of_steps(value: object) -> int:
+    """A number of optimizer steps, printed or not.
+
+    Raises:
+        ValueError: it is none; says what is expected.
+    """
+    try:
+        known = number(value) if isinstance(value, str) else value
+    except ValueError:
+        known = None
+    if not isinstance(known, int | float) or isinstance(known, bool) or not 0 <= known <= MOST_STEPS or known % 1:
+        raise ValueError(f"expected a whole number of steps from 0 to {MOST_STEPS:.0e}")
+    return int(known)
 
 
 def last100(run: FoundRun, window: int | None) -> float | None:

@@ -114,7 +114,7 @@ def external_runs(source: Source, found: Registry, window: int | None) -> list[I
             "bpb": bits_per_byte(value),
             "clock": {} if seconds is None else {"buckets": {}, "total": seconds, "budget": None},
             "figures": _figures(run, window),
-            "stated": {key: text for key, text in run.stated.items() if key not in _OWN},
+            "stated": _plain({key: text for key, text in run.stated.items() if key not in _OWN}),
             "source": {
                 "file": str(source.path),
                 "sha256": digest,
@@ -249,6 +249,15 @@ def _model(run: FoundRun, found: Registry) -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """What a source states, null where it states a number that is not finite."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _finite(value) if isinstance(value, float) else value
 
 
 def _with_unique_names(runs: list[Imported]) -> list[Imported]:

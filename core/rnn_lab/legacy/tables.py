@@ -3,11 +3,13 @@
 import json
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.legacy.found import FoundRun, Point, Source, log_error, number
+from rnn_lab.legacy.found import FoundRun, Point, Source, count_of_steps, log_error, number
 
 _LABEL = ("model", "name", "label", "variant", "config", "gating")
 _LOSS = ("loss", "last100", "last-100 loss", "last-10 loss", "last100_loss", "last_100_loss", "final_loss",
@@ -57,6 +59,27 @@ def read_markdown(path: Path, lines: list[str]) -> Source:
     return source
 
 
+class _Placing(json.JSONDecoder):
+    """A decoder that knows the lines of every object: `lines[id(object)]` is its first and its last."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.lines: dict[int, tuple[int, int]] = {}
+        self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
+        plain: Any = self.parse_object  # type: ignore[has-type]
+
+        def placed(text_and_start: tuple[str, int], *args: Any) -> tuple[Any, int]:
+            found, end = plain(text_and_start, *args)
+            self.lines[id(found)] = (self._line(text_and_start[1] - 1), self._line(end - 1))
+            return found, end
+
+        self.parse_object = placed
+        self.scan_once = py_make_scanner(self)
+
+    def _line(self, at: int) -> int:
+        return bisect_right(self._starts, at)
+
+
 def read_json(path: Path, text: str) -> Source:
     """A run for every object of a list, or of an object of objects, that has a loss.
 
@@ -65,21 +88,25 @@ def read_json(path: Path, text: str) -> Source:
     """
     source = Source(path, "json")
     try:
-        data = json.loads(text)
+        decoder = _Placing(text)
+        data = decoder.decode(text)
     except (ValueError, RecursionError) as error:
         raise log_error(path, getattr(error, "lineno", 1), f"not JSON: {error}") from error
     for label, row in _objects(data, path.stem):
+        first, last = decoder.lines[id(row)]
         lowered = {str(key).lower(): value for key, value in row.items()}
         if _first(list(lowered), (*_LOSS, *_LOSSES)) is None:
-            source.ignore("object without a loss", 1)
+            source.ignore("object without a loss", first)
             continue
         name = _first(list(lowered), _LABEL)
-        table = lowered if name is not None else {"model": label, **lowered}
-        run = _row(path, 1, "", table)
-        run.last = text.count("\n") + 1
+        run = _row(path, first, "", lowered if name is not None else {"model": label, **lowered})
+        run.last = last
         losses = _first(list(lowered), _LOSSES)
         if losses is not None:
-            run.points = list(_points(path, lowered[losses]))
+            run.points = list(_points(path, first, lowered[losses]))
+        if not run.points and not run.figures:
+            source.ignore("object whose loss is no number", first)
+            continue
         source.runs.append(run)
     return source
 
@@ -98,13 +125,15 @@ def read_json_lines(path: Path, lines: list[str]) -> Source:
             continue
         try:
             row = json.loads(line)
-            step, loss = int(row["step"]), float("nan" if row["loss"] is None else row["loss"])
-        except (ValueError, TypeError, KeyError) as error:
+            printed, step = row["loss"], row["step"]
+            loss = float("nan" if printed is None else "no loss" if isinstance(printed, bool) else printed)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise log_error(path, at, f"expected an object with step and loss: {line!r:.90}") from error
+        step = _steps(path, at, "step", step)
         if run.points and step <= run.points[-1].step:
             raise log_error(path, at, f"step {step} after step {run.points[-1].step}")
         known = ("lr", "grad_norm", "tokens_per_s", "seconds")
-        run.points.append(Point(step, loss, at, {k: float(row[k]) for k in known if _is_number(row.get(k))}))
+        run.points.append(Point(step, loss, at, {k: float(row[k]) for k in known if _is_finite(row.get(k))}))
     source.runs = [run] if run.points else []
     return source
 
@@ -124,7 +153,7 @@ def _row(
         elif key == "params":
             run.stated["printed_params" if isinstance(value, str) else "params"] = value
         elif key == used["steps"]:
-            run.stated["steps"] = int(_count(path, at, key, value))
+            run.stated["steps"] = _steps(path, at, key, value)
         elif key != used["label"] and key not in _LOSSES and key != "model":
             run.stated.setdefault("other", {})[key] = value
     run.stated["model"] = label
@@ -151,6 +180,13 @@ def _count(path: Path, at: int, key: str, value: Any) -> float:
         raise log_error(path, at, f"{key} = {value!r} is no number") from error
 
 
+def _steps(path: Path, at: int, key: str, value: Any) -> int:
+    try:
+        return count_of_steps(value)
+    except ValueError as error:
+        raise log_error(path, at, f"{key} = {value!r:.40}: {error}") from error
+
+
 def _objects(data: Any, stem: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Objects that may be runs, each with a name."""
     if isinstance(data, list):
@@ -161,18 +197,22 @@ def _objects(data: Any, stem: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from [(stem, data)] if is_run or not inner else inner
 
 
-def _points(path: Path, losses: Any) -> Iterator[Point]:
+def _points(path: Path, at: int, losses: Any) -> Iterator[Point]:
     """Losses of single steps, the first of step 1."""
     if not isinstance(losses, list):
-        raise log_error(path, 1, "losses: expected a list with one loss per step")
+        raise log_error(path, at, "losses: expected a list with one loss per step")
     for step, loss in enumerate(losses, 1):
         if not _is_number(loss) and loss is not None:
-            raise log_error(path, 1, f"losses[{step - 1}] = {loss!r} is no number")
-        yield Point(step, math.nan if loss is None else float(loss), 1)
+            raise log_error(path, at, f"losses[{step - 1}] = {loss!r:.40} is no number")
+        yield Point(step, math.nan if loss is None else float(loss), at)
 
 
 def _first(names: list[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in names), None)
+
+
+def _is_finite(value: object) -> bool:
+    return _is_number(value) and math.isfinite(float(str(value)))
 
 
 def _is_number(value: object) -> bool:

@@ -6,11 +6,12 @@
 Neither says over how many steps a printed loss was averaged.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnn_lab.legacy.found import FoundRun, Point, Source, log_error, number, whole
+from rnn_lab.legacy.found import FoundRun, Point, Source, count_of_steps, log_error, number, whole
 
 _X = r"([-+]?(?:[0-9][0-9,]*\.?[0-9]*(?:e[-+]?[0-9]+)?|nan|inf))"
 _N = r"([0-9][0-9,]*)"
@@ -79,8 +80,9 @@ FORMATS: dict[str, tuple[Kind, ...]] = {
     ),
 }  # fmt: skip
 _FIGURES = ("final_loss", "validation_loss", "FINAL_LOSS_LAST100")
-_WHOLE = ("step", "dim", "depth", "params", "tokens", "steps", "planned_steps", "batch_size", "seq_len", "grad_accum",
-          "effective_batch", "world_size")  # fmt: skip
+_LOSSES = ("loss", *_FIGURES)
+_STEPS = ("step", "steps", "planned_steps")
+_WHOLE = ("dim", "depth", "params", "tokens", "batch_size", "seq_len", "grad_accum", "effective_batch", "world_size")
 _TEXT = ("label", "model", "date", "device", "dtype", "optimizer", "data", "error")
 _OF_STEP = ("lr", "grad_norm", "tokens_per_s", "seconds")
 
@@ -137,12 +139,25 @@ def _values(path: Path, at: int, kind: Kind, match: "re.Match[str]") -> dict[str
         if not key or text is None:
             continue
         try:
-            values[key] = text if key in _TEXT else whole(text) if key in _WHOLE else number(text)
+            values[key] = _value(key, text)
         except ValueError as error:
-            raise log_error(path, at, f"{key} = {text!r} is no number") from error
+            raise log_error(path, at, f"{key} = {text!r:.40}: {error}") from error
+        if isinstance(values[key], float) and key not in _LOSSES and not math.isfinite(float(text.replace(",", ""))):
+            del values[key]  # no figure
     if "memory_mb" in values:
         values["peak_memory_bytes"] = round(float(str(values.pop("memory_mb"))) * 2**20)
     return values
+
+
+def _value(key: str, text: str) -> object:
+    """A printed value.
+
+    Raises:
+        ValueError: it is none; says why.
+    """
+    if key in _STEPS:
+        return count_of_steps(text)
+    return text if key in _TEXT else whole(text) if key in _WHOLE else number(text)
 
 
 def _take(path: Path, at: int, run: FoundRun, kind: str, values: dict[str, object]) -> None:
@@ -156,7 +171,8 @@ def _take(path: Path, at: int, run: FoundRun, kind: str, values: dict[str, objec
         of_step = {key: float(str(values[key])) for key in _OF_STEP if key in values}
         run.points.append(Point(step, loss, at, of_step))
         run.stated.update({key: values[key] for key in ("peak_memory_bytes", "tokens_per_s") if key in values})
-        run.stated["tokens_per_s_is"] = f"as printed with the loss in line {at}"
+        if "tokens_per_s" in values:
+            run.stated["tokens_per_s_is"] = f"as printed with the loss in line {at}"
         return
     for key, value in values.items():
         if key in _FIGURES:
@@ -165,5 +181,7 @@ def _take(path: Path, at: int, run: FoundRun, kind: str, values: dict[str, objec
             run.error = str(value)
         elif key in ("params", "dim", "depth", "tokens") and run.stated.get(key, value) != value:
             raise log_error(path, at, f"{key} = {value}, but an earlier line of {run.label} says {run.stated[key]}")
+        elif key == "steps" and run.points and run.points[-1].step > int(str(value)):
+            raise log_error(path, at, f"steps = {value}, but line {run.points[-1].line} is step {run.points[-1].step}")
         else:
             run.stated[key] = value

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from rnn_lab.compare import VALIDATION, held_equal
 from rnn_lab.errors import RunError
 from rnn_lab.records import Series, read_series
 from rnn_lab.report import charts, details
@@ -35,21 +36,24 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
     field = contestants(series.runs, rows, metric)
     if not rows:
         raise RunError(f"{folder}: the plan holds no jobs: nothing to report")
-    noise = details.noise_of(series)
-    judgement = judged(field, frozenset(allow))
-    found = verdicts(judgement, noise) if judgement else ()
-    shared, environment, confounds = details.shared_and_confounds(field)
-    places = standings(field, metric, along(found, budget_axis(series)), noise)
+    noise = details.noise_of(series, metric)
+    judgement = judged(field, metric, frozenset(allow))
+    found = verdicts(judgement, metric, noise) if judgement else ()
+    axis = held_equal(series.runs)
+    decides = VALIDATION if metric == VALIDATION else axis
+    setup = details.setup(field)
+    places = standings(field, metric, along(found, decides), noise)
     beside = published(series.external, field, places)
     report = Report(
         title=_title(series, field),
         description=str(series.meta.get("description") or ""),
         metric=METRICS.get(metric, metric),
-        axis=budget_axis(series),
+        axis=axis,
+        decides=decides,
         window=_window(field),
         made_with=made_with(),
         allowed=tuple(sorted(allow)),
-        settings=shared,
+        settings=setup.settings,
         notes=_notes(series),
         findings=(),
         standings=places,
@@ -62,10 +66,11 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
         runs=rows,
         published=beside,
         agreements=agreements(beside),
-        confounds=confounds,
+        confounds=setup.confounds,
+        unrecorded=setup.unrecorded,
         noise=noise,
         commands=details.commands(series),
-        environment={"dates": details.dates(field), **environment},
+        environment={"dates": details.dates(field), **setup.environment},
     )
     return settled(findings(settled(report)))
 
@@ -73,15 +78,6 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
 def made_with() -> dict[str, str]:
     """Versions that the bytes of a report depend on."""
     return {name: metadata.version(name) for name in _LIBRARIES} | charts.versions()
-
-
-def budget_axis(series: Series) -> str:
-    """What the runs were given an equal amount of: steps, tokens, or seconds of the training clock."""
-    budgets = [run.config.get("train", {}) for run in series.runs if run.config]
-    for key, axis in (("minutes", "seconds"), ("tokens", "tokens")):
-        if budgets and all(train.get(key) is not None for train in budgets):
-            return axis
-    return "steps"
 
 
 def _metric(series: Series) -> str:

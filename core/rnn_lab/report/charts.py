@@ -7,11 +7,14 @@ share a muted one, and every line and point carries its name.
 
 import io
 import re
+import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import matplotlib
-from matplotlib import ticker
+from matplotlib import font_manager, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -38,6 +41,9 @@ _AXIS_NAMES = {
     "seconds": "seconds of the training clock",
 }  # fmt: skip
 _LOSS = "nats per byte"
+_SIGN = 0.018
+"""Width of a sign in a name, as a share of the frame's."""
+_LONGEST = 24
 
 
 def charts(report: Report) -> dict[str, str]:
@@ -68,7 +74,9 @@ def _height(rows: int) -> float:
 
 def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     """One chart as an `svg` element without size, namespace or ids that another chart could have."""
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        # The page's fonts draw the text; the one that measures it here need not have every sign.
+        warnings.filterwarnings("ignore", r"(?s).*[Gg]lyph.*", UserWarning)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
@@ -118,7 +126,7 @@ def _ranking(axes: Axes, report: Report) -> None:
         axes.plot([one.loss.value], [place], "o", color=colour, markersize=5.5)
         if place and one.group != rows[place - 1].group:
             axes.axhline(place - 0.5, color=_FAINT, linewidth=0.7, linestyle=(0, (1, 2)))
-    axes.set_yticks(range(len(rows)), [one.label for one in rows])
+    axes.set_yticks(range(len(rows)), [_measured(_short(one.label)) for one in rows])
     axes.tick_params(axis="y", labelcolor=_INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     values = [one.loss.value for one in rows]
@@ -128,6 +136,11 @@ def _ranking(axes: Axes, report: Report) -> None:
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"{report.metric}, {_LOSS}")
+    figure = axes.get_figure(root=True)
+    if figure is not None and any(_measured(one.label) != one.label for one in rows):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the room for the names has been made
+        axes.set_yticks(range(len(rows)), [_short(one.label) for one in rows])
 
 
 def _front(axes: Axes, standings: Sequence[Standing], metric: str) -> None:
@@ -150,7 +163,7 @@ def _front(axes: Axes, standings: Sequence[Standing], metric: str) -> None:
     axes.set_ylim(min(losses) - 0.25 * reach, max(losses) + 0.25 * reach)
     speeds = [speed for _, speed in known]
     ratio = max(max(speeds) / min(speeds), 1.5)
-    axes.set_xlim(min(speeds) * ratio**-0.12, max(speeds) * ratio**0.3)
+    axes.set_xlim(min(speeds) * ratio**-0.12, max(speeds) * ratio ** max(0.3, _room([one.label for one, _ in known])))
     axes.grid()
     axes.set_xlabel("bytes per second, training (log)")
     axes.set_ylabel(f"{metric}, {_LOSS}")
@@ -167,13 +180,14 @@ def _curves(axes: Axes, some: Sequence[Curve], standings: Sequence[Standing]) ->
     settled = max(max(curve.loss[len(curve.loss) // 6 :]) for curve in some)
     axes.set_ylim(lowest - 0.05 * (settled - lowest), settled + 0.05 * (settled - lowest))
     ends = [curve.at[-1] for curve in some]
+    room = max(0.24, _room([curve.label for curve in some]))
     left, right = min(curve.at[0] for curve in some), max(ends)
     if right > 2 * min(ends):
         axes.set_xscale("log")
-        axes.set_xlim(left, right * (right / left) ** 0.24)
+        axes.set_xlim(left, right * (right / left) ** room)
         _log_ticks(axes)
     else:
-        axes.set_xlim(0, right * 1.24)
+        axes.set_xlim(0, right * (1 + room))
         axes.xaxis.set_major_locator(ticker.FixedLocator(ticker.MaxNLocator(4).tick_values(0, right)[:-1]))
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
@@ -200,6 +214,8 @@ def _beside(axes: Axes, pairs: Sequence[Published], standings: Sequence[Standing
     reach = max(max(values) - min(values), 0.004 * values[0])
     axes.set_ylim(min(values) - 0.25 * reach, max(values) + 0.25 * reach)
     axes.margins(x=0.2)
+    first, last = axes.get_xlim()
+    axes.set_xlim(first, last + max(0.0, _room([label for _, _, label in points]) - 0.2) * (last - first))
     axes.grid()
     axes.set_xlabel(f"published loss, {_LOSS} (external)")
     axes.set_ylabel(f"ours, {_LOSS}")
@@ -212,15 +228,46 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]], standin
     to_axes = axes.transData + axes.transAxes.inverted()
     spots = sorted((*to_axes.transform((x, y)), label) for x, y, label in points)
     while spots:
-        reach = spots[0][0] + 0.018 * max(len(label) for _, _, label in spots)
+        reach = spots[0][0] + _SIGN * max(len(_measured(_short(label))) for _, _, label in spots)
         near = sorted((y, x, label) for x, y, label in spots if x <= reach)
         spots = [spot for spot in spots if spot[0] > reach]
         for (y, x, label), place in zip(near, _apart([y for y, _, _ in near], 0.056), strict=True):
             colour = _colour(label, standings)
             if abs(place - y) > 0.03:
                 axes.plot([x, x + 0.02], [y, place], color=colour, linewidth=0.6, alpha=0.7, transform=axes.transAxes)
-            text = axes.text(x + 0.024, place, label, transform=axes.transAxes, va="center", fontsize=8, color=colour)
+            text = axes.text(
+                x + 0.024, place, _short(label), transform=axes.transAxes, va="center", fontsize=8, color=colour
+            )
             text.set_in_layout(False)
+
+
+def _room(labels: Sequence[str]) -> float:
+    """Width beside the points that names need, as a share of the points' own width."""
+    share = 0.03 + _SIGN * max(len(_measured(_short(label))) for label in labels)
+    return share / (1 - share)
+
+
+def _short(label: str) -> str:
+    """A label as charts show it: both ends of a long one, which often differs in its last words only."""
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST // 2]}…{label[1 - _LONGEST // 2 :]}"
+
+
+def _measured(text: str) -> str:
+    """Text about as wide as `text`, of signs that the measuring font has."""
+    return text if text.isascii() else "".join(sign if ord(sign) in _signs() else _stand_in(sign) for sign in text)
+
+
+@cache
+def _signs() -> frozenset[int]:
+    """Code points that the measuring font has."""
+    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def _stand_in(sign: str) -> str:
+    """Something as wide: an em for East Asian signs and emoji, nothing for marks and joiners."""
+    if unicodedata.category(sign) in ("Mn", "Me", "Cf"):
+        return ""
+    return "\N{EM DASH}" if unicodedata.east_asian_width(sign) in "WF" else "n"
 
 
 def _apart(values: Sequence[float], gap: float) -> list[float]:

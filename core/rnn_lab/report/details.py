@@ -1,16 +1,26 @@
-"""What stands behind the figures: sizes, kernels, settings, environment, and what differs besides the model."""
+"""What stands behind the figures: sizes, kernels, settings, environment, and what else differs or is unknown."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rnn_lab.differences import kernels_of
 from rnn_lab.records import RunRecord, Series
 from rnn_lab.report.contestants import Contestant
-from rnn_lab.report.facts import Confound, Kernel, Noise, Size
+from rnn_lab.report.facts import Confound, Kernel, Noise, Size, Unrecorded
 
 REFERENCE = "reference"
 _UNSHOWN = {"train.seed", "data.path", "data.val_path", "train.device", "log.trackers"}
 _RAN_ON = ("device", "dtype")
+_MEASURED = ("data.fingerprint", *_RAN_ON, "clock of budgets", "CUDA graph")
+_STATED = {
+    "batch_size": "train.batch_size", "seq_len": "train.seq_len", "grad_accum": "train.grad_accum",
+    "optimizer": "optimizer.name",
+}  # fmt: skip
+_EXPECTED = ("train.batch_size", "train.seq_len", "optimizer.name", "optimizer.lr", *_MEASURED)
+_WEIGHTY = ("train", "optimizer", "data")
+_UNKNOWN = "not recorded"
 
 
 def sizes(field: Sequence[Contestant]) -> tuple[Size, ...]:
@@ -68,21 +78,67 @@ def _layers(layers: Sequence[Any]) -> str:
     return ", ".join([*parts, *(str(layer) for layer in layers if not isinstance(layer, int))])
 
 
-def shared_and_confounds(field: Sequence[Contestant]) -> tuple[dict[str, str], dict[str, str], tuple[Confound, ...]]:
-    """Settings and environment that all runs share, and everything else that is not the model itself."""
-    of_runs = {run.name: (dict(_settings(run)), dict(_environment(run))) for one in field for run in one.runs}
-    shared: tuple[dict[str, str], dict[str, str]] = ({}, {})
-    confounds = []
-    for which in (0, 1):
-        for key in dict.fromkeys(key for tables in of_runs.values() for key in tables[which]):
-            by_value: dict[str, list[str]] = {}
-            for name, tables in of_runs.items():
-                by_value.setdefault(tables[which].get(key, "not set"), []).append(name)
-            if len(by_value) == 1:
-                shared[which][key] = next(iter(by_value))
-            else:
-                confounds.append(Confound(key, {value: ", ".join(names) for value, names in by_value.items()}))
-    return shared[0], shared[1], (*confounds, *_kernel_confound(field), *_chain_confounds(field))
+@dataclass(frozen=True)
+class Setup:
+    """What all runs share, what differs besides the model, and what nobody recorded."""
+
+    settings: Mapping[str, str]
+    environment: Mapping[str, str]
+    confounds: tuple[Confound, ...]
+    unrecorded: tuple[Unrecorded, ...]
+
+
+def setup(field: Sequence[Contestant]) -> Setup:
+    """Settings and environment of the runs that count; what a run did not record is neither equal nor another."""
+    runs = [run for one in field for run in one.runs]
+    of_settings = {run.name: dict(_settings(run)) for run in runs}
+    of_environment = {run.name: dict(_environment(run)) for run in runs}
+    settings, differ = _shared(of_settings, {run.name for run in runs if run.external})
+    environment, elsewhere = _shared(of_environment, {run.name for run in runs if not run.env})
+    return Setup(
+        settings,
+        environment,
+        (*differ, *elsewhere, *_kernel_confound(field), *_chain_confounds(field)),
+        _unrecorded(runs, of_settings),
+    )
+
+
+def _shared(
+    tables: Mapping[str, Mapping[str, str]], partial: Collection[str]
+) -> tuple[dict[str, str], tuple[Confound, ...]]:
+    """What all runs have in common and what not, by key; what a run of `partial` lacks is unknown, not unset."""
+    shared, differ = {}, []
+    for key in dict.fromkeys(key for table in tables.values() for key in table):
+        by_value: dict[str, list[str]] = {}
+        for name, table in tables.items():
+            value = table.get(key, _UNKNOWN if name in partial else "not set")
+            by_value.setdefault(value, []).append(name)
+        unknown = by_value.pop(_UNKNOWN, [])
+        if len(by_value) == 1:
+            shared[key] = next(iter(by_value)) + (" (where recorded)" if unknown else "")
+        elif by_value:
+            differ.append(Confound(key, {value: ", ".join(names) for value, names in by_value.items()}))
+    return shared, tuple(differ)
+
+
+def _unrecorded(runs: Sequence[RunRecord], tables: Mapping[str, Mapping[str, str]]) -> tuple[Unrecorded, ...]:
+    """What runs do not say of what a comparison rests on; runs that lack the same together."""
+    known = [key for table in tables.values() for key in table if key.partition(".")[0] in _WEIGHTY]
+    by_what: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        table = tables[run.name]
+        expected = [*_EXPECTED, *known] if run.external else _MEASURED
+        lacking = [key for key in dict.fromkeys(expected) if table.get(key, _UNKNOWN) == _UNKNOWN]
+        for what, there in (
+            ("bytes consumed", run.chain),
+            ("kernels", run.backends),
+            ("software and machine", run.env),
+        ):
+            if not there:
+                lacking.append(what)
+        if lacking:
+            by_what.setdefault(tuple(lacking), []).append(run.name)
+    return tuple(Unrecorded(", ".join(names), what) for what, names in by_what.items())
 
 
 def _settings(run: RunRecord) -> Iterator[tuple[str, str]]:
@@ -90,10 +146,16 @@ def _settings(run: RunRecord) -> Iterator[tuple[str, str]]:
     for section, table in run.config.items():
         if section != "model":
             yield from ((f"{section}.{k}", _text(v)) for k, v in table.items() if f"{section}.{k}" not in _UNSHOWN)
-    yield "data.fingerprint", _text((run.result.get("data") or {}).get("fingerprint"))
-    yield from ((key, _text(run.result.get(key))) for key in _RAN_ON)
-    yield "clock of budgets", _text(run.clock.get("budget"))
-    yield "CUDA graph", _text((run.result.get("graph") or {}).get("used"))
+    stated = run.result.get("stated") or {}
+    if run.external and isinstance(stated, Mapping):
+        yield from ((key, _text(stated[name])) for name, key in _STATED.items() if stated.get(name) is not None)
+    measured = (
+        (run.result.get("data") or {}).get("fingerprint"),
+        *(run.result.get(key) for key in _RAN_ON),
+        run.clock.get("budget"),
+        (run.result.get("graph") or {}).get("used"),
+    )
+    yield from ((key, _UNKNOWN if v is None else _text(v)) for key, v in zip(_MEASURED, measured, strict=True))
 
 
 def _environment(run: RunRecord) -> Iterator[tuple[str, str]]:
@@ -108,13 +170,14 @@ def _environment(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _kernel_confound(field: Sequence[Contestant]) -> Iterator[Confound]:
-    """Whether some contestants ran plain references where others ran kernels."""
+    """Whether some contestants fell back to plain references where others ran kernels; on a CPU there are none."""
     by_value: dict[str, list[str]] = {}
     for one in field:
-        plain = sorted({str(row["op"]) for run in one.runs for row in run.backends if row.get("backend") == REFERENCE})
-        by_value.setdefault(f"plain reference for {', '.join(plain)}" if plain else "kernels only", []).append(
-            one.label
-        )
+        kinds = {kernels_of(run) for run in one.runs if run.backends}
+        for kind in sorted(kinds):
+            rows = [row for run in one.runs for row in run.backends if row.get("backend") == REFERENCE]
+            plain = ", ".join(sorted({str(row["op"]) for row in rows if row.get("layers") != ["lm"]}))
+            by_value.setdefault(f"plain reference for {plain}" if kind == "fallback" else kind, []).append(one.label)
     if len(by_value) > 1:
         yield Confound("kernels", {value: ", ".join(labels) for value, labels in by_value.items()})
 
@@ -133,10 +196,10 @@ def _chain_confounds(field: Sequence[Contestant]) -> Iterator[Confound]:
             yield Confound(key, {chain: ", ".join(names) for chain, names in chains.items()})
 
 
-def noise_of(series: Series) -> Noise | None:
-    """The noise floor that the series was planned with, or measured itself."""
+def noise_of(series: Series, metric: str) -> Noise | None:
+    """The noise floor that the series was planned with, or measured itself; None for that of another figure."""
     known = series.noise
-    if not known or not isinstance(known.get("floor"), int | float):
+    if not known or not isinstance(known.get("floor"), int | float) or known.get("metric", metric) != metric:
         return None
     return Noise(float(known["floor"]), float(known.get("sd", 0.0)), int(known.get("n", 0)), str(known.get("model")))
 

@@ -85,8 +85,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of the difference in loss of two contestants at an equal amount of `axis`.
+    """What is known of the difference in training loss of two contestants at an equal amount of `axis`.
 
+    Where `axis` is `val_loss` it is the difference of their validation losses at the end, and `at` is None.
     `effect` is a's loss less b's; negative is better for a; its interval is `low` to `high`, or plus or minus `half`.
     `detectable` is the smallest difference that these runs would have shown four times in five; `p` is adjusted over
     the pairs of the axis. `refusal` says why there is no verdict.
@@ -196,6 +197,14 @@ class Confound:
 
 
 @dataclass(frozen=True)
+class Unrecorded:
+    """What nobody recorded of some runs, by name, so that nobody can say whether it is the same."""
+
+    runs: str
+    what: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Noise:
     """The noise floor: what the same configuration differs by when only the seed changes."""
 
@@ -209,7 +218,8 @@ class Noise:
 class Report:
     """Everything; see the parts.
 
-    `axis` is what the runs were given an equal amount of, `window` the steps that losses along the way are means of,
+    `axis` is what the runs were given an equal amount of, `decides` the axis of the verdicts that part the groups of
+    the ranking (`val_loss` for validation losses), `window` the steps that losses along the way are means of,
     `allowed` are obstacles that pairs are compared in spite of.
     """
 
@@ -217,6 +227,7 @@ class Report:
     description: str
     metric: str
     axis: str
+    decides: str
     window: int
     made_with: Mapping[str, str]
     allowed: tuple[str, ...]
@@ -234,6 +245,7 @@ class Report:
     published: tuple[Published, ...]
     agreements: tuple[Agreement, ...]
     confounds: tuple[Confound, ...]
+    unrecorded: tuple[Unrecorded, ...]
     noise: Noise | None
     commands: tuple[str, ...]
     environment: Mapping[str, str]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from rnn_lab.compare import VALIDATION
 from rnn_lab.report.facts import Report
 
 _EQUAL = {
@@ -35,12 +36,12 @@ def _sentences(report: Report) -> Iterator[str]:
 def _ranking(report: Report) -> Iterator[str]:
     best, *others = report.standings
     text = f"{best.label} has the lowest {report.metric}, {best.loss.value:.4f} nats per byte"
-    said = {v.b: v for v in report.verdicts if v.a == best.label and v.axis == report.axis}
+    said = {v.b: v for v in report.verdicts if v.a == best.label and v.axis == report.decides}
     shown = [one.label for one in others if said[one.label].verdict == "better" and not said[one.label].below_noise]
     unjudged = [one.label for one in others if said[one.label].verdict in ("inconclusive", "refused")]
     rest = [one.label for one in others if one.label not in (*shown, *unjudged)]
     if shown:
-        text += f"; at equal {_EQUAL[report.axis]} it was shown to be better than {_few(shown)}"
+        text += f"; {_by(report)} it was shown to be better than {_few(shown)}"
     if rest:
         text += f"; no difference was shown from {_few(rest)}"
     if unjudged:
@@ -50,14 +51,24 @@ def _ranking(report: Report) -> Iterator[str]:
     if below and report.noise:
         verb = "is" if len(below) == 1 else "are"
         yield f"{_few(below)} {verb} within the noise floor of {report.noise.floor:.4f} of the best: no difference."
-    refused = [v for v in report.verdicts if v.verdict == "refused" and v.axis == report.axis]
+    refused = [v for v in report.verdicts if v.verdict == "refused" and v.axis == report.decides]
     if refused:
         yield (
             f"{_count(len(refused), 'pair')} cannot be compared "
-            f"at equal {_EQUAL[report.axis]}: see Pairs; `--allow` judges them in spite of what differs."
+            f"{_by(report)}: see Pairs; `--allow` judges them in spite of what differs."
         )
-    if any(len(one.runs) == 1 for one in report.standings):
+    alone = any(len(one.runs) == 1 for one in report.standings)
+    if alone and report.decides == VALIDATION:
+        yield "Where there is one seed, nothing can be said of a difference between validation losses."
+    elif alone:
         yield "Where there is one seed, intervals cover the noise within that run, not what another seed would give."
+
+
+def _by(report: Report) -> str:
+    """What the verdicts of the ranking rest on."""
+    if report.decides == VALIDATION:
+        return f"by validation loss after equal {_EQUAL[report.axis]}"
+    return f"at equal {_EQUAL[report.axis]}"
 
 
 def _speed(report: Report) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rnn_lab.compare import ONE_SEED, Comparison, Rules
+from rnn_lab.compare import ONE_SEED, VALIDATION, Comparison, Rules
 from rnn_lab.errors import ConfigError
 from rnn_lab.ranking import Judgement, judge
 from rnn_lab.records import RunRecord
@@ -12,16 +12,21 @@ from rnn_lab.stats import mean_of_seeds, mean_of_steps
 from rnn_lab.train.metrics import WINDOW
 
 
-def judged(field: Sequence[Contestant], allow: frozenset[str]) -> Judgement | None:
-    """All pairs along every axis that every run has figures for; None for fewer than two contestants."""
+def judged(field: Sequence[Contestant], metric: str, allow: frozenset[str]) -> Judgement | None:
+    """All pairs along every axis, and by validation loss where that is the metric; None for fewer than two."""
     if len(field) < 2:
         return None
-    return judge([one.group for one in field], Rules(allow=allow), keep_refused=True)
+    rules = Rules(allow=allow, validation=metric == VALIDATION)
+    return judge([one.group for one in field], rules, keep_refused=True)
 
 
-def verdicts(judgement: Judgement, noise: Noise | None) -> tuple[Verdict, ...]:
-    """The pairs of a judgement, the better placed first, as the report words them."""
-    return tuple(_verdict(axis.between(b, a), noise) for axis in judgement.axes for a, b in _pairs(judgement))
+def verdicts(judgement: Judgement, metric: str, noise: Noise | None) -> tuple[Verdict, ...]:
+    """The pairs of a judgement, the better placed first, as the report words them; the noise floor is the metric's."""
+    return tuple(
+        _verdict(axis.between(b, a), noise if (axis.axis == VALIDATION) == (metric == VALIDATION) else None)
+        for axis in judgement.axes
+        for a, b in _pairs(judgement)
+    )
 
 
 def _pairs(judgement: Judgement) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rnn_lab.compare import VALIDATION
 from rnn_lab.report.charts import charts, colour_of
 from rnn_lab.report.facts import Estimate, Kernel, Published, Report, Verdict
 
@@ -15,6 +16,13 @@ _MINUS = "−"
 _SPECIAL = re.compile(r"([\\`*\[\]|<>#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
 AXIS_TITLES = {"steps": "Steps", "tokens": "Bytes", "flops": "FLOPs", "seconds": "Seconds"}
+PAIR_TITLES = {
+    **{
+        axis: f"training loss at equal {title.lower() if axis != 'flops' else title}"
+        for axis, title in AXIS_TITLES.items()
+    },
+    VALIDATION: "validation loss at the end",
+}
 
 
 def html(report: Report) -> str:
@@ -49,6 +57,9 @@ def _names(report: Report) -> dict[str, Any]:
         "r": report,
         "axis_titles": AXIS_TITLES,
         "pairs": pair_rows(report.verdicts),
+        "pair_titles": {
+            axis: title for axis, title in PAIR_TITLES.items() if any(v.axis == axis for v in report.verdicts)
+        },
         "methods": list(dict.fromkeys(verdict.method for verdict in report.verdicts if verdict.method)),
         "pair_notes": list(dict.fromkeys(note for verdict in report.verdicts for note in verdict.notes)),
         "documents": by_document(report.published),

@@ -16,13 +16,18 @@ FOLDER, FILE = "report", "events.out.tfevents.0.report"
 
 
 def write_text(target: Path, page: str) -> None:
-    """Write the Markdown `page` as events to `target`/report; an earlier one is replaced. No clock is involved."""
+    """Write the Markdown `page` as events to `target`/report; an earlier one is replaced."""
+    (target / FOLDER).mkdir(exist_ok=True)
+    write_bytes_atomic(target / FOLDER / FILE, encoded(page))
+
+
+def encoded(page: str) -> bytes:
+    """The Markdown `page` as a file of events. No clock is involved: one page gives the same bytes every time."""
     records = _Records()
     writer = RecordWriter(records)
     for event in (Event(wall_time=0, file_version="brain.Event:2"), _texts(page)):
         writer.write(event.SerializeToString())
-    (target / FOLDER).mkdir(exist_ok=True)
-    write_bytes_atomic(target / FOLDER / FILE, bytes(records.data))
+    return bytes(records.data)
 
 
 class _Records:

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 
 from rnn_lab.differences import TOPICS
 from rnn_lab.errors import RunError
+from rnn_lab.records import SERIES, read_series
 from rnn_lab.report.build import facts
+from rnn_lab.report.contestants import FILES
+from rnn_lab.report.tensorboard import FILE, FOLDER, encoded
 from rnn_lab.report.write import HTML, JSON, MARKDOWN, pages
 
 _DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
 _CONTEXT = 36
+_NUMBERED = re.compile(r"(?<=tfevents)\..*")
 
 
 def verify(folder: Path, out: Path | None = None, *, other_versions: bool = False) -> list[str]:
@@ -53,7 +58,38 @@ def verify(folder: Path, out: Path | None = None, *, other_versions: bool = Fals
         differences += [f"{JSON}, {place}" for place in _lines(written[JSON], expected[JSON])]
     for name in (MARKDOWN, HTML):
         differences += [f"{name}, {place}" for place in _lines(written[name], expected[name])]
-    return differences
+    return [*differences, *_events(target, expected[MARKDOWN])]
+
+
+def uncovered(folder: Path, out: Path | None = None) -> dict[str, int]:
+    """Files below `folder` that the report neither is nor was computed from, by pattern, and how many there are."""
+    target = out or folder
+    runs = {run.path for run in read_series(folder, keep_damaged=True).runs}
+    read = {*(run / name for run in runs for name in FILES), *(folder / name for name in (SERIES, "noise.json"))}
+    read |= {*(target / name for name in (JSON, MARKDOWN, HTML)), *(target / FOLDER).glob("*")}
+    read |= {folder / "jobs" / f"{run.name}.json" for run in runs}
+    found: Counter[str] = Counter()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path not in read and not path.name.endswith(".lock"):
+            run = next((parent for parent in path.parents if parent in runs), None)
+            within = path.relative_to(run or folder)
+            name = f"{within.parts[0]}/" if len(within.parts) > 1 else _NUMBERED.sub(".*", within.name)
+            found[f"{run.parent.relative_to(folder) / '*' if run else '.'}/{name}".removeprefix("./")] += 1
+    return dict(found)
+
+
+def _events(target: Path, page: str) -> Iterator[str]:
+    """Whether TensorBoard's copy of the page holds just that."""
+    folder = target / FOLDER
+    if not (folder / FILE).is_file():
+        yield f"{FOLDER}/{FILE} is missing: `rnn-lab report` writes it"
+    elif (written := (folder / FILE).read_bytes()) != (expected := encoded(page)):
+        # The head of the file holds lengths and sums, which say nothing to a person.
+        texts = (data.partition(b"report/00")[2].decode(errors="replace") for data in (written, expected))
+        yield f"{FOLDER}/{FILE}: {_around(*texts)}"
+    for path in sorted(folder.glob("*tfevents*")):
+        if path.name != FILE:
+            yield f"{FOLDER}/{path.name} is no file of the report, and TensorBoard shows it as one: remove it"
 
 
 def _read(path: Path) -> str:

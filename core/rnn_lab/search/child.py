@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.errors import Diverged
+from rnn_lab.isolation import PATIENT
+from rnn_lab.lab.outcome import judge, tail
 from rnn_lab.train.rundir import RunDir
 
 POLL = 0.1
 _GRACE = 120
 """Seconds that a stopped run has to finish its step and write a checkpoint."""
-_TAIL = 4000
-_PATIENCE = "120"
-"""Seconds that plugins may take to load: nobody waits for the prompt, and other workers keep the machine busy."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,14 @@ def train(
         # In a session of its own, so that Ctrl-C reaches it through us, in order.
         process = subprocess.Popen(
             [*program, *what, "--quiet"], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True, pass_fds=tuple(keep_open), env={"RNN_LAB_PLUGIN_TIMEOUT": _PATIENCE, **os.environ},
+            start_new_session=True, pass_fds=tuple(keep_open), env={**PATIENT, **os.environ},
         )  # fmt: skip
         try:
             asked = _watch(process, lines, on_step, deadline)
         except BaseException:
             _stop(process)
             raise
-    return _ended(process.returncode, asked, run, log)
+    return _ended(process.returncode, asked, run, done, log)
 
 
 def _watch(
@@ -110,25 +108,14 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _ended(code: int, asked: str | None, run: RunDir, log: Path) -> Ended:
+def _ended(code: int, asked: str | None, run: RunDir, before: dict[str, Any], log: Path) -> Ended:
+    """How it ended; a result.json that it only found there says nothing of it."""
     result = run.read_result() or {}
     if asked is not None:
         return Ended(asked, result)
-    status = result.get("status")
-    if code == 0 and status == "ok":
-        return Ended("ok", result)
-    known = {Diverged.exit_code: "diverged"}
-    outcome = known.get(code) or ("oom" if status == "oom" else "failed")
-    return Ended(outcome, result, result.get("error") or _tail(log) or f"exit code {code}")
-
-
-def _tail(log: Path) -> str | None:
-    """The last line of output that says something."""
-    try:
-        lines = log.read_bytes()[-_TAIL:].decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((line.strip() for line in reversed(lines) if line.strip()), None)
+    result = {} if result == before else result
+    state, reason = judge(128 - code if code < 0 else code, result, tail(log))
+    return Ended("ok" if state == "done" else state, result, reason)
 
 
 class _Lines:
