@@ -30,7 +30,7 @@ def _library(text, name):
 
     source = text.replace(skeleton("ptx"), (HERE / "emulated_ptx.h").read_text())
     assert source != text
-    source += f'\nextern "C" void go(const void* args, unsigned grid, int threads, int reversed) {{\n'
+    source += '\nextern "C" void go(const void* args, unsigned grid, int threads, int reversed) {\n'
     source += "    recurrence::Args a;\n    std::memcpy(&a, args, sizeof a);\n"
     source += f"    emulated::run(grid, threads, reversed, [&] {{ recurrence::{name}(a); }});\n}}\n"
     BUILT.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def _library(text, name):
     if not path.exists():
         file, made = path.with_suffix(".cc"), path.with_suffix(".tmp")
         file.write_text(source)
-        subprocess.run(["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", str(file), "-o", str(made)], check=True)
+        subprocess.run(["g++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", str(file), "-o", str(made)], check=True)
         made.rename(path)
     return ctypes.CDLL(str(path))
 

@@ -251,7 +251,7 @@ __device__ __forceinline__ void prepare(const char* raw, char* shared);
 // h becomes the state after step k, y what is seen of it.
 __device__ __forceinline__ void step(const Place& p, char* shared, int k, Tile h, Row y);
 
-extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Args a) {
     extern __shared__ __align__(16) char shared[];
     const Place p(a);
     float h[RE][CE];
@@ -296,7 +296,7 @@ __device__ __forceinline__ void pull_back(const Args& a, const Place& p, const c
 __device__ __forceinline__ void clear_weights(char* shared);
 __device__ __forceinline__ void store_weights(const Args& a, const Place& p, const char* shared);
 
-extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_constant__ Args a) {
     extern __shared__ __align__(16) char shared[];
     const Place p(a);
     float dh[RE][CE];
@@ -324,6 +324,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
             if (RESET && resets >> k & 1) set_zero(s);
             replay(p, shared, k, s);
         }
+        __syncwarp();  // sums of the replay are stored by one lane of those that share a row
 #pragma unroll 1
         for (int k = steps - 1; k >= 0; --k) {
             const bool fresh = RESET && resets >> k & 1;

@@ -5,7 +5,8 @@ products of the state with a vector along one axis, outer products, element-wise
 inputs, and the state before every tile of steps, in bf16 where the inputs are narrow (`saved_bytes`).
 """
 
-from functools import lru_cache
+from dataclasses import replace
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -13,18 +14,19 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.cuda_jit import Kernel
-from rnn_lab.kernels.matrix_cuda import Form, Layout, Tiling, axes, source
+from rnn_lab.kernels.matrix_cuda import source
+from rnn_lab.kernels.matrix_layout import Form, Layout, Tiling, axes
 from rnn_lab.kernels.matrix_source import Program, parse
 from rnn_lab.kernels.triton_support import tried
 
-SMS = 128
+BUSY = 128
 """Blocks that keep a GPU busy."""
 WIDEST = 16
 """Columns of a lane."""
 LARGEST = 16
 """Entries of a lane where matrices are many."""
-STATES = 128
-"""Entries of a lane times steps of a tile: 16 KB of shared memory per warp, so that an SM holds many warps."""
+SHARED = 227 * 1024
+"""Bytes of shared memory that a block may have on Hopper; a GPU with less takes shorter tiles of steps."""
 
 
 def across(rows: int, columns: int) -> tuple[int, int] | None:
@@ -43,33 +45,50 @@ def across(rows: int, columns: int) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=256)
-def tilings(rows: int, columns: int) -> tuple[Tiling, ...]:
-    """Ways to spread a matrix, from many matrices to few: large tiles; small ones; small ones over several blocks."""
-    found = across(rows, columns)
+def tilings(text: str, shared: int = SHARED) -> tuple[Tiling, ...]:
+    """Ways to spread a matrix, for many, fewer and few of them: large tiles; small ones; these over several blocks."""
+    program = parse(text)
+    found = across(program.rows, program.columns)
     assert found is not None
     lanes, own = found
     height = 32 // lanes
-    tall = max(1, min(LARGEST // own, -(-rows // height)))
+    tall = max(1, min(LARGEST // own, -(-program.rows // height)))
     out = []
-    for of_lane, most in ((tall, 8), (1, 8), (1, 4)):
-        warps = -(-rows // (height * of_lane))
+    for of_lane, most, steps in ((tall, 8, 8), (1, 8, 8), (1, 4, 16)):
+        warps = -(-program.rows // (height * of_lane))
         split = -(-warps // most)
-        steps = 16 if of_lane * own * 16 <= STATES else 8
-        out.append(Tiling(of_lane, own, lanes, -(-warps // split), split, steps))
+        tiling = Tiling(of_lane, own, lanes, -(-warps // split), split, steps)
+        while tiling.steps > 1 and _bytes(program, tiling) > shared:
+            tiling = replace(tiling, steps=tiling.steps // 2)
+        out.append(tiling)
     return tuple(dict.fromkeys(out))
 
 
-def choose(rows: int, columns: int, matrices: int) -> int:
+def _bytes(program: Program, tiling: Tiling) -> int:
+    """Shared memory of backward where all streams are fp32."""
+    n = len(program.uses) + 1
+    form = Form(False, tiling, (torch.float32,) * n, (0,) * n, torch.float32, False, False, False, True)
+    return Layout(program, form).bytes
+
+
+def choose(found: tuple[Tiling, ...], matrices: int) -> int:
     """Index of the tiling for so many matrices: the first that gives a GPU enough warps, else the last."""
-    found = tilings(rows, columns)
     index = tried(len(found))
     if index is not None:
         return index
     for i, tiling in enumerate(found):
         blocks = matrices * tiling.split
-        if blocks >= SMS and (blocks * tiling.warps >= 8 * SMS or i > 0):
+        if blocks >= BUSY and (blocks * tiling.warps >= 8 * BUSY or i > 0):
             return i
     return len(found) - 1
+
+
+@cache
+def _shared(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have."""
+    if device.type != "cuda":
+        return SHARED
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
 
 
 def saved_bytes(program: Program, tiling: Tiling, narrow: bool) -> float:
@@ -100,7 +119,7 @@ def run(
     weights = [w.flatten(0, len(heads) - 1) if len(heads) > 1 and w.dim() >= len(heads) else w for w in ws]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (h, *xs, *ws))
     reset = None if reset_BT is None else reset_BT.to(torch.uint8)
-    tiling = choose(program.rows, program.columns, h.shape[0] * H)
+    tiling = choose(tilings(program.text, _shared(h.device)), h.shape[0] * H)
     start = h.float().reshape(h.shape[0], H, *h.shape[-2:])
     y, last, _ = _forward(program.text, start, flat, weights, reset, narrow, wanted, tiling)
     return y.view(*y.shape[:2], *heads, program.rows), last.view(h.shape)
@@ -172,7 +191,7 @@ class _Call:
         self.program = parse(program)
         self.xs, self.ws, self.reset = xs, ws, None if reset is None else reset.contiguous()
         self.H = h.shape[1]
-        self.tiling = tilings(self.program.rows, self.program.columns)[tiling]
+        self.tiling = tilings(program, _shared(h.device))[tiling]
         self.used = [self._tensor(name) for name in self.program.uses]
 
     def _tensor(self, name: str) -> Tensor:
@@ -239,7 +258,7 @@ class _Call:
     def launch(self, form: Form, y: Tensor, start: Tensor, stop: Tensor, marks: Tensor, found: list[Tensor]) -> None:
         """Launch a direction. The values are the fields of Args in matrix.cuh."""
         tensors = self.used if form.forward else [*self.used, y]
-        strides: list[tuple[int, int, int]] = []
+        strides: list[tuple[int, ...]] = []
         for name, x in zip([*self.program.uses, "y.r"], tensors, strict=False):
             if name[0] == "w":
                 per_head = x.dim() > len(axes(name))

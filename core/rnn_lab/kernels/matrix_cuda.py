@@ -1,164 +1,20 @@
 """Recurrences of independent rows as CUDA C++: what is printed around matrix.cuh."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from rnn_lab.kernels.dialects import CUDA, Dialect, printed
 from rnn_lab.kernels.expression import Node, variables
+from rnn_lab.kernels.matrix_layout import TYPES, Form, Layout, axes, code
 from rnn_lab.kernels.matrix_printer import Lane, loops
 from rnn_lab.kernels.matrix_source import Program
 
-_TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _CLOSE = replace(CUDA, operations=CUDA.operations | {"tanh": "close_tanh({0})"})
 """With a tanh whose error, 1e-7, is not relative to its result: enough where inputs are narrow."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a matrix is spread: a lane has `rows` by `columns` entries, `across` lanes share rows.
-
-    A block has `warps`, `split` blocks share a matrix, and a mark is kept every `steps` steps.
-    """
-
-    rows: int
-    columns: int
-    across: int
-    warps: int
-    split: int
-    steps: int
-
-    @property
-    def block_rows(self) -> int:
-        """Rows of a block."""
-        return self.warps * (32 // self.across) * self.rows
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return 32 * self.warps
-
-    @property
-    def mark(self) -> int:
-        """Elements of all marks of one matrix at one step, padding included."""
-        return self.split * self.threads * self.rows * self.columns
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a kernel is printed for.
-
-    `types` and `units` are those of `Program.uses` and, in backward, of dy: dtype, and bytes of an asynchronous copy
-    (0 where rows are not aligned). `output` is the dtype of y; `even` says that there are only whole tiles; `exact` that
-    all streams are fp32, so that errors of 1e-7 in a small number matter, and marks are fp32 too.
-    """
-
-    forward: bool
-    tiling: Tiling
-    types: tuple[torch.dtype, ...]
-    units: tuple[int, ...]
-    output: torch.dtype
-    even: bool
-    reset: bool
-    marks: bool
-    exact: bool
-
-
-class Layout:
-    """Offsets into shared memory, in bytes, and what else the printed parts share."""
-
-    def __init__(self, program: Program, form: Form) -> None:
-        self.program, self.form, self.tiling = program, form, form.tiling
-        t = form.tiling
-        self.prepare_lanes = min(32, max(4, _power_of_two(-(-t.threads // t.steps))))
-        self.widths = {"r": t.block_rows, "c": program.columns, "": 1}
-        """Numbers of a step that a block reads of a stream."""
-        self.pitch = {"r": t.block_rows, "c": t.across * t.columns + 4, "": 1}
-        """Floats from one step to the next of prepared values."""
-        self.raw: dict[str, tuple[int, int]] = {}
-        size = 0
-        for name, dtype in zip(self.streams, form.types, strict=True):
-            if name[0] != "w":
-                pitch = -(-self.width(name) * dtype.itemsize // 16) * 16
-                self.raw[name] = (size, pitch)
-                size += t.steps * pitch
-        self.raw_bytes = size
-        self._size = 2 * size
-        self.at: dict[str, int] = {}
-        for name in self.weights:
-            self._take(name, self.width(name))
-        for name in self.values:
-            self._take(name, t.steps * self.pitch[axes(name)])
-        if not form.forward:
-            self._take_backward()
-        self.states = self._size
-        self.bytes = self._size + (0 if form.forward else 128 * t.warps * t.steps * t.rows * t.columns)
-
-    def _take(self, name: str, floats: int) -> None:
-        self.at[name] = self._size
-        self._size += -(-4 * floats // 16) * 16
-
-    def _take_backward(self) -> None:
-        """Sums of the replay; gradients by prepared values; those by weights of every step, and added up."""
-        t = self.tiling
-        for name in self.program.adjoint.sums:
-            self._take(name, t.threads * t.steps * (t.rows if axes(name) == "r" else 1))
-        copies = {"r": 1, "c": t.warps, "": t.warps * 32 // t.across}
-        for name in self.program.hoisted.prepared:
-            self._take(f"g{name[1:]}", copies[axes(name)] * t.steps * self.pitch[axes(name)])
-        for name in self.weights:
-            self._take(f"d{name}", t.steps * self.width(name))
-            self._take(f"a{name}", self.width(name))
-
-    @cached_property
-    def streams(self) -> list[str]:
-        """Uses, and in backward `y.r`, from which dy comes."""
-        return self.program.uses if self.form.forward else [*self.program.uses, "y.r"]
-
-    @property
-    def weights(self) -> list[str]:
-        """Uses without a time axis."""
-        return [name for name in self.program.uses if name[0] == "w"]
-
-    @cached_property
-    def values(self) -> dict[str, Node]:
-        """Prepared values, dy among them in backward."""
-        from rnn_lab.kernels.expression import var
-
-        return self.program.hoisted.prepared | ({} if self.form.forward else {"dy.r": var("y.r")})
-
-    def width(self, name: str) -> int:
-        """Numbers of a step that a block reads of a stream or weight."""
-        return self.widths[axes(name)]
-
-    def floats(self, name: str) -> str:
-        """Where a value begins."""
-        return f"reinterpret_cast<float*>(shared + {self.at[name]})"
-
-    def read(self, name: str, step: str, index: str) -> str:
-        """One number of a stream or weight."""
-        if name[0] == "w":
-            return f"{self.floats(name)}[{index}]"
-        offset, pitch = self.raw[name]
-        dtype = self.form.types[self.streams.index(name)]
-        return f"staged<{_TYPES[dtype]}, {pitch}>(raw + {offset}, {step}, {index})"
-
-
-def axes(name: str) -> str:
-    """The kind of a variable."""
-    return name.rpartition(".")[2]
-
-
-def code(name: str) -> str:
-    """A variable as C++ calls it."""
-    return name.replace(".", "_")
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def source(program: Program, form: Form) -> str:
@@ -169,12 +25,12 @@ def source(program: Program, form: Form) -> str:
         "SR": 1 if program.transposed else program.columns, "SC": program.rows if program.transposed else 1,
         "RE": t.rows, "CE": t.columns, "CL": t.across, "W": t.warps, "SPLIT": t.split, "TILE": t.steps,
         "P": layout.prepare_lanes, "NU": max(1, len(layout.streams)), "EVEN": int(form.even), "RESET": int(form.reset),
-        "MARKS": int(form.marks), "UNROLL": max(1, min(4, 16 // (t.rows * t.columns))), "RAW": layout.raw_bytes,
+        "MARKS": int(form.marks), "UNROLL": max(1, min(4, 32 // (t.rows * t.columns))), "RAW": layout.raw_bytes,
         "STATES": layout.states,
     }  # fmt: skip
     lines = ["// Printed by rnn_lab.kernels.matrix_cuda."]
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]
-    lines += [f"#define FORWARD {int(form.forward)}", f"#define YTYPE {_TYPES[form.output]}"]
+    lines += [f"#define FORWARD {int(form.forward)}", f"#define YTYPE {TYPES[form.output]}"]
     lines += [f"#define MARK {'float' if form.exact else 'bf16'}"]
     for part in ("ptx", "functions", "matrix"):
         lines += [f'#line 1 "{part}.cuh"', skeleton(part)]
@@ -206,7 +62,7 @@ def _cell(layout: Layout) -> Iterator[str]:
     kinds = {code(name): axes(name) for name in program.adjoint.sums}
     body = _step(layout, lane, {"new_h": update, **kept}, {"new_h": "cr", **kinds})
     declared = [_array(name, kinds[name]) for name in kept]
-    stored = [line for name in program.adjoint.sums for line in _keep(layout, name, store=True)]
+    stored = [_keep(layout, name, store=True) for name in program.adjoint.sums]
     yield from _function(f"replay({of_step})", ["float new_h[RE][CE];", *declared, *body, *stored, "copy(new_h, h);"])
     yield from _function(f"adjoint({of_step}, Tile s, Tile dh)", _adjoint(layout, lane))
     yield from _function(f"pull_back({place}const char* raw, char* shared, i64 tile)", _pull_back(layout, dialect))
@@ -229,7 +85,7 @@ def _fetch(layout: Layout) -> Iterator[str]:
     for i, name in enumerate(layout.streams):
         if name[0] == "w":
             continue
-        dtype, unit = _TYPES[layout.form.types[i]], layout.form.units[i]
+        dtype, unit = TYPES[layout.form.types[i]], layout.form.units[i]
         offset, pitch = layout.raw[name]
         first, width = (" + p.g * NR", "p.rows") if axes(name) == "r" else ("", str(layout.width(name)))
         start = f"p.b * a.xb[{i}] + p.h * a.xh[{i}] + tile * TILE * a.xt[{i}]{first}"
@@ -270,8 +126,8 @@ def _prepare(layout: Layout, dialect: Dialect) -> Iterator[str]:
             "#pragma unroll",
             "for (int c = 0; c < CJ; ++c) {",
             "    const int at = lane + P * c;",
-            *(f"    if (k < TILE && at < CP) {layout.floats(name)}[k * CS + at] = at < COLUMNS ? {code(name)}[c] : 0.0f;"
-              for name in made),
+            "    if (k >= TILE || at >= CP) continue;",
+            *(f"    {layout.floats(name)}[k * CS + at] = at < COLUMNS ? {code(name)}[c] : 0.0f;" for name in made),
             "}",
             *_pad_columns(layout, list(made)),
         ])  # fmt: skip
@@ -313,7 +169,13 @@ def _read_columns(layout: Layout, names: list[str]) -> Iterator[str]:
 
 
 def _by_number(
-    layout: Layout, axis: str, count: str, outputs: dict[str, Node], dialect: Dialect, after: list[str], before: list[str]
+    layout: Layout,
+    axis: str,
+    count: str,
+    outputs: dict[str, Node],
+    dialect: Dialect,
+    after: list[str],
+    before: list[str],
 ) -> Iterator[str]:
     """Every number of a tile by one thread: `item`, of step k and row i."""
     yield f"for (int item = threadIdx.x; item < {count}; item += THREADS) {{"
@@ -323,9 +185,7 @@ def _by_number(
             yield f"    const float {code(name)} = {layout.read(name, 'k', 'i' if axis else '0')};"
     yield from (f"    {line}" for line in before)
     names = {name: code(name) for name in _needed(list(outputs.values()))}
-    yield from (
-        f"    {line}" for line in printed({code(n): node for n, node in outputs.items()}, names, "v", dialect)
-    )
+    yield from (f"    {line}" for line in printed({code(n): node for n, node in outputs.items()}, names, "v", dialect))
     yield from (f"    {line}" for line in after)
     yield "}"
 
@@ -335,7 +195,7 @@ def _values(layout: Layout, nodes: list[Node]) -> Iterator[str]:
     for name in _needed(nodes):
         if name[0] == "f":
             yield _array(code(name), axes(name))
-            yield from _keep(layout, name, store=False)
+            yield _keep(layout, name, store=False)
         elif name[0] == "p" or name == "dy.r":
             at, pitch = layout.floats(name), layout.pitch[axes(name)]
             yield _array(code(name), axes(name))
@@ -356,15 +216,13 @@ def _step(layout: Layout, lane: Lane, outputs: dict[str, Node], kinds: dict[str,
     yield from loops(outputs, kinds, _leaves(nodes), lane)
 
 
-def _keep(layout: Layout, name: str, store: bool) -> Iterator[str]:
-    """A sum of the replay, which every lane keeps for itself."""
-    at, rows = layout.floats(name), "RE" if axes(name) == "r" else "1"
-    index = "[r]" if axes(name) == "r" else ""
-    there = f"{at}[(k * {rows} + r) * THREADS + threadIdx.x]"
-    yield "#pragma unroll"
-    yield f"for (int r = 0; r < {rows}; ++r) " + (
-        f"{there} = {code(name)}{index};" if store else f"{code(name)}{index} = {there};"
-    )
+def _keep(layout: Layout, name: str, store: bool) -> str:
+    """A sum of the replay, for `adjoint`."""
+    at = layout.floats(name)
+    if axes(name) == "r":
+        return f"{'store' if store else 'load'}_rows({at} + k * NR, p, {code(name)});"
+    there = f"{at}[k * THREADS + threadIdx.x]"
+    return f"{there} = {code(name)};" if store else f"{code(name)} = {there};"
 
 
 def _adjoint(layout: Layout, lane: Lane) -> Iterator[str]:
@@ -464,7 +322,7 @@ def _send(layout: Layout, name: str, value: str) -> str:
         split = layout.tiling.split > 1
         at = f"({'p.g * a.B * a.T * a.H + ' if split else ''}{own}) * {width} + {index}"
         dtype = torch.float32 if split else layout.form.types[number]
-    return f"static_cast<{_TYPES[dtype]}*>(a.dx[{number}])[{at}] = narrow<{_TYPES[dtype]}>({value});"
+    return f"static_cast<{TYPES[dtype]}*>(a.dx[{number}])[{at}] = narrow<{TYPES[dtype]}>({value});"
 
 
 def _clear_weights(layout: Layout) -> Iterator[str]:

@@ -30,7 +30,7 @@ from rnn_lab.kernels.expression import (
 )
 
 Axes = tuple[tuple[str, int], ...]
-"""Label and size per axis. "B" sequences, "T" steps, "H0".. heads, "0" and "1" the matrix, "?" not known yet, "" one."""
+"""Label and size per axis: "B" sequences, "T" steps, "H0".. heads, "0" and "1" the matrix, "?" not known yet, "" 1."""
 _BATCH, _TIME = 10007, 10009
 """Sizes of batch and time while tracing: no cell may use them."""
 
@@ -47,7 +47,9 @@ def kind(node: Node, known: dict[Node, str] | None = None) -> str:
             known[node] = str(node.value).rpartition(".")[2]
         else:
             found = "".join(kind(a, known) for a in node.args)
-            known[node] = "".join(axis for axis in "cr" if axis in found and not (node.op == "sum" and axis == node.value))
+            known[node] = "".join(
+                axis for axis in "cr" if axis in found and not (node.op == "sum" and axis == node.value)
+            )
     return known[node]
 
 
@@ -159,7 +161,7 @@ class Labelled:
     float = contiguous = clone = to
 
     @property
-    def mT(self) -> "Labelled":  # noqa: N802
+    def mT(self) -> "Labelled":
         """With its last two axes exchanged."""
         return _transpose(self, -1, -2)
 
@@ -289,7 +291,7 @@ def _einsum(equation: str, *operands: Any) -> Labelled:
     letters = [*wanted, *sorted(set(given) - {",", *wanted})]
     spread = []
     for term, x in zip(given.split(","), operands, strict=True):
-        place = {letter: axis for letter, axis in zip(term, x.axes, strict=True)}
+        place = dict(zip(term, x.axes, strict=True))
         spread.append(Labelled(x.node, tuple(place.get(letter, ("", 1)) for letter in letters)))
     for _ in letters:  # what one letter settles may settle another
         spread, axes = aligned(spread)
@@ -327,7 +329,8 @@ def _reshape(x: Labelled, *sizes: Any) -> Labelled:
 
 
 def _view_as(x: Labelled, like: Labelled) -> Labelled:
-    (x, _), axes = aligned([Labelled(x.node, x.axes[1:]), Labelled(like.node, like.axes[-len(x.axes) + 1 :])])
+    tail = Labelled(like.node, like.axes[1 - len(x.axes) :])
+    (x, _), _ = aligned([Labelled(x.node, x.axes[1:]), tail])
     return Labelled(x.node, like.axes)
 
 
@@ -355,7 +358,9 @@ def symbol(name: str, shape: Sequence[int], heads: Sequence[int], timed: bool) -
         return Labelled(var(name), (*lead, *named))
     if shape[:-1] == tuple(heads) or (not timed and len(shape) == 1):
         return Labelled(var(f"{name}|?"), (*lead, *(named if len(shape) > 1 else ()), ("?", shape[-1])))
-    raise RowsMeet(f"a {'stream' if timed else 'weight'} of shape {shape} for heads {tuple(heads)}")
+    if not timed and len(shape) > len(heads) + 1:
+        raise RowsMeet("a weight that is a matrix, so that rows meet")
+    raise RowsMeet(f"a {'stream' if timed else 'weight'} of shape {shape} beside heads {tuple(heads)}")
 
 
 def in_time(x: Labelled) -> Labelled:
@@ -375,4 +380,3 @@ def state(shape: Sequence[int], name: str) -> Labelled:
     *heads, rows, columns = shape
     named = [(f"H{i}", n) for i, n in enumerate(heads)]
     return Labelled(var(name), (("B", _BATCH), *named, ("0", rows), ("1", columns)))
-

@@ -43,9 +43,7 @@ def loops(outputs: dict[str, Node], kinds: dict[str, str], leaves: dict[str, str
 
 
 class _Printer:
-    def __init__(
-        self, outputs: dict[str, Node], kinds: dict[str, str], leaves: dict[str, str], lane: Lane
-    ) -> None:
+    def __init__(self, outputs: dict[str, Node], kinds: dict[str, str], leaves: dict[str, str], lane: Lane) -> None:
         self.outputs, self.kinds, self.lane = outputs, kinds, lane
         self.nodes = ordered(outputs.values())
         self.kind: dict[Node, str] = {}

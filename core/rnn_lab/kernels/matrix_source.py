@@ -11,8 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rnn_lab.kernels.expression import ZERO, NotElementwise, Node, add, ordered, substitute, var, variables
-from rnn_lab.kernels.matrix_expression import Labelled, RowsMeet, at_step, gradients, in_time, kind, rename, state, symbol
+from rnn_lab.kernels.expression import ZERO, Node, NotElementwise, add, ordered, substitute, var, variables
+from rnn_lab.kernels.matrix_expression import (
+    Labelled,
+    RowsMeet,
+    at_step,
+    gradients,
+    in_time,
+    kind,
+    rename,
+    state,
+    symbol,
+)
 
 if TYPE_CHECKING:
     from rnn_lab.kernels.recurrence import Cell
@@ -98,7 +108,11 @@ class Program:
                 known[node] = var(f"f{len(known)}.{kind(node)}")
         found = {name: rename(node, known.get) for name, node in found.items()}
         used = variables(found.values())
-        sums = {str(v.value): substitute(n, {"s.cr": step.update}) for n, v in known.items() if v.value in used and v is not S}
+        sums = {
+            str(v.value): substitute(n, {"s.cr": step.update})
+            for n, v in known.items()
+            if v.value in used and v is not S
+        }
         return Adjoint(found, sums)
 
     @cached_property
@@ -141,13 +155,13 @@ def traced(cell: "Cell", shape: tuple[int, ...], streams: Sequence[Shapes]) -> P
     )
     try:
         if cell.before is not None:
-            made = cell.before(*map(in_time, inputs), *biases)  # type: ignore[arg-type]
+            made = cell.before(*map(in_time, inputs), *biases)
             inputs = [at_step(x) for x in made]
-        new: Any = cell.update(state(shape, "h"), *inputs, *weights)  # type: ignore[arg-type]
+        new: Any = cell.update(state(shape, "h"), *inputs, *weights)
         seen: Any = state(shape, "s")
-        seen = seen if cell.read is None else cell.read(seen, *queries)  # type: ignore[arg-type]
+        seen = seen if cell.read is None else cell.read(seen, *queries)
         if cell.after is not None:
-            seen = at_step(cell.after(in_time(seen), *map(in_time, gates)))  # type: ignore[arg-type]
+            seen = at_step(cell.after(in_time(seen), *map(in_time, gates)))
     except NotElementwise:
         raise
     except (AttributeError, TypeError, RuntimeError, IndexError, ValueError) as error:

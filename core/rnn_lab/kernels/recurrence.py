@@ -71,13 +71,14 @@ class Cell:
         """The step as an expression over a matrix whose rows never meet, or what keeps it from being one."""
         if h.dim() < 3:
             return "its state is no matrix"
-        key = (h.shape[1:], *(tuple(x.shape[2 * (i % 2 == 0) :] for x in part) for i, part in enumerate(streams)))
+        shapes = [tuple(tuple(x.shape[0 if i % 2 else 2 :]) for x in part) for i, part in enumerate(streams)]
+        key = (tuple(h.shape[1:]), *shapes)
         if key not in self._matrices:
             from rnn_lab.kernels.expression import NotElementwise
             from rnn_lab.kernels.matrix_source import traced
 
             try:
-                self._matrices[key] = traced(self, tuple(key[0]), key[1:])
+                self._matrices[key] = traced(self, tuple(h.shape[1:]), shapes)
             except NotElementwise as error:
                 self._matrices[key] = f"the cell uses {error}"
         return self._matrices[key]
