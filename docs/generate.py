@@ -1,8 +1,8 @@
 """Write the pages that follow from the code: `python docs/generate.py`, or `--check` to see whether they are stale.
 
 Whole pages: cli.md, models.md, config.md, hooks.md, presets.md. Blocks between `<!-- generated: NAME -->` and
-`<!-- end -->` in written pages: the results of README.md, the tables of performance.md, the models and seed rows of
-each family.
+`<!-- end -->` in written pages: the results of README.md, the tables of performance.md and protocols.md, the models
+and seed rows of each family.
 
 `--record RUN [NAME]` first keeps the figures of a finished run as docs/benchmarks/NAME.json; see results.py.
 """
@@ -32,7 +32,9 @@ from click import Group  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from rnn_lab import hookspecs  # noqa: E402
 from rnn_lab.config import SECTIONS, parse_count  # noqa: E402
+from rnn_lab.protocol import Entry, External, SeriesSection  # noqa: E402
 from rnn_lab.registry import ModelRef, registry  # noqa: E402
+from rnn_lab_cli.commands.protocol_list import protocol_row  # noqa: E402
 from rnn_lab_cli.commands.show import type_name  # noqa: E402
 from rnn_lab_cli.main import PROGRAM, cli  # noqa: E402
 from rnn_lab_cli.plugin_commands import plugin_commands  # noqa: E402
@@ -193,6 +195,22 @@ def _cpu_defaults() -> str:
     return ", ".join(f"`{key} = {value}`" for key, value in pairs)
 
 
+def protocols_block() -> str:
+    """The shipped protocols, from their files."""
+    rows = []
+    for name in registry().protocols:
+        row = protocol_row(name, registry())
+        rows.append((f"`{name}`", *(row[key] for key in ("target", "bytes per step", "budget", "runs", "description"))))
+    return table(("protocol", "target", "bytes per step", "budget", "runs", "what"), rows)
+
+
+def protocol_fields_block() -> str:
+    """Keys of a protocol file besides the sections of the configuration."""
+    headers = ("key", "type", "default", "range", "meaning")
+    parts = [("[series]", SeriesSection), ("[[run]]", Entry), ("[[external]]", External)]
+    return "\n".join(f"### {name}\n\n{table(headers, _field_rows(schema))}" for name, schema in parts)
+
+
 HOOKS_INTRO = """\
 A plugin is an importable module that an entry point of the group `rnn_lab` names. It implements any of the hooks
 below; pluggy calls them. Nothing has to be registered elsewhere:
@@ -291,6 +309,10 @@ def pages() -> dict[Path, str]:
         "bench-decode": speed.decode_block,
     }
     blocks += [(docs / "performance.md", name, make(docs / "benchmarks", table)) for name, make in measured.items()]
+    blocks += [
+        (docs / "protocols.md", "protocols", protocols_block()),
+        (docs / "protocols.md", "protocol-fields", protocol_fields_block()),
+    ]
     for family in FAMILIES:
         readme = ROOT / "plugins" / family / "README.md"
         blocks += [(readme, "models", family_table(family)), (readme, "seeds", seeds.family_block(family, table))]

@@ -28,9 +28,15 @@ model_option = click.option(
 target_option = click.option("--target", metavar="N", help="Parameters to size models without a dim to, such as 100M.")
 
 
+limit_option = click.option(
+    "--limit", type=click.FloatRange(min=1), default=600.0, show_default=True, metavar="S",
+    help="On a GPU rows are measured in a process of their own: longest time to the next one.",
+)  # fmt: skip
+
+
 def bench_options(command: C) -> C:
-    """--device, --dtype, --json and --out."""
-    for option in (out_option, json_option, dtype_option, device_option):
+    """--limit, --device, --dtype, --json and --out."""
+    for option in (out_option, json_option, dtype_option, device_option, limit_option):
         command = option(command)
     return command
 

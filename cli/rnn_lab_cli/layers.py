@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lab.config import Layer, parse_override, read_toml
-from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.registry import Registry
 
 OPTION_KEYS = {
@@ -77,18 +76,15 @@ def config_layers(
 
 
 def protocol_layer(name: str, found: Registry) -> Layer:
-    """The layer of a registered protocol; its description is no section.
+    """The layer of a registered protocol, or of a protocol file; its runs are no part of it.
 
     Raises:
-        ConfigError: no such protocol, or its file cannot be read.
+        ConfigError: no such protocol, or its file cannot be used.
 
     """
-    if name not in found.protocols:
-        known = f" Known: {', '.join(found.protocols)}." if found.protocols else " None is registered."
-        raise ConfigError(f"unknown protocol {name!r}.{did_you_mean(name, list(found.protocols))}{known}")
-    values = read_toml(found.protocols[name])
-    values.pop("description", None)
-    return Layer(f"protocol {name}", values)
+    from rnn_lab.protocol import find_protocol
+
+    return find_protocol(name, found).layer(name)
 
 
 def preset_layer(name: str, found: Registry, *, with_recipe: bool) -> Layer:

@@ -13,6 +13,8 @@ import click
 from rnn_lab.errors import ConfigError
 from rnn_lab.registry import Registry, registry
 
+from rnn_lab_cli.layers import protocol_layer
+
 _OPTIONS = "rnn_lab_cli.model_options"
 _VALUES = "rnn_lab_cli.model_values"
 _TITLE = "rnn_lab_cli.model_title"
@@ -104,8 +106,8 @@ def model_named_by(model: str | None, given: Mapping[str, Any], found: Registry)
                 f"preset {preset} is of model {own}, and {stronger} is another: leave out one of the two "
                 f"(`rnn-lab show {stronger}` lists the presets of that one)"
             )
-    if (protocol := given.get("protocol")) in found.protocols:
-        tables.append(read_toml(found.protocols[str(protocol)]))
+    if (protocol := given.get("protocol")) is not None:
+        tables.append(protocol_layer(protocol, found).values)
     return _model_in(tables)
 
 

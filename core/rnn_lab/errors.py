@@ -22,6 +22,10 @@ class DataError(ConfigError):
     """A data file is missing, unreadable, empty, or too short for one window."""
 
 
+class RunError(ConfigError):
+    """A run folder is missing a part, damaged, or was edited into something that cannot be."""
+
+
 class PluginError(RnnLabError, ValueError):
     """A plugin could not be loaded or broke a rule of the plugin interface."""
 

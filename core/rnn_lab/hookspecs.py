@@ -36,7 +36,7 @@ def register_optimizers(register: Callable[..., None]) -> None:
 
 @hookspec
 def register_protocols(register: Callable[..., None]) -> None:
-    """Contribute protocols: `register(name, path_of_toml)`, a layer of configuration with a description."""
+    """Contribute protocols: `register(name, path_of_toml)`; see rnn_lab/protocol.py for what a file holds."""
 
 
 @hookspec

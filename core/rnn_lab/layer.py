@@ -97,7 +97,7 @@ class Layer(nn.Module, ABC):
 
     @classmethod
     def normalises_input(cls, cfg: Any) -> bool:
-        """Whether the layer takes the residual stream itself and the language model leaves out its norm."""
+        """Whether the layer takes the residual stream and returns it, norm and addition its own, not the model's."""
         return False
 
     @classmethod

@@ -2,7 +2,7 @@
 
 The embedding is tied to the head. The residual stream stays in fp32 under autocast. Parameters:
 256 D + depth (layer + n) + n with n = D for `rms` and 2 D for `layer` norm. A layer that normalises its own input
-sees the residual stream itself: 256 D + depth layer + n.
+takes the residual stream itself and gives it back with what it adds: 256 D + depth layer + n.
 
 `shell = "e74"` is what E74's seed runs had around their layers, with the same count as `rms`: norms of eps 1e-6 that
 also take away the mean before a layer (LayerNorm without bias) and not at the end; an embedding that enters the
@@ -20,7 +20,7 @@ from rnn_lab.config import StrictModel
 from rnn_lab.init import fill, normal
 from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
 from rnn_lab.kernels.dispatch import Choice
-from rnn_lab.kernels.residual_norm import RESIDUAL_NORM
+from rnn_lab.kernels.residual_norm import RESIDUAL_NORM, compute_dtype
 from rnn_lab.layer import Layer, State
 from rnn_lab.spectral import prepare_together
 
@@ -89,24 +89,24 @@ class LM(nn.Module):
         y_BTD = stream_BTD if self.cfg.shell == "e74" else None
         new: list[State] = []
         for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
-            stream_BTD, x_BTD = self._add_and_norm(norm, stream_BTD, y_BTD)
-            y_BTD, state = layer(x_BTD, None if states is None else states[i], reset_BT)
+            before = None if states is None else states[i]
+            if isinstance(norm, nn.Identity):
+                stream_BTD, state = layer(stream_BTD if y_BTD is None else stream_BTD + y_BTD, before, reset_BT)
+                y_BTD = None
+            else:
+                stream_BTD, x_BTD = self._add_and_norm(norm, stream_BTD, y_BTD)
+                y_BTD, state = layer(x_BTD, before, reset_BT)
             new.append(state)
         _, x_BTD = self._add_and_norm(self.final_norm, stream_BTD, y_BTD)
         return F.linear(x_BTD, self.embedding.weight), new
 
     def _add_and_norm(self, norm: nn.Module, stream_BTD: Tensor, y_BTD: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual stream with y added, and what the next layer or the head takes of it."""
-        if isinstance(norm, nn.Identity):
-            stream_BTD = stream_BTD if y_BTD is None else stream_BTD + y_BTD
-            return stream_BTD, stream_BTD
         assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
-        kind = stream_BTD.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else stream_BTD.dtype
         centred = isinstance(norm, nn.LayerNorm)
         bias_D = norm.bias if isinstance(norm, nn.LayerNorm) else None
         stream_BTD, x_BTD = RESIDUAL_NORM(
-            self.backends, stream_BTD, y_BTD, norm.weight, bias_D, norm.eps, centred, dtype
+            self.backends, stream_BTD, y_BTD, norm.weight, bias_D, norm.eps, centred, compute_dtype(stream_BTD)
         )
         return stream_BTD, x_BTD
 

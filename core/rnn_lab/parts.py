@@ -120,6 +120,16 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight)
 
 
+def together(x: Tensor, *maps: nn.Linear) -> Tensor:
+    """`[W_1 x; W_2 x; ...]` of maps without biases, in one product: backward, no gradients by x are to be added up.
+
+    With fewer rows than columns in x, as in generation, putting results side by side moves less than weights do.
+    """
+    if x.shape[:-1].numel() < x.shape[-1]:
+        return torch.cat([linear(x) for linear in maps], -1)
+    return F.linear(x, torch.cat([linear.weight for linear in maps]))
+
+
 def vector(size: int, value: float) -> Weight:
     """Vector `[size]` that starts at `value`: biases and diagonal recurrences."""
     return Weight((size,), constant(value))

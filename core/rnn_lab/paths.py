@@ -1,4 +1,4 @@
-"""Where rnn-lab keeps files that it can make again."""
+"""Where rnn-lab keeps files of the user, whatever folder it runs in."""
 
 import os
 from pathlib import Path
@@ -13,3 +13,15 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "rnn-lab"
+
+
+def data_dir() -> Path:
+    """Folder for what was measured and is worth keeping.
+
+    `$RNN_LAB_DATA`, else `$XDG_DATA_HOME/rnn-lab`, else `~/.local/share/rnn-lab`. The folder is not created. An empty
+    variable counts as unset, `~` is expanded.
+    """
+    if own := os.environ.get("RNN_LAB_DATA"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_DATA_HOME")
+    return (Path(shared).expanduser() if shared else Path.home() / ".local" / "share") / "rnn-lab"

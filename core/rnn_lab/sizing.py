@@ -7,7 +7,7 @@ then the family's preferred choices, then the preferred depth. The nearest point
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -93,24 +93,51 @@ def solve(
     return cfg, LMConfig(**{**lm_fields, "depth": best.depth})
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A shape that is on target: its count and every field that the solver may move."""
+
+    params: int
+    depth: int
+    fields: dict[str, Any]
+    """`dim` and the choices of the family's search space."""
+
+
+def shapes_on_target(
+    layer_cls: type[Layer], fields: dict[str, Any], lm_fields: dict[str, Any], target: int,
+    choices: Mapping[str, tuple[Any, ...]] | None = None,
+) -> list[Shape]:  # fmt: skip
+    """Every shape within 0.5 % of `target` with everything in `fields` and `lm_fields` held, by closed form.
+
+    Arguments as `solve`; `choices` replaces values of the family's search space. The order is the solver's own, best
+    first; empty when the target is out of reach.
+    """
+    every = _candidates(layer_cls, fields, lm_fields, target, choices)
+    found = [c for c in every if abs(c.params - target) <= TOLERANCE * target]
+    ranked = sorted(found, key=lambda c: _rank(c, target))
+    return [Shape(c.params, c.depth, {"dim": c.dim, **dict(c.choices)}) for c in ranked]
+
+
 def _candidates(
-    layer_cls: type[Layer], fields: dict[str, Any], lm_fields: dict[str, Any], target: int
-) -> Iterator[_Candidate]:
+    layer_cls: type[Layer], fields: dict[str, Any], lm_fields: dict[str, Any], target: int,
+    choices: Mapping[str, tuple[Any, ...]] | None = None,
+) -> Iterator[_Candidate]:  # fmt: skip
     for dim in _dims(layer_cls, fields):
         cfg = layer_cls.Config(**{**fields, "dim": dim})
         space = layer_cls.search_space(cfg)
-        free = {name: values for name, values in space.choices.items() if name not in fields}
+        wanted = space.choices | dict(choices or {})
+        free = {name: values for name, values in wanted.items() if name not in fields}
         smallest = math.inf
         for rank, values in enumerate(product(*free.values())):
-            choices = tuple(zip(free, values, strict=True))
-            shaped = cfg.model_copy(update=dict(choices))
+            chosen = tuple(zip(free, values, strict=True))
+            shaped = cfg.model_copy(update=dict(chosen))
             one, two = (
                 sum(lm_n_params(layer_cls, shaped, LMConfig(**{**lm_fields, "depth": d})).values()) for d in (1, 2)
             )
             layer, base = two - one, 2 * one - two
             smallest = min(smallest, base + space.depth[0] * layer)
             for depth in _depths(lm_fields, space.depth, (target - base) / layer):
-                yield _Candidate(base + depth * layer, dim, depth, choices, rank)
+                yield _Candidate(base + depth * layer, dim, depth, chosen, rank)
         if smallest > 2 * target:
             return
 

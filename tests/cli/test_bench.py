@@ -9,7 +9,6 @@ from rnn_lab.bench.timing import Spread
 from rnn_lab.bench.train import covered
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend
-from rnn_lab.registry import registry
 
 from .helpers import CELL
 
@@ -103,7 +102,7 @@ def test_a_right_backend_is_timed_and_a_broken_one_is_a_row(rnn_lab, backends):
 def test_flops_are_those_of_the_products_at_the_measured_size():
     setting = Setting(2, 6, torch.float32, torch.device("cpu"), 0.001)
     asked = [("e1", {"dim": 16, "expansion": 1.0}), ("llama", {"dim": 64})]
-    rows = bench_kernels(asked, [], setting, registry(), lambda row: None)["rows"]
+    rows = bench_kernels(asked, [], setting, lambda row: None)["rows"]
     ops = ("recurrence", "attention")
     figures = {row["model"]: row for row in rows if row["implementation"] == "reference" and row["op"] in ops}
     assert figures["e1"]["forward"]["flops"] == 2 * 6 * 2 * 16 * 16

@@ -52,7 +52,7 @@ def test_one_preset_in_full(rnn_lab):
     assert all(row["external"] is True for row in page["printed"])
     assert page["recipe"]["protocol"] == "standard-50m" and "bf16" in page["history"]
     text = rnn_lab("presets", "seed004/llama").out
-    assert "external" in text and "second-next byte" in text and "ten-minutes-100m" in text
+    assert "external" in text and "second-next byte" in text and "bench-100m-10min" in text
     done = rnn_lab("presets", "seed004/lama")
     assert done.code == 2 and "'seed004/llama'" in done.err
 

@@ -28,6 +28,18 @@ class Cell(ProjectedLayer):
         return torch.tanh(h + x)
 
 
+class Own(Cell):
+    """Takes the residual stream and gives it back."""
+
+    @classmethod
+    def normalises_input(cls, cfg):
+        return True
+
+    def forward(self, x_BTD, state=None, reset_BT=None):
+        y_BTD, state = super().forward(x_BTD, state, reset_BT)
+        return 3 * x_BTD + y_BTD, state
+
+
 def model(shell, dim=D, depth=DEPTH):
     torch.manual_seed(0)
     return LM(Cell, ProjectedConfig(dim=dim), LMConfig(depth=depth, shell=shell)).double()
@@ -45,6 +57,17 @@ def test_the_seed_shell_doubles_the_embedding_and_centres_before_layers():
         x = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
         r = r + layer(x)[0]
     x = r / (r.square().mean(-1, keepdim=True) + 1e-6).sqrt() * lm.final_norm.weight
+    torch.testing.assert_close(lm(tokens)[0], F.linear(x, lm.embedding.weight), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("shell", "times", "eps"), [("common", 1, 1e-5), ("e74", 2, 1e-6)])
+def test_a_layer_with_a_norm_of_its_own_takes_and_returns_the_stream(shell, times, eps):
+    lm = LM(Own, ProjectedConfig(dim=D), LMConfig(depth=DEPTH, shell=shell)).double()
+    tokens = torch.randint(0, 256, (2, 7))
+    r = times * lm.embedding.weight[tokens]
+    for layer in lm.layers:
+        r = layer(r)[0]
+    x = r / (r.square().mean(-1, keepdim=True) + eps).sqrt()
     torch.testing.assert_close(lm(tokens)[0], F.linear(x, lm.embedding.weight), rtol=1e-12, atol=1e-12)
 
 

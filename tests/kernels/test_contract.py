@@ -3,7 +3,7 @@
 import pytest
 from rnn_lab.testing import check_model
 
-MODELS = ("e61", "e65", "68i", "mingru", "e74d")
+MODELS = ("e61", "e65", "68i", "mingru", "e74d", "llama")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from rnn_lab.kernels import diagonal
+from rnn_lab.kernels.expression import ordered, trace
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams, _counts, reference
 from rnn_lab.registry import registry
 from rnn_lab.testing.measure import nan_filled, relative_error
@@ -159,3 +160,25 @@ def test_the_tutorials_cell_is_fused():
     layer = module.Model(module.Config(dim=8))
     program = layer._gated.program((1, 1, 0, 0, 0))
     assert not isinstance(program, str) and program.factor is not None
+
+
+def test_words_of_two_are_read_only_where_every_row_begins_with_one():
+    from rnn_lab.kernels.diagonal_triton import _paired
+
+    x = torch.zeros(2, 3, 8, dtype=torch.bfloat16)
+    assert _paired(x) and _paired(x[..., 2:6])
+    assert not _paired(x.float())
+    assert not _paired(x[..., :5])  # an odd number of channels
+    assert not _paired(x[..., 1:7])  # begins with the upper half
+    assert not _paired(torch.zeros(2, 3, 9, dtype=torch.bfloat16)[..., :8])  # odd strides
+
+
+def test_a_mix_of_two_needs_one_product():
+    mixes = [
+        lambda a, x, y: a * x + (1 - a) * y,
+        lambda a, x, y: y * (1 - a) + x * a,
+        lambda a, x, y: torch.lerp(y, x, a),
+    ]
+    for mix in mixes:
+        (node,) = trace(mix, "a", "x", "y")
+        assert [n.op for n in ordered([node]) if n.op != "var"] == ["sub", "mul", "add"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import graphed
+from rnn_lab.kernels import graphed, step_graphs
 from rnn_lab.kernels.dispatch import Choice, Op
 from rnn_lab.registry import registry
 
@@ -33,6 +33,7 @@ def captured(monkeypatch):
     monkeypatch.setattr(graphed.Loop, "_captured", capture)
     monkeypatch.setattr(graphed, "SEGMENT", 4)
     monkeypatch.setattr(graphed, "_loops", type(graphed._loops)())
+    monkeypatch.setattr(graphed, "_steps", type(graphed._steps)())
 
 
 def everything(layer, reset, run, monkeypatch):
@@ -77,3 +78,79 @@ def test_layers_that_step_alike_share_their_graphs(captured, monkeypatch):
 def test_it_refuses_the_cpu():
     h = torch.zeros(1, 2)
     assert graphed.refuses(None, h, None) == "tensors are on cpu, not on cuda"
+
+
+def operations(graph):
+    """Names of what a graph computes, views and casts left out."""
+    names = [n.target.__name__.split(".")[0] for n in graph.graph.nodes if n.op == "call_function"]
+    return [n for n in names if n not in {"detach", "permute", "t"}]
+
+
+def test_only_what_the_gradient_passes_through_is_walked_back(captured, monkeypatch):
+    torch.manual_seed(0)
+    model = registry().models["e1"].load()
+    everything(model(model.Config(dim=16)).double(), None, graphed.run, monkeypatch)
+    (step,) = graphed._steps.values()
+    assert operations(step.forward) == ["addmm", "tanh"]
+    assert operations(step.back) == ["add", "tanh_backward", "mm"]
+
+
+@pytest.mark.parametrize(("name", "walked"), [("e1", 0), ("lstm", 0), ("e74", 4)])
+def test_states_are_walked_again_only_where_they_are_large(name, walked, captured, monkeypatch):
+    steps = []
+
+    class Counted(Replay):
+        def replay(self):
+            steps.clear()
+            super().replay()
+
+    torch.manual_seed(0)
+    model = registry().models[name].load()
+    layer = model(model.Config(dim=16, **CASES[name])).double()
+    made = graphed.step_of
+
+    def counting(*args):
+        step = made(*args)
+
+        def forward(*tensors):
+            steps.append(1)
+            return step.forward(*tensors)
+
+        return step_graphs.Step(forward, step.back, step.shapes)
+
+    monkeypatch.setattr(graphed, "step_of", counting)
+    monkeypatch.setitem(globals(), "Replay", Counted)
+    everything(layer, None, graphed.run, monkeypatch)  # the last replay is that of the first segment, backward
+    assert len(steps) == walked
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["e1", "gru", "lstm"])
+def test_steps_are_compiled_once_and_whole(name, captured, monkeypatch):
+    torch.manual_seed(0)
+    model = registry().models[name].load()
+    layer, compiled, compiler = model(model.Config(dim=16)).double(), [], torch.compile
+
+    def whole(graph, dynamic):
+        compiled.append(graph)
+        return compiler(graph, dynamic=dynamic, fullgraph=True, backend="aot_eager")
+
+    wanted = everything(layer, None, None, monkeypatch)
+    monkeypatch.setattr(graphed, "step_of", lambda *args: step_graphs.step_of(*args[:-1], True))
+    monkeypatch.setattr(torch, "compile", whole)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found = everything(layer, None, graphed.run, monkeypatch)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert len(compiled) == 2
+
+
+def test_where_nothing_can_be_compiled_the_graph_itself_runs(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: broken)
+    h = torch.ones(2, 3)
+    with pytest.warns(UserWarning, match="run unfused: RuntimeError: no compiler"):
+        step = step_graphs.step_of(torch.add, h, [h], [], [], True)
+    assert torch.equal(step.forward(h, h), 2 * h)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from rnn_lab.errors import ConfigError, Diverged, GraphUnavailable, OutOfMemory
-from rnn_lab.kernels.dispatch import Choice
+from rnn_lab.kernels import recurrence
+from rnn_lab.kernels.dispatch import Backend, Choice
 from rnn_lab.train import graph, optimizers
 from rnn_lab.train import run as runs
 from rnn_lab.train.checkpoint import list_checkpoints
@@ -58,6 +59,30 @@ def test_the_run_is_the_eager_run(tiny, tmp_path, queue, case):
     assert result["graph"] == {"used": True, "reason": None} and seen.notes == []
     assert queue.captured[0].replays == 14 - graph.WARMUP
     assert_same_run(tmp_path / "eager", tmp_path / "graph", 14)
+
+
+def test_backends_are_recorded_from_the_steps_that_are_replayed_and_no_validation(tiny, tmp_path, queue, monkeypatch):
+    def refuses(cell, h, streams, reset_BT=None):
+        return "it has no resets" if reset_BT is not None else None
+
+    real = FakeReplay.replay
+
+    def replay(self):
+        """As on a GPU: what the layers noted before, in a validation, stays."""
+        layers = self.body.__self__.step.model.layers
+        before = [dict(layer.backends) for layer in layers]
+        real(self)
+        for layer, noted in zip(layers, before, strict=True):
+            layer.backends.update(noted)
+
+    monkeypatch.setenv("RNN_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(recurrence.RECURRENCE, "backends", [Backend("whole", recurrence.reference, refuses)])
+    monkeypatch.setattr(FakeReplay, "replay", replay)
+    plan = tiny(train={"steps": 8, "carry_state": True}, optimizer=ADAMW, eval={"tokens": 256, "every": 3})
+    result = run(plan, tmp_path / "r")
+    assert result["graph"]["used"] is True
+    (row,) = [row for row in result["backends"] if row["op"] == "recurrence"]
+    assert row["backend"] == "reference" and row["refused"] == {"whole": "it has no resets"}
 
 
 def test_the_host_runs_ahead_by_the_depth_and_no_further(tiny, tmp_path, queue, monkeypatch):

@@ -30,8 +30,8 @@ MODELS = ("e1", "e61", "e68", "e74", "e88", "mamba2", "gdn", "gru", "lstm", "lla
 @click.option("--tokens", type=click.IntRange(1), metavar="N", help="Bytes of each; default: 256, on the CPU 8.")
 @bench_options
 def decode(
-    models: tuple[str, ...], target: str | None, batch_size: str, tokens: int | None, device: str, dtype: str,
-    as_json: bool, out: str | None,
+    models: tuple[str, ...], target: str | None, batch_size: str, tokens: int | None, limit: float, device: str,
+    dtype: str, as_json: bool, out: str | None,
 ) -> None:  # fmt: skip
     """Measure generation with carried state, launched from Python and as a CUDA graph of one step.
 
@@ -49,8 +49,8 @@ def decode(
     cuda, found = chosen.type == "cuda", registry()
     usual = [name for name in MODELS if name in found.models]
     asked = sections(models or usual, (), target or ("100M" if cuda else "100k"), found)
-    setting = DecodeSetting(batches, tokens or (256 if cuda else 8), precision, chosen)
-    finish(bench_decode(asked, setting, found, progress(out)), out, as_json, _show)
+    setting = DecodeSetting(batches, tokens or (256 if cuda else 8), precision, chosen, limit if cuda else None)
+    finish(bench_decode(asked, setting, progress(out)), out, as_json, _show)
 
 
 def _show(page: dict[str, Any]) -> None:

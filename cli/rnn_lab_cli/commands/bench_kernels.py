@@ -44,7 +44,7 @@ TINY = {"dim": 32, "n_state": 8, "n_heads": 2, "head_dim": 16}
 @bench_options
 def kernels(
     ops: tuple[str, ...], models: tuple[str, ...], dim: int | None, expansion: float | None, batch: int | None,
-    seq_len: int | None, seconds: float | None, device: str, dtype: str, as_json: bool, out: str | None,
+    seq_len: int | None, seconds: float | None, limit: float, device: str, dtype: str, as_json: bool, out: str | None,
 ) -> None:  # fmt: skip
     """Measure the operations that models call: our backends, the plain loop, and peers where they are installed.
 
@@ -67,9 +67,9 @@ def kernels(
     asked = [(name, _with(name, fields, given)) for name, fields in asked]
     setting = Setting(
         batch or (32 if cuda else small["batch"]), seq_len or (512 if cuda else small["seq-len"]), precision, chosen,
-        seconds or (0.3 if cuda else 0.02),
+        seconds or (0.3 if cuda else 0.02), limit if cuda else None,
     )  # fmt: skip
-    page = bench_kernels(asked, ops, setting, found, progress(out))
+    page = bench_kernels(asked, ops, setting, progress(out))
     if not page["rows"]:
         note(f"none of these models calls {' or '.join(ops)}" if ops else "these models call no operation")
     finish(page, out, as_json, _show)

@@ -39,8 +39,8 @@ MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "mamba2", "gdn", "m
 @bench_options
 def train(
     models: tuple[str, ...], presets: tuple[str, ...], target: str | None, batch_size: int | None,
-    seq_len: int | None, steps: int | None, graph: str, kernels: str, device: str, dtype: str, as_json: bool,
-    out: str | None,
+    seq_len: int | None, steps: int | None, graph: str, kernels: str, limit: float, device: str, dtype: str,
+    as_json: bool, out: str | None,
 ) -> None:  # fmt: skip
     """Measure whole training steps: forward, backward, clipping and optimizer on batches that are on the device.
 
@@ -57,9 +57,9 @@ def train(
     asked = sections(models if models or presets else usual, presets, size, found)
     setting = TrainSetting(
         batch_size or (32 if cuda else 2), seq_len or (512 if cuda else 16), steps or (20 if cuda else 3), precision,
-        chosen, graph, kernels,
+        chosen, graph, kernels, limit=limit if cuda else None,
     )  # fmt: skip
-    finish(bench_train(asked, setting, found, progress(out)), out, as_json, _show)
+    finish(bench_train(asked, setting, progress(out)), out, as_json, _show)
 
 
 def _show(page: dict[str, Any]) -> None:

@@ -1,9 +1,6 @@
 """`rnn-lab runs`."""
 
-import json
 import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +9,9 @@ from rnn_lab.errors import ConfigError, RnnLabError
 
 from rnn_lab_cli.output import emit_json, json_option, note, table
 
-MARKS = ("config.toml", "metrics.jsonl", "result.json")
 COLUMNS = (
     "run", "status", "model", "params", "steps", "loss", "last100", "bpb", "val_bpb", "tokens_per_s",
 )  # fmt: skip
-_TAIL = 1 << 16
 
 
 @click.command()
@@ -26,6 +21,8 @@ def runs(folder: Path, as_json: bool) -> None:
     """List every run below DIR (default: runs), killed and broken ones too."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; `rnn-lab fit` makes runs/, or name another folder")
+    from rnn_lab.records import find_runs
+
     rows = [run_row(path) for path in find_runs(folder)]
     if as_json:
         emit_json(rows)
@@ -38,27 +35,22 @@ def runs(folder: Path, as_json: bool) -> None:
             note(f"{row['run']}: {row['problem']}")
 
 
-def find_runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below `folder`, by path; nothing inside a run is searched."""
-    for top, folders, files in os.walk(folder):
-        folders.sort()
-        if any(mark in files for mark in MARKS):
-            folders.clear()
-            yield Path(top)
-
-
 def run_row(path: Path) -> dict[str, Any]:
     """One run as `runs --json` prints it; `problem` says what is broken."""
+    from rnn_lab.train.metrics import last_line
     from rnn_lab.train.rundir import RunDir
 
     row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "run": str(path), "status": "broken", "problem": None}
     try:
+        imported = RunDir(path).read_result() or {}
+        if imported.get("external"):
+            return {**row, **{key: imported.get(key) for key in COLUMNS if key != "run"}, "status": "external"}
         run = RunDir.open(path)
         row["model"] = run.read_config().config.model.name
         if run.result.exists() and run.read_result() is None:
             raise ConfigError("result.json is damaged")
         status = run.status()
-        known = run.read_result() or _so_far(_last_line(run.metrics))
+        known = run.read_result() or _so_far(last_line(run.metrics))
         row |= {key: known.get(key) for key in COLUMNS if key not in ("run", "status", "model")}
         row["status"] = status
     except (RnnLabError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -71,18 +63,3 @@ def _so_far(line: dict[str, Any]) -> dict[str, Any]:
     last100 = line.get("last100")
     bpb = None if last100 is None else last100 / math.log(2)
     return {**line, "steps": line.get("step"), "bpb": bpb}
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """Last complete line of metrics.jsonl; empty before the first step."""
-    if not path.exists():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        lines = file.read().split(b"\n")[:-1]
-    if not lines:
-        return {}
-    line = json.loads(lines[-1])
-    if not isinstance(line, dict):
-        raise ConfigError("metrics.jsonl is damaged")
-    return line

@@ -4,13 +4,14 @@ A step is one forward of the language model with T = 1, every layer from its sta
 the next input. Matrices of linear maps are held in the dtype of the autocast. Nothing waits for the CPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rnn_lab.bench.isolated import rows_of
 from rnn_lab.bench.machine import ceilings, header
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.timing import Spread, captured, intervals, synchronise
@@ -18,7 +19,7 @@ from rnn_lab.config import ModelSection
 from rnn_lab.layer import State
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
-from rnn_lab.registry import Registry
+from rnn_lab.registry import registry
 from rnn_lab.train.device import autocast
 
 PROMPT, WARM_UP = 64, 3
@@ -26,12 +27,16 @@ PROMPT, WARM_UP = 64, 3
 
 @dataclass(frozen=True)
 class DecodeSetting:
-    """Bytes to generate for how many sequences at once."""
+    """Bytes to generate for how many sequences at once.
+
+    `limit` is how many seconds a row may take in a process of its own; None: in this one.
+    """
 
     batch_sizes: tuple[int, ...]
     tokens: int
     dtype: torch.dtype
     device: torch.device
+    limit: float | None = None
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -40,8 +45,7 @@ class DecodeSetting:
 
 
 def bench_decode(
-    asked: Sequence[tuple[str, ModelSection]], setting: DecodeSetting, found: Registry,
-    show: Callable[[dict[str, Any]], None],
+    asked: Sequence[tuple[str, ModelSection]], setting: DecodeSetting, show: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:  # fmt: skip
     """The page: header, ceilings, rows; see bench.train.bench_train."""
     page: dict[str, Any] = {
@@ -51,14 +55,26 @@ def bench_decode(
         "ceilings": ceilings(setting.device),
         "rows": [],
     }
-    specs = [(label, model_spec(section, found, must_reach=False)) for label, section in asked]
-    for label, spec in specs:
+    for _, section in asked:
+        model_spec(section, registry(), must_reach=False)  # what cannot be built is an error at once
+    for row in rows_of(_rows, (list(asked), setting), setting.limit):
+        page["rows"].append(row)
+        show(page)
+    return page
+
+
+def _rows(
+    asked: Sequence[tuple[str, ModelSection]], setting: DecodeSetting, done: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of all models, each announced first."""
+    for label, section in asked:
+        spec = model_spec(section, registry(), must_reach=False)
         for batch in setting.batch_sizes:
             for mode in setting.modes:
-                row = {"model": label, "batch": batch, "mode": mode, **_row(spec, batch, mode, setting)}
-                page["rows"].append(row)
-                show(page)
-    return page
+                row = {"model": label, "batch": batch, "mode": mode}
+                if row not in done:
+                    yield row
+                    yield row | _row(spec, batch, mode, setting)
 
 
 def _row(spec: ModelSpec, batch: int, mode: str, setting: DecodeSetting) -> dict[str, Any]:

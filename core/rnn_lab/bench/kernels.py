@@ -12,13 +12,14 @@ import torch
 
 from rnn_lab.bench.calls import Bound, Check, Outcome, compare
 from rnn_lab.bench.cases import Case, Source, flops
+from rnn_lab.bench.isolated import rows_of
 from rnn_lab.bench.machine import cache_bytes, ceilings, header
 from rnn_lab.bench.peers import Implementation, implementations
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.timing import Spread, time_eager, time_graph
 from rnn_lab.config import ModelSection
 from rnn_lab.modelspec import ModelSpec, model_spec
-from rnn_lab.registry import Registry
+from rnn_lab.registry import registry
 
 LOOP_STEPS = 2048
 """A plain loop over more steps is not run: minutes, and memory for every step."""
@@ -34,13 +35,17 @@ TIMERS = {"graph": time_graph, "eager": time_eager}
 
 @dataclass(frozen=True)
 class Setting:
-    """At which size and for how long is measured."""
+    """At which size and for how long is measured.
+
+    `limit` is how many seconds a row may take in a process of its own; None: in this one, however long.
+    """
 
     batch: int
     seq_len: int
     dtype: torch.dtype
     device: torch.device
     seconds: float = 0.5
+    limit: float | None = None
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -49,7 +54,7 @@ class Setting:
 
 
 def bench_kernels(
-    asked: Sequence[tuple[str, dict[str, Any]]], ops: Sequence[str], setting: Setting, found: Registry,
+    asked: Sequence[tuple[str, dict[str, Any]]], ops: Sequence[str], setting: Setting,
     show: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:  # fmt: skip
     """The page: header, ceilings, rows.
@@ -58,11 +63,11 @@ def bench_kernels(
         asked: models and their fields.
         ops: operations to keep; all when empty.
         setting: sizes.
-        found: registry of the models.
         show: is handed the page after every row.
 
     """
-    specs = [(name, model_spec(ModelSection(name=name, depth=1, fields=fields), found)) for name, fields in asked]
+    for name, fields in asked:
+        _spec(name, fields)  # what cannot be built is an error at once
     page: dict[str, Any] = {
         "kind": "bench-kernels",
         "header": header(setting.device),
@@ -73,19 +78,35 @@ def bench_kernels(
         "ceilings": ceilings(setting.device, setting.seconds),
         "rows": [],
     }  # fmt: skip
-    seen: dict[str, str] = {}
-    for name, spec in specs:
-        for row in _model_rows(name, spec, ops, setting, seen, page["ceilings"]):
-            page["rows"].append(row)
-            show(page)
+    for row in rows_of(_rows, (list(asked), list(ops), setting, page["ceilings"]), setting.limit):
+        page["rows"].append(row)
+        show(page)
     return page
+
+
+def _spec(name: str, fields: dict[str, Any]) -> ModelSpec:
+    return model_spec(ModelSection(name=name, depth=1, fields=fields), registry())
+
+
+def _rows(
+    asked: Sequence[tuple[str, dict[str, Any]]], ops: Sequence[str], setting: Setting, top: dict[str, float | None],
+    done: list[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    seen: dict[str, str] = {}
+    for name, fields in asked:
+        yield from _model_rows(name, _spec(name, fields), ops, setting, seen, top, done)
 
 
 def _model_rows(
     name: str, spec: ModelSpec, ops: Sequence[str], setting: Setting, seen: dict[str, str],
-    top: dict[str, float | None],
+    top: dict[str, float | None], done: list[dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Rows of one model, each implementation announced first."""
     fields = spec.layer_cfg.model_dump(mode="json", exclude_none=True)
+    ready = {"model": name, "fields": fields, "op": None, "implementation": None, "prepares": True}
+    if ready in done:
+        return
+    yield ready
     try:
         source = Source(name, spec, setting.dtype, setting.device)
         cases = source.cases(setting.batch, setting.seq_len)
@@ -113,6 +134,9 @@ def _model_rows(
                 "implementation_kind": implementation.kind,
                 "note": implementation.note or None,
             }
+            if row in done:
+                continue
+            yield row
             for found_row in _measured(implementation, case, small, exact, setting, work, top):
                 yield row | found_row
             free()
@@ -140,6 +164,9 @@ def _measured(
         yield {"status": "wrong", "reason": check.failure, "check": check.as_dict()}
         return
     for mode in setting.modes:
+        if mode == "graph" and not implementation.capturable:
+            yield {"mode": mode, "status": "skipped", "reason": "it replays CUDA graphs of its own"}
+            continue
         free()
         try:
             yield {"mode": mode, "check": check.as_dict(), **_timed(implementation, case, mode, setting, work, top)}

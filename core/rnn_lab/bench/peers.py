@@ -5,7 +5,7 @@ has for a state of this shape, on inputs of its own, and says what such a state 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,8 @@ GATES = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}
 class Implementation:
     """One way to run a case: what is timed, and the same in fp64.
 
-    `kind` is backend, reference, peer or yardstick; `refuses` gives a reason not to try.
+    `kind` is backend, reference, peer or yardstick; `refuses` gives a reason not to try; one that is not `capturable`
+    cannot become part of a CUDA graph.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Implementation:
     exact: Callable[[Case], Bound]
     refuses: Callable[[Case], str | None]
     note: str = ""
+    capturable: bool = True
 
     def limits(self, case: Case) -> tuple[float, float]:
         """Errors that are allowed."""
@@ -47,7 +49,8 @@ class Implementation:
 def implementations(case: Case) -> Iterator[Implementation]:
     """Ours in order of preference, the plain loop, then the libraries'."""
     for backend in case.op.backends:
-        yield _ours(backend.name, "backend", backend.run, partial(_refused, backend))
+        ours = _ours(backend.name, "backend", backend.run, partial(_refused, backend))
+        yield replace(ours, capturable=backend.capturable)
     yield _ours(REFERENCE, "reference", case.op.reference, lambda case: None)
     if case.op.name == "ssd":
         yield _peer("mamba-ssm mamba_chunk_scan_combined", _mamba_ssm)

@@ -12,7 +12,17 @@ from rnn_lab.train.device import is_out_of_memory
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """Status and reason of what was raised."""
+    """Status and reason of what was raised.
+
+    Raises:
+        Exception: `error` itself, where it left a GPU that answers no more: this process can measure nothing else.
+
+    """
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            raise error from None
     if isinstance(error, MissingPeer):
         return {"status": "missing", "reason": str(error)}
     status = "oom" if is_out_of_memory(error) else "error"

@@ -1,7 +1,7 @@
 """Rows of `rnn-lab bench train`: whole training steps of models and of their peers, in one loop, one after another."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from rnn_lab.bench.isolated import rows_of
 from rnn_lab.bench.machine import ceilings, header
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.shells import foreign_model
@@ -20,7 +21,7 @@ from rnn_lab.data.corpus import open_split
 from rnn_lab.data.default import default_corpus
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
-from rnn_lab.registry import Registry
+from rnn_lab.registry import Registry, registry
 from rnn_lab.train.device import peak_memory_bytes
 from rnn_lab.train.optimizers import set_mode
 
@@ -37,7 +38,7 @@ class TrainSetting:
     """Batch, budget and how the step is run.
 
     `graph` is auto, on or off; `kernels` a value of RNN_LAB_KERNELS; a slow model is timed for `seconds`, however
-    few steps these are.
+    few steps these are; `limit` is how many seconds a row may take in a process of its own, None: in this one.
     """
 
     batch: int
@@ -48,6 +49,7 @@ class TrainSetting:
     graph: str = "auto"
     kernels: str = "auto"
     seconds: float = 15.0
+    limit: float | None = None
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -65,15 +67,13 @@ class TrainSetting:
 
 
 def bench_train(
-    asked: Sequence[tuple[str, ModelSection]], setting: TrainSetting, found: Registry,
-    show: Callable[[dict[str, Any]], None],
+    asked: Sequence[tuple[str, ModelSection]], setting: TrainSetting, show: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:  # fmt: skip
     """The page: header, ceilings, rows.
 
     Args:
         asked: what each model is called in its rows, and the model.
         setting: sizes.
-        found: registry of models and optimizers.
         show: is handed the page after every row.
 
     """
@@ -84,21 +84,36 @@ def bench_train(
         "ceilings": ceilings(setting.device),
         "rows": [],
     }
-    specs = [(label, model_spec(section, found, must_reach=False)) for label, section in asked]
-    batches = _batches(setting)
-    for label, spec in specs:
+    for _, section in asked:
+        model_spec(section, registry(), must_reach=False)  # what cannot be built is an error at once
+    for row in rows_of(_rows, (list(asked), setting, page["ceilings"]), setting.limit):
+        page["rows"].append(row)
+        show(page)
+    return page
+
+
+def _rows(
+    asked: Sequence[tuple[str, ModelSection]], setting: TrainSetting, top: dict[str, float | None],
+    done: list[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Rows of all models, each announced first."""
+    found, batches = registry(), _batches(setting)
+    for label, section in asked:
+        spec = model_spec(section, found, must_reach=False)
         for implementation in (OURS, *spec.layer_cls.peers):
             eager_ms = 0.0
             for mode in setting.modes:
                 row: dict[str, Any] = {"model": label, "implementation": implementation, "mode": mode}
+                if row in done:
+                    continue
+                yield row
+                measured: dict[str, Any]
                 if eager_ms > LONG_MS:
-                    row |= {"status": "skipped", "reason": "a plain loop; --graph on captures it all the same"}
+                    measured = {"status": "skipped", "reason": "a plain loop; --graph on captures it all the same"}
                 else:
-                    row |= _row(spec, implementation, mode, setting, found, batches, page["ceilings"])
-                eager_ms = row.get("ms", {}).get("median", 0.0)
-                page["rows"].append(row)
-                show(page)
-    return page
+                    measured = _row(spec, implementation, mode, setting, found, batches, top)
+                eager_ms = measured.get("ms", {}).get("median", 0.0)
+                yield row | measured
 
 
 def _batches(setting: TrainSetting) -> list[Tensor]:

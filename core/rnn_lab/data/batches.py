@@ -24,6 +24,7 @@ __all__ = [
     "eval_windows",
     "fingerprint",
     "gather",
+    "stream_starts",
     "window_starts",
 ]
 
@@ -72,6 +73,20 @@ def window_starts(seed: int, k: int, batch_size: int, span: int) -> NDArray[np.i
     key = np.array([check_word("seed", seed), check_word("step k", k)], dtype=np.uint64)
     words = np.random.Philox(key=key).random_raw(batch_size)
     return _multiply_high(words, span).astype(np.int64)
+
+
+def stream_starts(seed: int, k: int, batch_size: int, seq_len: int, span: int) -> NDArray[np.int64]:
+    """Starts int64 [batch_size] in [0, span) at step `k` of streams that read on by `seq_len` a step.
+
+    Stream b begins at b/B of the span plus a seeded jitter and goes round at its end.
+
+    Raises:
+        ConfigError: as `window_starts`.
+    """
+    spacing = max(1, span // batch_size)
+    base_B = np.arange(batch_size, dtype=np.int64) * spacing + window_starts(seed, 0, batch_size, spacing)
+    moved = check_word("step k", k) * seq_len % span
+    return (base_B % span + moved) % span
 
 
 def _multiply_high(words: NDArray[np.uint64], span: int) -> NDArray[np.uint64]:
@@ -145,17 +160,10 @@ class RandomWindows(_Windows):
 class ContiguousStreams(_Windows):
     """B streams that read on from step to step (stride T), for training that carries state.
 
-    Stream b begins at b/B of the region plus a seeded jitter and goes round at the end of the region.
-    Batch k is a pure function of (region, seed, k). Errors are those of `RandomWindows`.
+    See `stream_starts`. Batch k is a pure function of (region, seed, k). Errors are those of `RandomWindows`.
     """
 
     name = "contiguous-streams"
-
-    def __init__(self, region: Region, seed: int, batch_size: int, seq_len: int) -> None:
-        super().__init__(region, seed, batch_size, seq_len)
-        spacing = max(1, self.span // batch_size)
-        jitter_B = window_starts(seed, 0, batch_size, spacing)
-        self._base_B = (np.arange(batch_size, dtype=np.int64) * spacing + jitter_B) % self.span
 
     def batch(self, k: int) -> Batch:
         """Copy the windows of step `k` >= 0; input 0 of step k + 1 is the byte after input T - 1 of step k.
@@ -166,8 +174,7 @@ class ContiguousStreams(_Windows):
         Raises:
             ConfigError: `k` is outside [0, 2^64).
         """
-        moved = check_word("step k", k) * self.seq_len % self.span
-        starts_B = (self._base_B + moved) % self.span
+        starts_B = stream_starts(self.seed, k, self.batch_size, self.seq_len, self.span)
         bytes_BT1 = gather(self.region, starts_B, self.seq_len + 1)
         before_B = self.region.array[np.maximum(starts_B - 1, 0)]
         reset_BT = np.empty((self.batch_size, self.seq_len), dtype=np.bool_)

@@ -53,10 +53,17 @@ class OffsetChain:
     @classmethod
     def start(cls, sampler: str, region: Region, seed: int, batch_size: int, seq_len: int) -> "OffsetChain":
         """Begin a run's chain; its digest covers the sampler, its settings and the data's fingerprint."""
+        return cls.of(sampler, len(region), fingerprint(region), seed, batch_size, seq_len)
+
+    @classmethod
+    def of(
+        cls, sampler: str, region_bytes: int, fingerprint: str, seed: int, batch_size: int, seq_len: int
+    ) -> "OffsetChain":
+        """`start` where the data itself is out of reach and its size and fingerprint are on record."""
         identity = {
             "sampler": sampler,
-            "region_bytes": len(region),
-            "fingerprint": fingerprint(region),
+            "region_bytes": region_bytes,
+            "fingerprint": fingerprint,
             "seed": seed,
             "batch_size": batch_size,
             "seq_len": seq_len,

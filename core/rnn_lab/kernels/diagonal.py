@@ -128,13 +128,14 @@ def _backward(
     backend: str, program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, marks: Tensor, dy: Tensor,
     dlast: Tensor, parts: int,
 ) -> list[Tensor]:  # fmt: skip
+    """Gradients by the initial state, by every stream, and by all weights `[n, C]`, summed in one launch."""
     call = _call(program, xs, ws, reset, parts)
     B, T, C = call.shape
     dxs = [torch.empty(B, T, C, dtype=x.dtype, device=x.device) for x in xs]
-    dws = [torch.empty(B, parts, C, dtype=torch.float32, device=w.device) for w in ws]
+    dws = torch.empty(len(ws), B, parts, C, dtype=torch.float32, device=dy.device)
     dstart = torch.empty(B, parts, C, dtype=torch.float32, device=dy.device)
-    _launches(backend).backward(call, marks, dy.contiguous(), dlast.contiguous(), dstart, dxs, dws)
-    return [dstart[:, 0].contiguous(), *dxs, *(dw.sum((0, 1)).to(w.dtype) for w, dw in zip(ws, dws, strict=True))]
+    _launches(backend).backward(call, marks, dy.contiguous(), dlast.contiguous(), dstart, dxs, list(dws))
+    return [dstart[:, 0].contiguous(), *dxs, dws.sum((1, 2))]
 
 
 @_backward.register_fake
@@ -143,7 +144,7 @@ def _(
     dlast: Tensor, parts: int,
 ) -> list[Tensor]:  # fmt: skip
     dxs = [x.new_empty(x.shape) for x in xs]
-    return [torch.empty_like(dlast), *dxs, *(torch.empty_like(w) for w in ws)]
+    return [torch.empty_like(dlast), *dxs, dlast.new_empty((len(ws), dlast.shape[1]))]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -158,8 +159,9 @@ def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Any,
     n_x, n_w = ctx.counts
     xs, ws = rest[:n_x], rest[n_x : n_x + n_w]
     reset = rest[-1] if ctx.reset else None
-    dh, *grads = _backward(ctx.backend, ctx.program, xs, ws, reset, marks, dy, dlast, ctx.parts)
-    return None, None, dh, grads[:n_x], grads[n_x:], None, None, None, None
+    dh, *dxs, dws = _backward(ctx.backend, ctx.program, xs, ws, reset, marks, dy, dlast, ctx.parts)
+    narrow = [dw.to(w.dtype) for w, dw in zip(ws, dws, strict=True)]
+    return None, None, dh, dxs, narrow, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

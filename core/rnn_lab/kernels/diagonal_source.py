@@ -4,6 +4,7 @@ One thread walks one channel of one sequence through time. Steps go in tiles of 
 loaded while this one computes, the loop inside a tile is unrolled, and the state before each tile is kept as a mark,
 from which backward replays the tile. Where the recurrence is linear in its state, `ends` and `adjoint_ends` run parts
 of the sequence at once, each from zero, and return what a carry needs: its end and the product of its factors.
+Where all streams are bf16 in even rows, a thread has two channels side by side and loads them as one word (`PAIRS`).
 """
 
 import json
@@ -17,6 +18,7 @@ from rnn_lab.kernels.expression import (
     Node,
     add,
     gradients,
+    mul,
     ordered,
     substitute,
     var,
@@ -84,7 +86,7 @@ def source(program: Program) -> str:
         '"""Printed by rnn_lab.kernels.diagonal_source."""',
         "import triton",
         "import triton.language as tl",
-        "from rnn_lab.kernels.functions_triton import exp, rcp, sigmoid, sign, softplus, tanh",
+        "from rnn_lab.kernels.functions_triton import exp, rcp, sigmoid, sign, softplus, tanh, wide, words",
     ]
     return "\n".join(head) + "\n" + "\n".join("\n\n" + "\n".join(lines) for lines in kernels) + "\n"
 
@@ -92,17 +94,22 @@ def source(program: Program) -> str:
 def _signature(name: str, pointers: list[str], program: Program) -> list[str]:
     scalars = ["reset", *program.xs, *program.ws, *(f"{x}_b" for x in program.xs), "T", "LENGTH", "TILES"]
     strides = [f"{x}_t" for x in program.xs]
-    constants = [f"{c}: tl.constexpr" for c in ("C", *strides, "EVEN", "RESET", "MARKS", "EXACT", "BLOCK")]
+    constants = [
+        f"{c}: tl.constexpr" for c in ("C", *strides, "EVEN", "RESET", "MARKS", "EXACT", "PAIRS", "WIDE", "BLOCK")
+    ]
     return ["@triton.jit", f"def {name}({', '.join([*pointers, *scalars, *constants])}):"]
 
 
 def _where(program: Program) -> list[str]:
-    """Which channels, sequence and part of time a program has; weights."""
+    """Which channels, sequence and part of time a program has, as numbers and as words of them; weights."""
     return [
+        "WORD: tl.constexpr = 2 if PAIRS and BLOCK > 32 else 1",
         "c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)",
         "b = tl.program_id(1).to(tl.int64)",
         "part = tl.program_id(2)",
         "inside = (c < C) if C % BLOCK else tl.full([BLOCK], True, tl.int1)",
+        "word = tl.program_id(0) * (BLOCK // WORD) + tl.arange(0, BLOCK // WORD)",
+        "held = (word * WORD < C) if C % BLOCK else tl.full([BLOCK // WORD], True, tl.int1)",
         "start = part * LENGTH",
         "stop = tl.minimum(T, start + LENGTH)",
         "row = (b * tl.num_programs(2) + part) * C + c",
@@ -112,13 +119,14 @@ def _where(program: Program) -> list[str]:
 
 def _load_tile(program: Program, at: str, prefix: str, valid: str, dy: bool = False) -> list[str]:
     """Inputs of the tile that starts at step `at`; `valid` says that the tile exists."""
-    lines = [f"{prefix}p{x} = {x} + b * {x}_b + ({at}).to(tl.int64) * {x}_t + c" for x in program.xs]
-    lines += [f"{prefix}pdy = dy + (b * T + {at}) * C + c"] if dy else []
+    starts = {x: f"{x} + b * {x}_b + ({at}).to(tl.int64) * {x}_t" for x in program.xs}
+    starts |= {"dy": f"dy + (b * T + {at}) * C"} if dy else {}
+    lines = [f"{prefix}p{x} = words({start}, WORD) + word" for x, start in starts.items()]
     for k in range(TILE):
-        mask = f"inside & ({valid})" if not k else f"inside & ({valid}) & (({at} + {k} < stop) | EVEN)"
-        lines += [f"{prefix}{x}_{k} = tl.load({prefix}p{x} + {k} * {x}_t, mask={mask}, other=0.0)" for x in program.xs]
-        if dy:
-            lines.append(f"{prefix}dy_{k} = tl.load({prefix}pdy + {k} * C, mask={mask}, other=0.0)")
+        mask = f"held & ({valid})" if not k else f"held & ({valid}) & (({at} + {k} < stop) | EVEN)"
+        for x in starts:
+            step = "C" if x == "dy" else f"{x}_t"
+            lines.append(f"{prefix}{x}_{k} = tl.load({prefix}p{x} + {k} * ({step} // WORD), mask={mask}, other=0)")
     return lines
 
 
@@ -133,7 +141,7 @@ def _names(program: Program, k: int) -> dict[str, str]:
 
 
 def _widen(program: Program, k: int) -> list[str]:
-    return [f"{x}_{k}f = {x}_{k}.to(tl.float32)" for x in program.xs]
+    return [f"{x}_{k}f = wide({x}_{k}, WORD)" for x in program.xs]
 
 
 def _forget(k: int, *values: str) -> list[str]:
@@ -184,7 +192,8 @@ def _forward(program: Program, local: bool) -> list[str]:
 
 def step_gradients(program: Program) -> dict[str, Node]:
     """Gradients of one step by h, streams and weights, from dy (output) and dh (state after the step)."""
-    inner = gradients([(program.output, var("dy"))], ["s", *program.xs, *program.ws])
+    inner = gradients([(program.output, ONE)], ["s", *program.xs, *program.ws])
+    inner = {name: mul(var("dy"), node) for name, node in inner.items()}  # dy last: what it multiplies has shared parts
     arriving = add(var("dh"), inner["s"])
     outer = gradients([(program.update, var("g"))], ["h", *program.xs, *program.ws])
     memo: dict[Node, Node] = {}
@@ -221,7 +230,7 @@ def _backward(program: Program, local: bool) -> list[str]:
         step = {"h": step["h"], "factor": program.factor}
     for k in reversed(range(TILE)):
         names = _names(program, k) | {"h": f"h_{k}", "s": f"s_{k + 1}", "dh": "dh", "dy": f"dy_{k}f"}
-        body.append(f"dy_{k}f = dy_{k}.to(tl.float32)")
+        body.append(f"dy_{k}f = wide(dy_{k}, WORD)")
         body += printed({f"g_{name}": node for name, node in step.items()}, names, f"g{k}_")
         body += _keep(k, "g_h", "dh")
         if local:

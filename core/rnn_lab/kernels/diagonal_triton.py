@@ -17,6 +17,10 @@ from rnn_lab.kernels.functions_triton import carry
 from rnn_lab.kernels.triton_support import Tuned
 from rnn_lab.paths import cache_dir
 
+WIDE = 2**17
+"""Channels of all sequences from which on a GPU is full whatever a program's share: tuned apart."""
+KEY = ("C", "EVEN", "RESET", "MARKS", "EXACT", "PAIRS", "WIDE")
+
 
 class Kernels:
     """The compiled kernels of one program."""
@@ -25,7 +29,7 @@ class Kernels:
         few = [triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in ((64, 1), (32, 1))]
         for name in ("forward", "backward", "ends", "adjoint_ends"):
             kernel = getattr(module, name, None)
-            setattr(self, name, kernel and Tuned(kernel, few, ("C", "EVEN", "RESET", "MARKS", "EXACT")))
+            setattr(self, name, kernel and Tuned(kernel, few, KEY))
 
     forward: Any
     backward: Any
@@ -52,7 +56,7 @@ def kernels(text: str) -> Kernels:
 def forward(call: Call, h: Tensor, y: Tensor, last: Tensor, marks: Tensor | None) -> None:
     """Fill outputs `[B, T, C]`, the state after each part `[B, parts, C]` and, where asked for, marks."""
     found, grid = kernels(call.program), _grid(call)
-    rest, flags = _rest(call, marks is not None)
+    rest, flags = _rest(call, call.xs, marks is not None)
     start = h
     if call.parts > 1:
         end, product = torch.empty_like(last), torch.empty_like(last)
@@ -66,7 +70,7 @@ def backward(
 ) -> None:
     """Fill the gradients by the state before each part `[B, parts, C]`, streams, and weights `[B, parts, C]`."""
     found, grid = kernels(call.program), _grid(call)
-    rest, flags = _rest(call, True)
+    rest, flags = _rest(call, [*call.xs, dy], True)
     dend = dlast
     if call.parts > 1:
         end, product = torch.empty_like(dstart), torch.empty_like(dstart)
@@ -75,14 +79,21 @@ def backward(
     found.backward[grid](marks, dy, dend, dstart, *dxs, *dws, *rest, **flags)
 
 
-def _rest(call: Call, marks: bool) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments that all kernels share."""
-    xs, (_, T, C) = call.xs, call.shape
+def _rest(call: Call, read: list[Tensor], marks: bool) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments that all kernels share; `read` are the streams and, in backward, dy."""
+    xs, (B, T, C) = call.xs, call.shape
     length = -(-call.tiles // call.parts) * TILE
     flags = {"C": C, "EVEN": T % TILE == 0, "RESET": call.reset is not None, "MARKS": marks}
     flags |= {"EXACT": any(x.dtype == torch.float32 for x in xs), **{f"x{i}_t": x.stride(1) for i, x in enumerate(xs)}}
+    flags |= {"PAIRS": all(_paired(x) for x in read), "WIDE": B * C >= WIDE}
     reset = xs[0] if call.reset is None else call.reset
     return [reset, *xs, *call.ws, *(x.stride(0) for x in xs), T, length, call.tiles], flags
+
+
+def _paired(x: Tensor) -> bool:
+    """Whether a program may read the bf16 numbers of a stream `[B, T, C]` as words of two."""
+    even = x.data_ptr() % 4 == 0 and all(n % 2 == 0 for n in (x.shape[2], *x.stride()[:2]))
+    return x.dtype == torch.bfloat16 and even
 
 
 def _grid(call: Call) -> Any:

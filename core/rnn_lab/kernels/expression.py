@@ -65,10 +65,18 @@ def _is(node: Node, x: float) -> bool:
 
 
 def add(a: Node, b: Node) -> Node:
-    """A + b, zeros left out."""
+    """A + b, zeros left out; w * x + (1 - w) * y is y + w * (x - y), with one product less there and in derivatives."""
     if _is(a, 0):
         return b
-    return a if _is(b, 0) else _folded("add", a, b)
+    if _is(b, 0):
+        return a
+    for one, other in ((a, b), (b, a)):
+        if one.op == other.op == "mul":
+            for w, x in (one.args, one.args[::-1]):
+                for rest, y in (other.args, other.args[::-1]):
+                    if rest.op == "sub" and rest.args == (ONE, w):
+                        return add(y, mul(w, sub(x, y)))
+    return _folded("add", a, b)
 
 
 def sub(a: Node, b: Node) -> Node:

@@ -1,4 +1,4 @@
-"""Triton functions that printed recurrences call, and the carry between parts of a sequence."""
+"""Triton functions that kernels and printed recurrences call, and the carry between parts of a sequence."""
 
 import triton
 import triton.language as tl
@@ -17,6 +17,19 @@ if INTERPRETED:
         """2^x."""
         return tl.exp2(x)
 
+    @triton.jit
+    def narrow(x, dtype: tl.constexpr):
+        """X rounded to a narrower dtype; the interpreter itself cuts the bits off that bf16 has not."""
+        if dtype == tl.bfloat16 and x.dtype == tl.float32:
+            bits = x.to(tl.int32, bitcast=True)
+            x = (bits + 0x7FFF + (bits >> 16 & 1)).to(tl.float32, bitcast=True)
+        return x.to(dtype)
+
+    @triton.jit
+    def operand(x, dtype: tl.constexpr):
+        """X rounded to what a product takes, held in fp32: the interpreter has no products of bf16."""
+        return narrow(x, dtype).to(tl.float32)
+
 else:
 
     @triton.jit
@@ -28,6 +41,16 @@ else:
     def exp2(x):
         """2^x to two ulp, in one instruction."""
         return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+    @triton.jit
+    def narrow(x, dtype: tl.constexpr):
+        """X rounded to a narrower dtype."""
+        return x.to(dtype)
+
+    @triton.jit
+    def operand(x, dtype: tl.constexpr):
+        """X rounded to what a product takes."""
+        return x.to(dtype)
 
 
 @triton.jit
@@ -65,6 +88,25 @@ def softplus(x):
 def sign(x):
     """-1, 0 or 1."""
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+@triton.jit
+def words(x, WORD: tl.constexpr):
+    """A pointer to bf16 numbers as one to words of two, where WORD is 2."""
+    return x.to(tl.pointer_type(tl.int32)) if WORD == 2 else x
+
+
+@triton.jit
+def wide(x, WORD: tl.constexpr):
+    """What was loaded, in fp32."""
+    return pairs(x) if WORD == 2 else x.to(tl.float32)
+
+
+@triton.jit
+def pairs(x):
+    """Words of two bf16 numbers as numbers in fp32, whose upper half each one is: one operation per number."""
+    low, high = (x << 16).to(tl.float32, bitcast=True), (x & -65536).to(tl.float32, bitcast=True)
+    return tl.reshape(tl.join(low, high), [2 * x.shape[0]])
 
 
 @triton.jit

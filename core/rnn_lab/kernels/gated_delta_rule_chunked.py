@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnn_lab.kernels import gated_delta_rule_triton as kernels
-from rnn_lab.kernels.triton_support import INTERPRETED
 
 CHUNK = 64
 """Steps per chunk C: the side of a Hopper tensor core's tile."""
@@ -24,7 +23,7 @@ def _sizes(q: Tensor, v: Tensor) -> dict[str, Any]:
     K, V = q.shape[-1], v.shape[-1]
     BK = max(16, triton.next_power_of_2(K))
     wide = v.dtype == torch.float32
-    dot = tl.float32 if wide or INTERPRETED else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[v.dtype]
+    dot = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[v.dtype]
     side = CHUNK // 2 if wide else CHUNK
     BV = max(16, min(side if BK < 256 else side // 2, triton.next_power_of_2(V)))
     return {

@@ -10,8 +10,8 @@ e_t = v_t - r_t that the steps write solve one triangular system, and everything
 A pair of steps with a document reset between them has the factor 0. The inverse needs no state: `invert` makes it for
 all chunks at once and it is kept for the backward; `advance` walks over the chunks with the state in registers. The
 backward runs `advance` again for the states and the errors, `retreat` walks back with the state's gradient, and
-`collect` makes the gradients of all chunks at once. Every exponent pairs +G with a row and -G with a column, so the
-gradient by g follows from q'dq and k'dk alone.
+`collect` makes the gradients of all chunks at once. A pair has +G_t at its row and -G_s at its column: before s it
+adds nothing to the gradient by g, which holds only if both take the same number, before anything is rounded.
 
 No product takes the transpose of another product's result, which Triton miscompiles on Hopper: such a matrix is
 computed twice, once each way. Sums are in fp32, matrices of 16-bit calls are rounded to 16 bits before a product.
@@ -20,6 +20,8 @@ computed twice, once each way. Sums are in fp32, matrices of 16-bit calls are ro
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
 import triton
 import triton.language as tl
+
+from rnn_lab.kernels.functions_triton import narrow, operand
 
 LEAST_DECAY = tl.constexpr(-30.0)
 """Log decay below which fp32 sees nothing of a state (1e-13): keeps -inf away and sums small."""
@@ -66,14 +68,24 @@ def _from_start(X, document):
 def _tile(ptr, rows, n_rows, stride, columns, n_columns, DOT: tl.constexpr):
     """Tile of a matrix, zero outside of it."""
     inside = (rows[:, None] < n_rows) & (columns[None, :] < n_columns)
-    return tl.load(ptr + rows[:, None] * stride + columns[None, :], inside, other=0.0).to(DOT)
+    return operand(tl.load(ptr + rows[:, None] * stride + columns[None, :], inside, other=0.0), DOT)
 
 
 @triton.jit
 def _put(ptr, x, rows, n_rows, stride, columns, n_columns):
     """Store a tile where it lies inside of the matrix."""
     inside = (rows[:, None] < n_rows) & (columns[None, :] < n_columns)
-    tl.store(ptr + rows[:, None] * stride + columns[None, :], x.to(ptr.dtype.element_ty), inside)
+    tl.store(ptr + rows[:, None] * stride + columns[None, :], narrow(x, ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def _times(x, Y, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """X Y, where Y carries the state: a 16-bit call multiplies what rounding drops of Y too, or the state would lose it."""
+    rounded = operand(Y, DOT)
+    product = tl.dot(x, rounded, input_precision=PRECISION)
+    if tl.float32 != DOT:
+        product += tl.dot(x, operand(Y - rounded.to(tl.float32), DOT), input_precision=PRECISION)
+    return product
 
 
 @triton.jit
@@ -132,21 +144,18 @@ def advance(
         k = _tile(k_ptr + base * K, t, T, H * K, x, K, DOT)
         v = _tile(v_ptr + base * V, t, T, H * V, y, V, tl.float32)
         inverse = _tile(inverse_ptr + chunk * C * C, i, C, C, i, C, DOT)
-        start = S.to(DOT)
-        error = v - _from_start(R, document) * tl.dot(k, start, input_precision=PRECISION)
-        error = tl.dot(inverse, error.to(DOT), input_precision=PRECISION)
+        error = _times(inverse, v - _from_start(R, document) * _times(k, S, DOT, PRECISION), DOT, PRECISION)
         if FORWARD:
             q = _tile(q_ptr + base * K, t, T, H * K, x, K, DOT)
             a = _pairs(G, G, document, i[:, None] >= i[None, :]) * beta[None, :]
             a *= tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            o = _from_start(G, document) * tl.dot(q, start, input_precision=PRECISION)
-            o += tl.dot(a.to(DOT), error.to(DOT), input_precision=PRECISION)
+            o = _from_start(G, document) * tl.dot(q, operand(S, DOT), input_precision=PRECISION)
+            o += tl.dot(operand(a, DOT), operand(error, DOT), input_precision=PRECISION)
             _put(o_ptr + base * V, o, t, T, H * V, y, V)
         else:
-            _put(states_ptr + chunk * K * V, start, x, K, V, y, V)
+            _put(states_ptr + chunk * K * V, S, x, K, V, y, V)
             _put(errors_ptr + base * V, error, t, T, H * V, y, V)
-        written = (error * (beta * tail)[:, None]).to(DOT)
-        S = S * keep + tl.dot(tl.trans(k), written, input_precision=PRECISION)
+        S = S * keep + _times(tl.trans(k), error * (beta * tail)[:, None], DOT, PRECISION)
     if FORWARD:
         _put(last_ptr + head * K * V, S, x, K, V, y, V)
 
@@ -181,19 +190,19 @@ def retreat(
         k = _tile(k_ptr + base * K, t, T, H * K, x, K, DOT)
         do = _tile(do_ptr + base * V, t, T, H * V, y, V, DOT)
         inverse = _tile(inverse_ptr + chunk * C * C, i, C, C, i, C, DOT)
-        end = dS.to(DOT)
+        end = operand(dS, DOT)
         _put(dstates_ptr + chunk * K * V, end, x, K, V, y, V)
         # Row s, column t of A', without its beta_s, which comes with the gradient of the errors below.
         a = _pairs(-G, -G, document, i[:, None] <= i[None, :])
         a *= tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        dv = tl.dot(a.to(DOT), do, input_precision=PRECISION)
+        dv = tl.dot(operand(a, DOT), do, input_precision=PRECISION)
         dv += tail[:, None] * tl.dot(k, end, input_precision=PRECISION)
-        dv = tl.dot(tl.trans(inverse), (beta[:, None] * dv).to(DOT), input_precision=PRECISION)
+        dv = tl.dot(tl.trans(inverse), operand(beta[:, None] * dv, DOT), input_precision=PRECISION)
         _put(dv_ptr + base * V, dv, t, T, H * V, y, V)
         dS *= keep
-        read = (_from_start(G, document) * do.to(tl.float32)).to(DOT)
+        read = operand(_from_start(G, document) * do.to(tl.float32), DOT)
         dS += tl.dot(tl.trans(q), read, input_precision=PRECISION)
-        retrieved = (_from_start(R, document) * dv).to(DOT)
+        retrieved = operand(_from_start(R, document) * dv, DOT)
         dS -= tl.dot(tl.trans(k), retrieved, input_precision=PRECISION)
     _put(dS_ptr + head * K * V, dS, x, K, V, y, V)
 
@@ -236,7 +245,10 @@ def collect(
     dq *= _from_start(G, document)
     drow *= _from_start(R, document)
     dcolumn *= tail[:, None]
-    carried = carried * keep + tl.sum(tl.sum(dcolumn * k.to(tl.float32), 1) * beta)
+    dbeta = tl.sum(dcolumn * k.to(tl.float32), 1)
+    dG = tl.sum(dq * q.to(tl.float32), 1)
+    dR = tl.sum(drow * k.to(tl.float32), 1)
+    dG += tl.where(i == C - 1, carried * keep + tl.sum(dbeta * beta), 0.0)
 
     # Through pairs of steps of the chunk; row t sees column s.
     da = tl.zeros((C, C), tl.float32)
@@ -246,10 +258,16 @@ def collect(
         error = _tile(errors_ptr + base * V, t, T, H * V, y, V, DOT)
         da += tl.dot(_tile(do_ptr + base * V, t, T, H * V, y, V, DOT), tl.trans(error), input_precision=PRECISION)
         dm -= tl.dot(_tile(dv_ptr + base * V, t, T, H * V, y, V, DOT), tl.trans(error), input_precision=PRECISION)
-    da *= _pairs(G, G, document, i[:, None] >= i[None, :]) * beta[None, :]
-    dm *= _pairs(R, G, document, i[:, None] > i[None, :]) * beta[None, :]
-    dq += tl.dot(da.to(DOT), k, input_precision=PRECISION)
-    drow += tl.dot(dm.to(DOT), k, input_precision=PRECISION)
+    da *= _pairs(G, G, document, i[:, None] >= i[None, :])
+    dm *= _pairs(R, G, document, i[:, None] > i[None, :])
+    read = da * tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    retrieved = dm * tl.dot(k, tl.trans(k), input_precision=PRECISION)
+    dbeta += tl.sum(read + retrieved, 0)
+    dG += tl.sum(read * beta[None, :], 1)
+    dR += tl.sum(retrieved * beta[None, :], 1)
+    dG += dR - beta * dbeta
+    dq += tl.dot(operand(da * beta[None, :], DOT), k, input_precision=PRECISION)
+    drow += tl.dot(operand(dm * beta[None, :], DOT), k, input_precision=PRECISION)
 
     # The same matrices the other way round: row s is seen by column t.
     da = tl.zeros((C, C), tl.float32)
@@ -263,14 +281,11 @@ def collect(
         dm -= tl.dot(error, tl.trans(dv), input_precision=PRECISION)
     da *= _pairs(-G, -G, document, i[:, None] <= i[None, :])
     dm *= _pairs(-G, -R, document, i[:, None] < i[None, :])
-    dcolumn += tl.dot(da.to(DOT), q, input_precision=PRECISION)
-    dcolumn += tl.dot(dm.to(DOT), k, input_precision=PRECISION)
+    dcolumn += tl.dot(operand(da, DOT), q, input_precision=PRECISION)
+    dcolumn += tl.dot(operand(dm, DOT), k, input_precision=PRECISION)
 
     _put(dq_ptr + base * K, dq, t, T, H * K, x, K)
     _put(dk_ptr + base * K, drow + beta[:, None] * dcolumn, t, T, H * K, x, K)
-    dbeta = tl.sum(dcolumn * k.to(tl.float32), 1)
-    dR = tl.sum(drow * k.to(tl.float32), 1)
-    dG = tl.sum(dq * q.to(tl.float32), 1) - beta * dbeta + dR + tl.where(i == C - 1, carried, 0.0)
     dg = tl.cumsum(dG, 0, reverse=True)
     if not DECAY_FIRST:
         dg -= dR

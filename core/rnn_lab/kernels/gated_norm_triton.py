@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rnn_lab.kernels.functions_triton import narrow
 from rnn_lab.kernels.triton_support import INTERPRETED, tuned
 
 PROGRAMS = 4 if INTERPRETED else 528
@@ -42,7 +43,7 @@ def forward_kernel(
     a, _, z, gate = _row(y_ptr, x_ptr, z_ptr, D, row, y_stride, x_stride, z_stride, i, inside)
     u = a * z * gate
     r = tl.rsqrt(tl.sum(u * u, 0) / d + eps)
-    tl.store((out_ptr + row * d) + i, (u * r * w).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store((out_ptr + row * d) + i, narrow(u * r * w, out_ptr.dtype.element_ty), mask=inside)
 
 
 @tuned(_WARPS, key=("d",))
@@ -70,17 +71,12 @@ def backward_kernel(
         da = du * z * gate
         dD += da * x
         dz = du * a * gate * (1.0 + z * (1.0 - gate))
-        tl.store((dy_ptr + row * d) + i, da.to(dy_ptr.dtype.element_ty), mask=inside)
-        tl.store((dx_ptr + row * d) + i, (da * D).to(dx_ptr.dtype.element_ty), mask=inside)
-        tl.store((dz_ptr + row * d) + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+        tl.store((dy_ptr + row * d) + i, narrow(da, dy_ptr.dtype.element_ty), mask=inside)
+        tl.store((dx_ptr + row * d) + i, narrow(da * D, dx_ptr.dtype.element_ty), mask=inside)
+        tl.store((dz_ptr + row * d) + i, narrow(dz, dz_ptr.dtype.element_ty), mask=inside)
     part = tl.program_id(0) * d + i
     tl.store(dD_ptr + part, dD, mask=inside)
     tl.store(dw_ptr + part, dw, mask=inside)
-
-
-def _empty(like: Tensor) -> Tensor:
-    """Room for a result like this one; the interpreter does not round to bf16, so torch does it afterwards."""
-    return torch.empty(like.shape, dtype=torch.float32 if INTERPRETED else like.dtype, device=like.device)
 
 
 def _rows(x_BTd: Tensor) -> Tensor:
@@ -91,10 +87,10 @@ def _rows(x_BTd: Tensor) -> Tensor:
 
 @torch.library.custom_op("rnn_lab::gated_norm", mutates_args=())
 def gated_norm(y_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor, D_H: Tensor, weight_d: Tensor, eps: float) -> Tensor:
-    """See kernels.gated_norm; the result is fp32 from the interpreter."""
+    """See kernels.gated_norm."""
     y, x, z = _rows(y_BTd), _rows(x_BTd), _rows(z_BTd)
     d = x.shape[2]
-    out = _empty(x)
+    out = x.new_empty(x.shape)
     forward_kernel[(x.shape[0] * x.shape[1],)](
         y, x, z, D_H, weight_d, out, d, d // D_H.numel(), y.stride(1), x.stride(1), z.stride(1), eps,
         BLOCK=triton.next_power_of_2(d),
@@ -104,7 +100,7 @@ def gated_norm(y_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor, D_H: Tensor, weight_
 
 @gated_norm.register_fake
 def _(y_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor, D_H: Tensor, weight_d: Tensor, eps: float) -> Tensor:
-    return _empty(x_BTd)
+    return x_BTd.new_empty(x_BTd.shape)
 
 
 @torch.library.custom_op("rnn_lab::gated_norm_backward", mutates_args=())
@@ -124,7 +120,8 @@ def gated_norm_backward(
 
 def _empty_gradients(y: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     parts = torch.empty(min(PROGRAMS, x.shape[0] * x.shape[1]), x.shape[2], dtype=torch.float32, device=x.device)
-    return _empty(y), _empty(x), _empty(z), parts, torch.empty_like(parts)
+    dy, dx, dz = (t.new_empty(t.shape) for t in (y, x, z))
+    return dy, dx, dz, parts, torch.empty_like(parts)
 
 
 @gated_norm_backward.register_fake

@@ -1,27 +1,32 @@
 """The plain loop over time, captured once in CUDA graphs and replayed: for recurrences without a kernel of their own.
 
-A graph holds `SEGMENT` steps, whatever the length of the sequence; one walks forward, one walks forward again and then
-back. Layers whose steps are alike share them. Saved for backward: the state before each segment, nothing of the steps
-between. A replay cannot itself be captured, so that a training step with such a layer is no single CUDA graph.
+A graph holds `SEGMENT` steps, whatever the length of the sequence; one walks forward, one walks back. Layers whose
+steps are alike share them. Saved for backward: every state where they are no larger than what enters, and then nothing
+is walked again; else only the state before each segment. A step is two small graphs of operations, which TorchInductor
+fuses (kernels.step_graphs). A replay cannot itself be captured, so that a training step with such a layer is no single
+CUDA graph.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from rnn_lab.kernels.recurrence import Cell, Streams, run_by
+from rnn_lab.kernels.step_graphs import FUSED, Step, part, saving, step_of
 
 SEGMENT = 128
 """Steps per graph."""
 KEPT = 16
 """Graphs in use at the same time: a model has one or two shapes."""
 
+T = TypeVar("T")
 Kind = tuple[int, int]
 _loops: OrderedDict[Hashable, "Loop"] = OrderedDict()
+_steps: OrderedDict[Hashable, Step] = OrderedDict()
 
 
 def refuses(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
@@ -48,10 +53,20 @@ def _walk(
     queries: list[Tensor],
     reset_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Segments of time, each by its graph."""
-    kind = (len(inputs), len(queries))
-    y, h = _Walk.apply(cell, kind, reset_BT, h, *inputs, *queries, *weights)  # type: ignore[no-untyped-call]
-    return y, h
+    """Segments of time, each by its graph; read-outs of states that are kept apart, for all steps at once."""
+    apart = cell.read is not None and h[0].numel() <= sum(x[0, 0].numel() for x in inputs)
+    walked, seen = (Cell(cell.update), []) if apart else (cell, queries)
+    kind = (len(inputs), len(seen))
+    y, h = _Walk.apply(walked, kind, reset_BT, h, *inputs, *seen, *weights)  # type: ignore[no-untyped-call]
+    return (_read(cell, y, queries) if apart else y), h
+
+
+def _read(cell: Cell, h: Tensor, queries: list[Tensor]) -> Tensor:
+    """Read-outs of states `[B, T, ...]` or `[T, B, ...]`, all steps as one batch."""
+    if cell.read is None:
+        return h
+    o = cell.read(h.flatten(0, 1), *[q.flatten(0, 1) for q in queries])
+    return o.unflatten(0, h.shape[:2])  # type: ignore[no-untyped-call, no-any-return]
 
 
 def identity(function: Any) -> Hashable:
@@ -63,7 +78,7 @@ def identity(function: Any) -> Hashable:
 
 
 class Loop:
-    """Static tensors of one segment, and the graphs over them.
+    """Static tensors of one segment, and the graphs over them; streams are `[S, B, ...]`, so that a step is dense.
 
     Args:
         cell: the step.
@@ -78,10 +93,12 @@ class Loop:
     def __init__(
         self, cell: Cell, h: Tensor, xs: list[Tensor], weights: list[Tensor], kind: Kind, reset_BT: Tensor | None
     ) -> None:
-        self.cell, self.n = cell, kind[0]
-        self.h = h.clone()
-        self.xs, self.weights = [x.clone() for x in xs], [w.clone() for w in weights]
-        self.reset = None if reset_BT is None else reset_BT.clone()
+        self.cell, self.n, self.steps = cell, kind[0], xs[0].shape[1]
+        self.h = h.clone(memory_format=torch.contiguous_format)
+        self.xs = [x.transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in xs]
+        self.weights = [w.clone() for w in weights]
+        self.reset = None if reset_BT is None else reset_BT.T.clone(memory_format=torch.contiguous_format)
+        self.step = self._step()
         self.y, self.forward = self._captured(self._walk_forward)
         self.backward: torch.cuda.CUDAGraph | None = None
 
@@ -95,72 +112,74 @@ class Loop:
 
     def load(self, xs: list[Tensor], reset_BT: Tensor | None) -> None:
         """Inputs of the segment that comes next."""
-        copy_all(self.xs, xs)
+        copy_all(self.xs, [x.transpose(0, 1) for x in xs])
         if self.reset is not None:
             assert reset_BT is not None
-            self.reset.copy_(reset_BT)
+            self.reset.copy_(reset_BT.T)
 
-    def _start(self, t: int, h: Tensor) -> Tensor:
-        """State before step t: zero where a document begins."""
-        if self.reset is None:
-            return h
-        return torch.where(self.reset[:, t].view(-1, *[1] * (h.dim() - 1)), 0, h)
+    def _step(self) -> Step:
+        """One step: loops of other lengths share it, but only long ones take the time to fuse it."""
+        xs, fresh, fuse = self._inputs(0), self._fresh(0), self.h.is_cuda and self.steps >= FUSED
+        key = (*_key(self.cell, self.h, xs, self.weights), len(fresh), fuse)
+        return _kept(_steps, key, lambda: step_of(self.cell.update, self.h, xs, self.weights, fresh, fuse))
 
     def _inputs(self, t: int) -> list[Tensor]:
-        return [x[:, t] for x in self.xs[: self.n]]
+        return [x[t] for x in self.xs[: self.n]]
 
-    def _read(self, h_SB: Tensor, queries: list[Tensor]) -> Tensor:
-        """Read-outs of all steps at once, as one batch: `[B, S, ...]`."""
-        if self.cell.read is None:
-            return h_SB.transpose(0, 1)
-        o = self.cell.read(h_SB.flatten(0, 1), *[_batch(q) for q in queries])
-        return o.unflatten(0, h_SB.shape[:2]).transpose(0, 1)  # type: ignore[no-untyped-call, no-any-return]
+    def _fresh(self, t: int) -> list[Tensor]:
+        """Where a document begins at step t, `[B, 1...]`; empty without resets."""
+        return [] if self.reset is None else [self.reset[t].view(-1, *[1] * (self.h.dim() - 1))]
+
+    def _states(self) -> Tensor:
+        """States after every step `[S, B, ...]`."""
+        h, states = self.h, []
+        for t in range(self.steps):
+            h = self.step.forward(h, *self._inputs(t), *self.weights, *self._fresh(t))
+            states.append(h)
+        return torch.stack(states)
 
     def _walk_forward(self) -> Tensor:
         """Outputs; the state moves on in place."""
         with torch.no_grad():
-            h, states = self.h, []
-            for t in range(self.xs[0].shape[1]):
-                h = self.cell.update(self._start(t, h), *self._inputs(t), *self.weights)
-                states.append(h)
-            self.h.copy_(h)
-            return self._read(torch.stack(states), self.xs[self.n :])
+            states = self._states()
+            self.h.copy_(states[-1])
+            return _read(self.cell, states, self.xs[self.n :]).transpose(0, 1)
 
     def _walk_back(self) -> Tensor:
         """Gradients by streams; those by the weights add up, that by the state moves back in place.
 
         Only the chain of states is walked: what reads them before, and streams and weights after, are differentiated
-        for all steps at once, as if steps were sequences of a larger batch.
+        for all steps at once.
         """
-        n, h, before, after = self.n, self.h, [], []
-        for t in range(self.xs[0].shape[1]):
-            with torch.enable_grad():
-                before.append(self._start(t, h).detach().requires_grad_())
-                after.append(self.cell.update(before[t], *self._inputs(t), *self.weights))
-            h = after[t].detach()
+        n = self.n
+        with torch.no_grad():
+            states = self._states() if self.cell.read is not None else self.y.transpose(0, 1)
+            before = torch.cat([self.h[None], states[:-1]])
+            if self.reset is not None:
+                before = torch.where(self.reset.view(*self.reset.shape, *[1] * (self.h.dim() - 1)), 0, before)
         with torch.enable_grad():
-            states = torch.stack([s.detach() for s in after]).requires_grad_()
-            queries = [q.detach().requires_grad_() for q in self.xs[n:]]
-            y = self._read(states, queries)
-            dstates, *dqueries = torch.autograd.grad(y, [states, *queries], self.dy, allow_unused=True)
+            read, *queries = [x.detach().requires_grad_() for x in (states, *self.xs[n:])]
+            y = _read(self.cell, read, queries)
+            dstates, *dqueries = torch.autograd.grad(y, [read, *queries], self.dy.transpose(0, 1), allow_unused=True)
+            dstates = dstates.contiguous()
+        leaves = [x.detach().requires_grad_() for x in (*self.xs[:n], *self.weights)]
+        start = before.flatten(0, 1).requires_grad_()
+        last, saved = saving(lambda: self.cell.update(start, *[x.flatten(0, 1) for x in leaves[:n]], *leaves[n:]))
         arriving, dh = [], self.dh
-        for t in reversed(range(len(after))):
-            arriving.append(dh + dstates[t])
-            (dh,) = torch.autograd.grad(after[t], before[t], arriving[-1])
-            dh = self._start(t, dh)
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in (*self.xs[:n], *self.weights)]
-            start = torch.stack([b.detach() for b in before]).flatten(0, 1)
-            last = self.cell.update(start, *[_batch(x) for x in leaves[:n]], *leaves[n:])
+        with torch.no_grad():
+            for t in reversed(range(self.steps)):
+                pieces = [part(x, shape, t) for x, shape in zip(saved, self.step.shapes, strict=True)]
+                total, dh = self.step.back(dh, dstates[t], *pieces, *self._fresh(t))
+                arriving.append(total)
             cotangent = torch.stack(arriving[::-1]).flatten(0, 1)
-            found = torch.autograd.grad(last, leaves, cotangent, allow_unused=True)
+        found = torch.autograd.grad(last, leaves, cotangent, allow_unused=True)
         self.dh.copy_(dh)
         for target, g in zip(self.dxs, (*found[:n], *dqueries), strict=True):
             target.zero_() if g is None else target.copy_(g)
         for target, g in zip(self.dweights, found[n:], strict=True):
             if g is not None:
                 target.add_(g)
-        return y.detach()
+        return self.dh
 
     def _captured(self, work: Callable[[], Tensor]) -> tuple[Tensor, torch.cuda.CUDAGraph]:
         """A graph of `work`, and its result in a tensor that stays."""
@@ -178,14 +197,22 @@ class Loop:
 
 def _loop(cell: Cell, h: Tensor, xs: list[Tensor], weights: list[Tensor], kind: Kind, reset_BT: Tensor | None) -> Loop:
     """The graphs for these shapes, captured at the first use."""
-    shapes = tuple((tuple(t.shape), t.dtype) for t in (h, *xs, *weights))
-    key = (identity(cell.update), identity(cell.read), kind, shapes, h.device, reset_BT is not None)
-    if key not in _loops:
-        while len(_loops) >= KEPT:
-            _loops.popitem(last=False)
-        _loops[key] = Loop(cell, h, xs, weights, kind, reset_BT)
-    _loops.move_to_end(key)
-    return _loops[key]
+    key = (identity(cell.read), kind, *_key(cell, h, xs, weights), reset_BT is not None)
+    return _kept(_loops, key, lambda: Loop(cell, h, xs, weights, kind, reset_BT))
+
+
+def _key(cell: Cell, h: Tensor, xs: list[Tensor], weights: list[Tensor]) -> tuple[Hashable, ...]:
+    return (identity(cell.update), h.device, *((tuple(t.shape), t.dtype) for t in (h, *xs, *weights)))
+
+
+def _kept(store: OrderedDict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
+    """What the store has under the key, made at the first use; the least recently used leave."""
+    if key not in store:
+        while len(store) >= KEPT:
+            store.popitem(last=False)
+        store[key] = make()
+    store.move_to_end(key)
+    return store[key]
 
 
 class _Walk(torch.autograd.Function):
@@ -195,10 +222,10 @@ class _Walk(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         n = sum(kind)
         xs, weights = list(rest[:n]), list(rest[n:])
-        T, starts, parts = xs[0].shape[1], [], []
+        steps, starts, parts = xs[0].shape[1], [], []
         needed = any(ctx.needs_input_grad)
-        for t in range(0, T, SEGMENT):
-            part, reset = _part(xs, t), None if reset_BT is None else reset_BT[:, t : t + SEGMENT]
+        for t in range(0, steps, SEGMENT):
+            part, reset = _segment(xs, t), None if reset_BT is None else reset_BT[:, t : t + SEGMENT]
             loop = _loop(cell, h, part, weights, kind, reset)
             if needed:
                 loop.prepare_backward()
@@ -210,36 +237,35 @@ class _Walk(torch.autograd.Function):
             parts.append(loop.y.clone())
             h = loop.h.clone()
         ctx.cell, ctx.kind, ctx.reset = cell, kind, reset_BT
-        ctx.save_for_backward(*starts, *rest)
+        y = torch.cat(parts, 1)
+        ctx.save_for_backward(*starts, *rest, *([y] if cell.read is None else []))
         ctx.n_starts = len(starts)
-        return torch.cat(parts, 1), h
+        return y, h
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Any, ...]:
         saved = list(ctx.saved_tensors)
+        states = saved.pop() if ctx.cell.read is None else None
         starts, rest = saved[: ctx.n_starts], saved[ctx.n_starts :]
         n = sum(ctx.kind)
         xs, weights = rest[:n], rest[n:]
         dxs, dweights = [torch.empty_like(x) for x in xs], [torch.zeros_like(w) for w in weights]
         for i in reversed(range(len(starts))):
             t = i * SEGMENT
-            part, reset = _part(xs, t), None if ctx.reset is None else ctx.reset[:, t : t + SEGMENT]
+            part, reset = _segment(xs, t), None if ctx.reset is None else ctx.reset[:, t : t + SEGMENT]
             loop = _loop(ctx.cell, starts[i], part, weights, ctx.kind, reset)
             loop.prepare_backward()
             assert loop.backward is not None
             loop.load(part, reset)
             copy_all([loop.h, loop.dh, loop.dy], [starts[i], dh, dy[:, t : t + SEGMENT]])
+            if states is not None:
+                loop.y.copy_(states[:, t : t + SEGMENT])
             copy_all([*loop.weights, *loop.dweights], [*weights, *dweights])
             loop.backward.replay()
             for whole, piece in zip(dxs, loop.dxs, strict=True):
-                whole[:, t : t + SEGMENT] = piece
+                whole[:, t : t + SEGMENT] = piece.transpose(0, 1)
             dh, dweights = loop.dh.clone(), [d.clone() for d in loop.dweights]
         return None, None, None, dh, *dxs, *dweights
-
-
-def _batch(x: Tensor) -> Tensor:
-    """`[B, S, ...]` as a batch of S * B, step after step."""
-    return x.transpose(0, 1).flatten(0, 1)
 
 
 def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -248,5 +274,5 @@ def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
-def _part(xs: list[Tensor], t: int) -> list[Tensor]:
+def _segment(xs: list[Tensor], t: int) -> list[Tensor]:
     return [x[:, t : t + SEGMENT] for x in xs]

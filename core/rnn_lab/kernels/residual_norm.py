@@ -18,6 +18,12 @@ LARGEST_WIDTH = 8192
 """A row is held in the registers of one program."""
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of products on the device of x: autocast's where that is on, else that of x."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def reference(
     x_BTD: Tensor,
     y_BTD: Tensor | None,

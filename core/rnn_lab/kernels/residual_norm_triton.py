@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import Config
 
+from rnn_lab.kernels.functions_triton import narrow
 from rnn_lab.kernels.triton_support import INTERPRETED, Tuned
 
 
@@ -37,7 +38,7 @@ def forward_kernel(
     n = x * rstd * tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
     if bias_ptr is not None:
         n += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(n_ptr + at, n.to(n_ptr.dtype.element_ty), mask=inside)
+    tl.store(n_ptr + at, narrow(n, n_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -69,7 +70,7 @@ def backward_kernel(
             dx += tl.load(dsum_ptr + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(dx_ptr + at, dx, mask=inside)
         if dy_ptr is not None:
-            tl.store(dy_ptr + at, dx.to(dy_ptr.dtype.element_ty), mask=inside)
+            tl.store(dy_ptr + at, narrow(dx, dy_ptr.dtype.element_ty), mask=inside)
         dweight += dn * x
         if BIAS:
             dbias += dn

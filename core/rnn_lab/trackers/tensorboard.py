@@ -1,8 +1,11 @@
-"""TensorBoard scalars and hparams, in the run's own folder."""
+"""TensorBoard scalars, hparams and a layout of charts, in the run's own folder."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
@@ -23,6 +26,13 @@ TAGS = {
     "flops": "train/flops",
 }
 METRICS = ("last100", "bpb", "val_loss", "val_bpb", "tokens_per_s")
+LAYOUT = {
+    "Quality": {"last100": ["last100"], "loss": ["loss"], "validation loss": ["val_loss"]},
+    "Speed": {"bytes per second": ["tokens_per_s"], "share of peak FLOPs": ["mfu"], "peak memory": ["memory_bytes"]},
+    "Optimization": {"gradient norm": ["grad_norm"], "learning rate": ["lr"]},
+}
+"""Charts of the CUSTOM SCALARS tab, by category and title; TensorBoard merges the equal layouts of all runs."""
+_OF_ONE_RUN = ("train.seed",)
 
 
 class TensorBoardTracker:
@@ -31,6 +41,11 @@ class TensorBoardTracker:
     def __init__(self, run_dir: Path, cfg: RunConfig, first_step: int) -> None:
         self.writer: Any = SummaryWriter(str(run_dir), purge_step=first_step)
         self.hparams = _flat(cfg)
+        charts = {
+            title: {name: ["Multiline", [TAGS[key] for key in keys]] for name, keys in category.items()}
+            for title, category in LAYOUT.items()
+        }
+        self.writer.add_custom_scalars(charts)
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """One point per figure that the line has."""
@@ -39,16 +54,33 @@ class TensorBoardTracker:
                 self.writer.add_scalar(tag, line[key], step)
 
     def close(self, result: dict[str, Any]) -> None:
-        """The run's settings beside its final figures, in the HPARAMS tab."""
+        """The run's settings beside its final figures, in the HPARAMS tab; seeds are a group."""
         final = {f"final/{key}": result[key] for key in METRICS if result.get(key) is not None}
-        summaries: Any = hparams_summaries(self.hparams, final)  # type: ignore[no-untyped-call]
+        shared = {key: value for key, value in self.hparams.items() if key not in _OF_ONE_RUN}
+        experiment, start, end = hparams_summaries(shared, final)  # type: ignore[no-untyped-call]
+        _set_group(start, group_name(self.hparams))
         # add_hparams would open a second writer in a sub-folder and show the run twice.
         file_writer = self.writer._get_file_writer()
-        for summary in summaries:
+        for summary in (experiment, start, end):
             file_writer.add_summary(summary)
         for tag, value in final.items():
             self.writer.add_scalar(tag, value, result["steps"])
         self.writer.close()
+
+
+def group_name(hparams: dict[str, Any]) -> str:
+    """Name that runs share which differ in nothing but their seed: the model, and a hash of the settings."""
+    shared = {key: value for key, value in hparams.items() if key not in _OF_ONE_RUN}
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+    return f"{hparams.get('model.name', 'run')}-{digest[:8]}"
+
+
+def _set_group(start: Any, name: str) -> None:
+    """Name the session group in torch's summary of a session's start, which has no argument for it."""
+    content = start.value[0].metadata.plugin_data
+    data = plugin_data_pb2.HParamsPluginData.FromString(content.content)
+    data.session_start_info.group_name = name
+    content.content = data.SerializeToString()
 
 
 def _flat(cfg: RunConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.errors import CheckpointError
 
 WINDOW = 100
+_TAIL = 1 << 16
 
 
 def bits_per_byte(nats: float | None) -> float | None:
@@ -41,6 +42,28 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             except (ValueError, TypeError, KeyError) as error:
                 raise CheckpointError(f"{path}, line {number}: not a line of metrics: {line[:60]!r}") from error
             yield record
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """Last complete line of a metrics file, found from its end; empty before the first step.
+
+    Raises:
+        CheckpointError: it is not what this file holds.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return {}
+    if not lines:
+        return {}
+    try:
+        line = json.loads(lines[-1])
+        line["step"], line["loss"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: its last line is not one of metrics: {lines[-1][:60]!r}") from error
+    return dict(line)
 
 
 class MetricsLog:

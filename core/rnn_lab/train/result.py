@@ -48,7 +48,11 @@ def result_of(
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "device": str(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
-        "data": {"path": str(trainer.split.train.file.path), "fingerprint": trainer.data_fingerprint},
+        "data": {
+            "path": str(trainer.split.train.file.path),
+            "fingerprint": trainer.data_fingerprint,
+            "bytes": len(trainer.split.train),
+        },
         "data_chain": trainer.chain.hexdigest,
         "backends": trainer.trained_by,
         "graph": trainer.executor.graph,

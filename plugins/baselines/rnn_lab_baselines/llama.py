@@ -7,11 +7,13 @@ of P = head_dim, H = max(1, D // P); SwiGLU width F = hidden_dim, or 8 D / 3 rou
     q, k, v = W_q n, W_k n, W_v n            n = RMSNorm(r); `[B, T, H, P]`; q and k rotated in neighbouring pairs
     f_BTD   = SwiGLU(RMSNorm(r + a))
 
+Under autocast the residual r stays in fp32. What takes the same input is one product (parts.together).
+
 State: `k` (rotated) and `v`, a row per step ever taken, and `start`, the first row of the current document. A row's
 position is its number, and only differences of positions count. After a reset older rows are kept but never seen.
 
-Forms: `standard`, where the block sees the residual r itself and the language model leaves out its own norm;
-`doubly_residual`, the source's, where it sees the normalised residual x and gives back x + a + f.
+Forms: `standard`, where the block sees the residual r itself and the language model leaves out its own norm and
+addition; `doubly_residual`, the source's, where it sees the normalised residual x. Both give back their input + a + f.
 
 Parent      none: Touvron et al., arXiv 2302.13971.
 Parameters  4*D*HP + 3*D*F + 2*D per layer; doubly_residual has the language model's norm besides.
@@ -24,10 +26,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from rnn_lab.kernels.attention import ATTENTION
+from rnn_lab.kernels.residual_norm import RESIDUAL_NORM, compute_dtype
+from rnn_lab.kernels.rotary import ROTARY
+from rnn_lab.kernels.swiglu import SWIGLU
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
-from rnn_lab.parts import Dense, Part, vector
+from rnn_lab.parts import Dense, Part, together, vector
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 EPS = 1e-6
 
@@ -104,38 +108,34 @@ class Model(Layer):
     ) -> tuple[Tensor, State]:
         """See Layer.forward."""
         state = self.init_state(x_BTD.shape[0]) if state is None else state
-        a_BTD, new = self._attention(self._norm(x_BTD, self.attention_norm), state, reset_BT)
-        n_BTD = self._norm(x_BTD + a_BTD, self.ffn_norm)
-        f_BTD = self.w2(F.silu(self.w1(n_BTD)) * self.w3(n_BTD))
-        return (a_BTD + f_BTD if self.cfg.form == "standard" else x_BTD + a_BTD + f_BTD), new
+        x_BTD, n_BTD = self._add_and_norm(x_BTD, None, self.attention_norm)
+        a_BTD, new = self._attention(n_BTD, state, reset_BT)
+        x_BTD, n_BTD = self._add_and_norm(x_BTD, a_BTD, self.ffn_norm)
+        f_BTD = self.w2(SWIGLU(self.backends, together(n_BTD, self.w1, self.w3)))
+        return x_BTD + f_BTD, new
 
-    def _norm(self, x_BTD: Tensor, weight_D: Tensor) -> Tensor:
-        return F.rms_norm(x_BTD, (self.cfg.dim,), weight_D, EPS)
+    def _add_and_norm(self, x_BTD: Tensor, y_BTD: Tensor | None, weight_D: Tensor) -> tuple[Tensor, Tensor]:
+        x_BTD, n_BTD = RESIDUAL_NORM(
+            self.backends, x_BTD, y_BTD, weight_D, None, EPS, False, compute_dtype(x_BTD)
+        )  # fmt: skip
+        return x_BTD, n_BTD
 
     def _attention(self, n_BTD: Tensor, state: State, reset_BT: Tensor | None) -> tuple[Tensor, State]:
-        cfg, rows = self.cfg, state["k"].shape[1]
-        q, k, v = (w(n_BTD).unflatten(-1, (cfg.heads, cfg.head_dim)) for w in (self.wq, self.wk, self.wv))
-        new = {
-            "k": torch.cat([state["k"], rotate(k, rows, cfg.rope_theta).to(state["k"].dtype)], 1),
-            "v": torch.cat([state["v"], v.to(state["v"].dtype)], 1),
-        }
+        rows = state["k"].shape[1]
+        qkv_BTF = together(n_BTD, self.wq, self.wk, self.wv)
+        q, k, v = ROTARY(self.backends, qkv_BTF, state["k"], self.cfg.rope_theta)
+        new = {"k": _append(state["k"], k), "v": _append(state["v"], v)}
         visible, new["start"] = _visible(state["start"], rows, n_BTD.shape[1], reset_BT)
-        q, k, v = (s.to(v.dtype).transpose(1, 2) for s in (rotate(q, rows, cfg.rope_theta), new["k"], new["v"]))
-        o = ATTENTION(self.backends, q, k, v, visible)
+        if rows:
+            k, v = new["k"].to(q.dtype), new["v"].to(q.dtype)
+        o = ATTENTION(self.backends, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible)
         return self.wo(o.transpose(1, 2).flatten(-2)), new
 
 
-def rotate(x_BTHP: Tensor, first: int, theta: float) -> Tensor:
-    """Channels 2i and 2i + 1 turned by angle (first + t) theta^(-2i / P); in fp32 or wider."""
-    T, P = x_BTHP.shape[1], x_BTHP.shape[-1]
-    # Angles in fp64: at position 10,000 fp32 is off by a thousandth of a radian.
-    positions_T = torch.arange(first, first + T, dtype=torch.float64, device=x_BTHP.device)
-    rates_p = theta ** (-torch.arange(0, P, 2, dtype=torch.float64, device=x_BTHP.device) / P)
-    angle = torch.outer(positions_T, rates_p)[:, None]
-    wide = torch.promote_types(x_BTHP.dtype, torch.float32)
-    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
-    even, odd = x_BTHP.to(wide).reshape(*x_BTHP.shape[:-1], -1, 2).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+def _append(past_BJHP: Tensor, x_BTHP: Tensor) -> Tensor:
+    """Rows before and new ones, in the dtype of the state."""
+    x_BTHP = x_BTHP.to(past_BJHP.dtype)
+    return torch.cat([past_BJHP, x_BTHP], 1) if past_BJHP.shape[1] else x_BTHP
 
 
 def _visible(start_B: Tensor, rows: int, T: int, reset_BT: Tensor | None) -> tuple[Tensor | None, Tensor]:

@@ -1,0 +1,178 @@
+"""`rnn-lab compare`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rnn_lab.errors import ConfigError
+
+from rnn_lab_cli.output import emit_json, heading, json_option, note, table
+
+if TYPE_CHECKING:
+    from rnn_lab.compare import Comparison, Group, Rules
+    from rnn_lab.ranking import AxisVerdicts, Judgement
+    from rnn_lab.records import RunRecord
+
+AXES = ("steps", "tokens", "flops", "seconds")
+TOPICS = ("params", "data", "batch", "dtype", "clock", "kernels", "unfinished")
+_UNITS = {"steps": "steps", "tokens": "bytes", "flops": "FLOPs", "seconds": "s of training"}
+_SIGNS = {"better": "<", "worse": ">", "indistinguishable": "~", "inconclusive": "?", "failed": "x"}
+
+
+@click.command()
+@click.argument("paths", metavar="A [B]...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--axis", "axes", multiple=True, type=click.Choice(AXES), help="What is held equal; default: each of them."
+)
+@click.option("--window", default=100, show_default=True, metavar="STEPS", help="Steps that a loss is the mean of.")
+@click.option("--level", default=0.95, show_default=True, help="Of the intervals; verdicts are tests at 1 - level.")
+@click.option("--margin", type=float, metavar="NATS", help="Also: is it worse by less than this (non-inferiority)?")
+@click.option("--tolerance", default=0.005, show_default=True, help="Sizes are equal within this share.")
+@click.option("--allow", multiple=True, type=click.Choice(TOPICS), help="Compare although this differs.")
+@click.option("--unpaired", is_flag=True, help="Compare although steps did not see the same bytes, without pairing.")
+@click.option("--each", is_flag=True, help="Take every run by itself, not together with its other seeds.")
+@click.option("--against", type=float, metavar="NATS", help="Test Last100 over seeds against this published figure.")
+@json_option
+def compare(paths: Sequence[Path], against: float | None, each: bool, as_json: bool, **options: Any) -> None:
+    """Judge runs against the first.
+
+    A and B are runs, or folders of runs; runs that differ in nothing but their seed are taken together. Losses are
+    nats per byte; a difference below zero means better than the first. See docs/comparison.md.
+    """
+    from rnn_lab.ranking import group_runs, judge
+
+    rules = _rules(options)
+    groups = group_runs(_read(paths), each=each)
+    if against is not None:
+        _against(groups, against, rules, as_json)
+        return
+    judgement = judge(groups, rules)
+    if as_json:
+        emit_json(judgement.as_dict())
+    else:
+        _show(judgement)
+
+
+def _rules(options: dict[str, Any]) -> "Rules":
+    from rnn_lab.compare import Rules
+
+    return Rules(
+        axes=options["axes"] or AXES,
+        window=options["window"],
+        level=options["level"],
+        margin=options["margin"],
+        tolerance=options["tolerance"],
+        allow=frozenset(options["allow"]) | ({"pairing"} if options["unpaired"] else set()),
+    )
+
+
+def _read(paths: Sequence[Path]) -> "list[RunRecord]":
+    from rnn_lab.records import read_runs
+
+    runs = [run for path in paths for run in read_runs(path)]
+    seen: set[Path] = set()
+    for run in runs:
+        if (where := run.path.resolve()) in seen:
+            raise ConfigError(f"{run.path} is given twice: a run cannot be compared with itself")
+        seen.add(where)
+    return runs
+
+
+def _show(judgement: "Judgement") -> None:
+    for one in judgement.axes:
+        heading(f"at equal {one.axis}: {one.budget:,.6g} {_UNITS[one.axis]}")
+        _against_first(judgement, one)
+        if len(judgement.groups) > 2:
+            _matrix(judgement, one)
+    for reversal in judgement.reversals:
+        sure = "" if reversal.decided else " (not both shown)"
+        click.echo(
+            f"rank reversal: {reversal.a} ahead at equal {', '.join(reversal.a_ahead)}; "
+            f"{reversal.b} at equal {', '.join(reversal.b_ahead)}{sure}"
+        )
+    said: dict[str, list[str]] = {}
+    for one in judgement.axes:
+        for text in (text for pair in one.pairs for text in _notes(pair)):
+            said.setdefault(text, []).append(one.axis)
+    for text, axes in said.items():
+        note(f"{text} [{', '.join(axes)}]")
+    for label, found in judgement.confounds.items():
+        if found:
+            listed = ", ".join(f"{item.key} ({item.a} and {item.b})" for item in found)
+            note(f"{label} also differs from {judgement.groups[0].label} in {listed}")
+
+
+def _against_first(judgement: "Judgement", one: "AxisVerdicts") -> None:
+    first, *others = judgement.groups
+    margin = any(pair.margin is not None for pair in one.pairs)
+    p_name = "p (Holm)" if len(one.pairs) > 1 else "p"
+    headers = ["model", "params", "loss", "difference", "interval", "verdict", p_name, "detectable", "basis"]
+    if margin:
+        headers.append("non-inferior")
+    rows: list[list[object]] = [
+        [first.label, first.params, one.losses.get(first.label), None, None, "(first)", *[None] * (4 if margin else 3)]
+    ]
+    for group in others:
+        pair = one.between(first.label, group.label)
+        p = pair.p if pair.p_adjusted is None else pair.p_adjusted
+        rows.append(
+            [group.label, group.params, one.losses.get(group.label), pair.effect, _interval(pair), pair.verdict,
+             None if p is None else f"{p:.2g}", pair.smallest_detectable, _basis(pair)]
+        )  # fmt: skip
+        if margin:
+            rows[-1].append(pair.non_inferior)
+    table(headers, rows)
+
+
+def _interval(pair: "Comparison") -> str | None:
+    return None if pair.interval is None else f"{pair.interval[0]:+.4f} to {pair.interval[1]:+.4f}"
+
+
+def _basis(pair: "Comparison") -> str | None:
+    return None if pair.method is None else f"{pair.method}, {pair.label}"
+
+
+def _matrix(judgement: "Judgement", one: "AxisVerdicts") -> None:
+    """Row against column: < better, > worse, ~ indistinguishable, ? inconclusive, x failed."""
+    labels = [group.label for group in judgement.groups]
+    rows = [
+        [row, *("" if row == column else _SIGNS[one.between(column, row).verdict] for column in labels)]
+        for row in labels
+    ]
+    table(["row is < better, > worse than column", *labels], rows)
+
+
+def _notes(pair: "Comparison") -> list[str]:
+    about = f"{pair.subject} against {pair.baseline}"
+    notes = [f"{about}: {text}" for text in pair.notes]
+    told = [f"{item.key} ({item.a} and {item.b})" for item in pair.told if item.topic != "pairing"]
+    told += [item.key for item in pair.told if item.topic == "pairing"]
+    return notes + ([f"{about}: in spite of {', '.join(told)}"] if told else [])
+
+
+def _against(groups: "Sequence[Group]", figure: float, rules: "Rules", as_json: bool) -> None:
+    """Every group's Last100 over seeds against a published figure."""
+    from rnn_lab.stats import against_figure
+
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        losses = [run.last100 for run in group.judged]
+        known = [loss for loss in losses if loss is not None]
+        row: dict[str, Any] = {"model": group.label, "seeds": len(known), "figure": figure}
+        if len(known) < 2:
+            raise ConfigError(
+                f"{group.label}: {len(known)} run(s) with a Last100; a test against a figure needs two seeds"
+            )
+        for alternative in ("two-sided", "less", "greater"):
+            test = against_figure(known, figure, alternative)
+            row |= {"mean": test.mean, "sd": test.sd, "t": test.t, f"p_{alternative}".replace("-", "_"): test.p}
+        sure = row["p_two_sided"] < 1 - rules.level
+        row["verdict"] = ("better" if row["mean"] < figure else "worse") if sure else "indistinguishable"
+        rows.append(row)
+    if as_json:
+        emit_json(rows)
+    else:
+        columns = list(rows[0])
+        table(columns, [[f"{v:.4g}" if c.startswith("p_") else v for c, v in row.items()] for row in rows])
+    note("a published figure is taken as exact, and as measured on equal terms, which nobody can check")

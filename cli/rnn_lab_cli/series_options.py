@@ -1,0 +1,45 @@
+"""Options that `protocol run` and `noise` share: what runs, and where."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from rnn_lab_cli.fit_options import apply, budget_options, override_option
+from rnn_lab_cli.output import json_option
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_options = (
+    *budget_options,
+    click.option("--data", metavar="FILE", help="Raw byte file for every run; default: text of this machine."),
+    click.option("--val-data", metavar="FILE", help="Validation bytes for every run."),
+    override_option,
+    click.option("--gpus", metavar="IDS", help="GPUs to use, `0,1`, or `none` for the CPU; default: all."),
+    click.option("--slots", type=click.IntRange(1, 4096), help="Runs at once on the CPU; default: one per core."),
+    click.option("--stall", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES",
+                 help="A run without a sign of life for so long has hung; default: the protocol's."),
+    click.option("--out", metavar="DIR", help="Folder of the series."),
+    click.option("--resume", is_flag=True, help="Go on with the series in DIR; finished runs are left alone."),
+    click.option("--dry-run", is_flag=True, help="Show every run and its command, and start nothing."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+    json_option,
+)  # fmt: skip
+
+
+def series_options(command: C) -> C:
+    """Everything that a command which runs a series takes, what selects its runs aside."""
+    return apply(command, _options)
+
+
+def overrides_of(options: Mapping[str, Any]) -> list[str]:
+    """`section.key=value` for every option that changes all runs, `-o` last."""
+    from pathlib import Path
+
+    from rnn_lab.lab.plan import toml_value
+
+    given = [f"train.{key}={options[key]}" for key in ("steps", "tokens", "minutes") if options[key] is not None]
+    for key, option in (("path", "data"), ("val_path", "val_data")):
+        if options[option] is not None:
+            given.append(f"data.{key}={toml_value(str(Path(options[option]).resolve()))}")
+    return [*given, *options["override"]]

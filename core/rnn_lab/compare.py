@@ -1,0 +1,320 @@
+"""Verdicts: is one run, or one group of runs over seeds, better than another, at an equal budget.
+
+A budget is the largest that all compared runs reach, in steps, tokens, FLOPs or seconds of training. A run's loss there
+is the mean of the last `window` steps before it, interpolated between the two steps around it. Differences are the
+second less the first, in nats per byte: below zero is better. docs/comparison.md gives formulas and assumptions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from rnn_lab.differences import AXES, ENDED, FAILED, TOLERANCE, TOPICS, Difference, obstacles
+from rnn_lab.errors import ConfigError, RunError
+from rnn_lab.records import RunRecord, Series1D
+from rnn_lab.stats import LEVEL, MIN_WINDOW, Estimate, mean_of_seeds, mean_of_steps
+from rnn_lab.train.metrics import WINDOW
+
+Verdict = Literal["better", "worse", "indistinguishable", "inconclusive", "failed", "refused"]
+ONE_SEED = "within-run only (one seed)"
+_COLUMN = {"steps": "step", "tokens": "tokens", "flops": "flops", "seconds": "seconds"}
+
+
+class Refused(ConfigError):
+    """The runs are not equal in what must be equal; `obstacles` lists it."""
+
+    def __init__(self, text: str, found: Sequence[Difference]) -> None:
+        super().__init__(text)
+        self.obstacles = tuple(found)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How to judge.
+
+    Attributes:
+        axes: what is held equal: steps, tokens, flops, seconds.
+        window: steps that a loss is the mean of.
+        level: of intervals; verdicts are tested at 1 - level.
+        margin: nats per byte; adds the question whether the second is worse by less than this.
+        tolerance: sizes agree where some size lies within this share of both.
+        allow: obstacles (differences.TOPICS) to compare in spite of; `pairing` compares steps unpaired.
+    """
+
+    axes: tuple[str, ...] = AXES
+    window: int = WINDOW
+    level: float = LEVEL
+    margin: float | None = None
+    tolerance: float = TOLERANCE
+    allow: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not set(self.axes) <= set(AXES) or not self.axes:
+            raise ConfigError(f"axes {', '.join(self.axes) or '(none)'}: choose from {', '.join(AXES)}")
+        if unknown := self.allow - set(TOPICS):
+            raise ConfigError(f"cannot allow {', '.join(sorted(unknown))}: choose from {', '.join(TOPICS)}")
+        if self.window < MIN_WINDOW:
+            raise ConfigError(f"a window of {self.window} steps is too short for an interval: at least {MIN_WINDOW}")
+        if not 0.5 <= self.level < 1:
+            raise ConfigError(f"level {self.level}: must be at least 0.5 and below 1")
+        if not 0 <= self.tolerance < 1 or (self.margin is not None and not self.margin > 0):
+            raise ConfigError("the tolerance must be at least 0 and below 1, the margin above 0")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed, under one label."""
+
+    label: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def judged(self) -> tuple[RunRecord, ...]:
+        """Those that have losses to judge."""
+        return tuple(run for run in self.runs if run.status not in FAILED)
+
+    @property
+    def params(self) -> int | None:
+        """Parameters of its runs."""
+        return next((run.params for run in self.runs if run.params is not None), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The verdict on `subject` against `baseline` at an equal budget.
+
+    Attributes:
+        baseline, subject: labels; `effect` is the loss of the subject less that of the baseline.
+        axis, budget: what is equal, and how much of it.
+        verdict: on the subject. indistinguishable: no difference was shown, which does not mean that there is none;
+            inconclusive: too few steps for their autocorrelation, or for the window; failed: it has no losses;
+            refused: `told` stands in the way.
+        losses: of baseline and subject, nats per byte.
+        effect, interval: nats per byte; the interval is of this comparison alone.
+        p, p_adjusted: two-sided; adjusted by Holm where several were judged together, which then decides the verdict.
+        method: what was subtracted from what.
+        label: what the interval speaks about: seeds, or one pair of runs.
+        smallest_detectable: effect that would be found four times in five.
+        margin, non_inferior: whether the subject is shown to be worse by less than the margin.
+        n, n_eff, df: values, their worth in independent values, degrees of freedom.
+        drift: change of the difference from the first to the last step of the window.
+        told: obstacles that it was made in spite of.
+        notes: what a reader has to know.
+    """
+
+    baseline: str
+    subject: str
+    axis: str
+    budget: float | None
+    verdict: Verdict
+    losses: tuple[float | None, float | None] = (None, None)
+    effect: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    method: str | None = None
+    label: str | None = None
+    smallest_detectable: float | None = None
+    margin: float | None = None
+    non_inferior: bool | None = None
+    n: int | None = None
+    n_eff: float | None = None
+    df: float | None = None
+    drift: float | None = None
+    told: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run at a budget: its interpolated loss, and the losses of the window before it."""
+
+    loss: float
+    window: Series1D
+    last_step: int
+    exact: bool
+
+
+def compare_runs(
+    a: RunRecord | Group, b: RunRecord | Group, axis: str = "steps", rules: Rules | None = None,
+    budget: float | None = None,
+) -> Comparison:  # fmt: skip
+    """Judge `b` against the baseline `a`.
+
+    Args:
+        a: the baseline: a run, or runs over seeds.
+        b: what is judged, likewise.
+        axis: what is held equal.
+        rules: how to judge.
+        budget: how much of it; default: the most that all of both reach.
+
+    Raises:
+        Refused: they are unequal in something that `rules.allow` does not name.
+        RunError: a run's files are damaged.
+    """
+    rules = rules or Rules()
+    one, other = as_group(a), as_group(b)
+    if not one.judged or not other.judged:
+        dead = other if not other.judged else one
+        why = "; ".join(f"{run.name}: {run.status}" for run in dead.runs)
+        return Comparison(one.label, other.label, axis, None, "failed", notes=(why,))
+    pairs = _pairs(one, other, rules)
+    found = {item for pair in pairs for item in obstacles(*pair, rules.tolerance) if axis in item.axes}
+    told = tuple(sorted(found, key=lambda item: item.key))
+    if refused := [item for item in told if item.topic not in rules.allow]:
+        raise Refused(_refusal(one, other, axis, refused), refused)
+    budget = common_budget((one, other), axis) if budget is None else budget
+    unpaired = any(item.topic in ("pairing", "data", "batch") for item in told)
+    used = _used(one, other, paired=not unpaired)
+    notes = (*_failures(one, other), *_left_out(one, other, used))
+    base = Comparison(one.label, other.label, axis, budget, "inconclusive", told=told, notes=notes)
+    readings = [[_reading(run, axis, budget, rules.window) for run in runs] for runs in used]
+    full = [[reading for reading in side if reading] for side in readings]
+    if [len(side) for side in full] != [len(side) for side in readings]:
+        return replace(base, notes=(*notes, f"a run has fewer than {rules.window} steps up to this budget"))
+    estimate, method, label = _estimate(full[0], full[1], paired=not unpaired)
+    losses = (_mean(full[0]), _mean(full[1]))
+    return _judged(replace(base, losses=losses, method=method, label=label), estimate, rules)
+
+
+def as_group(a: RunRecord | Group) -> Group:
+    """A run as a group of one."""
+    return a if isinstance(a, Group) else Group(a.label, (a,))
+
+
+def common_budget(groups: Sequence[Group], axis: str) -> float:
+    """The largest budget that every judged run of the groups reaches.
+
+    Raises:
+        RunError: a run has no steps, or never recorded what the axis measures.
+    """
+    ends = []
+    for run in (run for group in groups for run in group.judged):
+        if not run.lines:
+            raise RunError(f"{run.path} has no steps to compare; a published figure goes to --against")
+        x_n = run.series(_COLUMN[axis])
+        if np.isnan(x_n).any() or (np.diff(x_n) < 0).any():
+            raise RunError(f"{run.path / 'metrics.jsonl'}: {axis} are missing or fall: choose another --axis")
+        ends.append(float(x_n[-1]))
+    return min(ends)
+
+
+def verdict_of(effect: float, p: float, conclusive: bool, level: float) -> Verdict:
+    """The word for an effect (nats per byte, below zero is better) with its p-value."""
+    if not conclusive:
+        return "inconclusive"
+    if p >= 1 - level:
+        return "indistinguishable"
+    return "better" if effect < 0 else "worse"
+
+
+def _judged(base: Comparison, estimate: Estimate, rules: Rules) -> Comparison:
+    effect, p = estimate.value, estimate.p()
+    notes = base.notes
+    if not estimate.conclusive:
+        notes = (*notes, f"the steps are worth {estimate.n_eff:.1f} independent ones: take a longer window, or seeds")
+    return replace(
+        base,
+        verdict=verdict_of(effect, p, estimate.conclusive, rules.level),
+        effect=effect,
+        interval=estimate.interval(rules.level),
+        p=p,
+        smallest_detectable=estimate.smallest_detectable(rules.level),
+        margin=rules.margin,
+        non_inferior=None if rules.margin is None else estimate.below(rules.margin, rules.level),
+        n=estimate.n,
+        n_eff=estimate.n_eff,
+        df=estimate.df,
+        drift=None if estimate.slope is None else estimate.slope * (estimate.n - 1),
+        notes=notes,
+    )
+
+
+def _estimate(one: list[Reading], other: list[Reading], *, paired: bool) -> tuple[Estimate, str, str]:
+    """Difference of the subject to the baseline, how it was made, and what it speaks about."""
+    if paired and len(one) >= 2:
+        gaps = [b.loss - a.loss for a, b in zip(one, other, strict=True)]
+        return mean_of_seeds(gaps), "paired seeds", f"{len(gaps)} seeds"
+    if len(one) >= 2:
+        first, second = (mean_of_seeds([reading.loss for reading in side]) for side in (one, other))
+        return second.minus(first), "unpaired seeds", f"{len(one)} and {len(other)} seeds"
+    a, b = one[0], other[0]
+    if paired and a.exact and b.exact and a.last_step == b.last_step:
+        return mean_of_steps(b.window - a.window), "paired steps", ONE_SEED
+    first, second = (replace(mean_of_steps(reading.window), value=reading.loss) for reading in (a, b))
+    return second.minus(first), "unpaired windows", ONE_SEED
+
+
+def _used(one: Group, other: Group, *, paired: bool) -> tuple[tuple[RunRecord, ...], tuple[RunRecord, ...]]:
+    """Runs that are judged: partners by seed, or all of both sides, or one of each where a side has but one."""
+    if paired and (matched := _matched(one, other)):
+        return tuple(a for a, _ in matched), tuple(b for _, b in matched)
+    if min(len(one.judged), len(other.judged)) >= 2:
+        return one.judged, other.judged
+    return one.judged[:1], other.judged[:1]
+
+
+def _left_out(one: Group, other: Group, used: tuple[tuple[RunRecord, ...], tuple[RunRecord, ...]]) -> tuple[str, ...]:
+    lost = [run for group, runs in zip((one, other), used, strict=True) for run in group.judged if run not in runs]
+    return tuple(f"{run.name} (seed {run.seed}) has no partner: left out" for run in lost)
+
+
+def _matched(one: Group, other: Group) -> list[tuple[RunRecord, RunRecord]]:
+    by_seed = {run.seed: run for run in one.judged}
+    return [(by_seed[run.seed], run) for run in other.judged if run.seed in by_seed]
+
+
+def _pairs(one: Group, other: Group, rules: Rules) -> list[tuple[RunRecord, RunRecord]]:
+    """Pairs of runs that must be equal: those with the same seed, or else every run with every other."""
+    matched = _matched(one, other)
+    if matched and "pairing" not in rules.allow:
+        return matched
+    return [(a, b) for a in one.judged for b in other.judged]
+
+
+def _reading(run: RunRecord, axis: str, budget: float, window: int) -> Reading | None:
+    """The run at the budget; None where fewer than `window` steps lead to it."""
+    x_n, loss_n = run.series(_COLUMN[axis]), run.series("loss")
+    done = int(np.searchsorted(x_n, budget, side="right"))
+    if done < window:
+        return None
+    losses = loss_n[done - window : done]
+    at = float(losses.mean())
+    if done == len(x_n) or x_n[done - 1] == budget:
+        return Reading(at, losses, done, exact=True)
+    share = (budget - x_n[done - 1]) / (x_n[done] - x_n[done - 1])
+    following = float(loss_n[done - window + 1 : done + 1].mean())
+    return Reading(at + float(share) * (following - at), losses, done, exact=False)
+
+
+def _mean(readings: Sequence[Reading]) -> float:
+    return math.fsum(reading.loss for reading in readings) / len(readings)
+
+
+def _failures(one: Group, other: Group) -> tuple[str, ...]:
+    lost = [run for group in (one, other) for run in group.runs if run.status in FAILED]
+    short = [run for group in (one, other) for run in group.judged if run.status not in ENDED]
+    return (
+        *(f"{run.name} {run.status}: judged without it" for run in lost),
+        *(f"{run.name} did not end ({run.status})" for run in short),
+    )
+
+
+def _refusal(one: Group, other: Group, axis: str, refused: Sequence[Difference]) -> str:
+    """One line for each obstacle: what, both values, and what to type."""
+    lines = [f"{other.label} and {one.label} are not equal enough to compare by {axis}:"]
+    for item in refused:
+        shown = f" ({item.a} and {item.b})" if item.topic != "pairing" else ""
+        cure = "--unpaired compares them without pairing" if item.topic == "pairing" else f"--allow {item.topic}"
+        if len(item.axes) < len(AXES):
+            others = " ".join(f"--axis {name}" for name in AXES if name not in item.axes)
+            cure += f", or leave it out: {others}"
+        lines.append(f"  {TOPICS[str(item.topic)]}: {item.key}{shown}: {cure}")
+    return "\n".join(lines)

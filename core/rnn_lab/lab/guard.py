@@ -1,0 +1,66 @@
+"""Runs one command for as long as whoever started the guard lives.
+
+    python -m rnn_lab.lab.guard LOCK GRACE COMMAND...
+
+The guard holds LOCK, so that no two run one job, and reads its standard input, whose other end the scheduler holds:
+when that closes, because the scheduler asks so or was killed, the command gets SIGTERM, upon which training writes a
+checkpoint, and SIGKILL after GRACE seconds. Where the guard itself is killed, the kernel kills the command (Linux).
+Exit code: the command's, 128 + number for a signal.
+"""
+
+import ctypes
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+BUSY = 75
+"""Exit code where another guard holds the lock (EX_TEMPFAIL)."""
+_POLL_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str]) -> int:
+    """Run `argv` = LOCK GRACE COMMAND...; the exit code."""
+    lock, grace, command = Path(argv[0]), float(argv[1]), argv[2:]
+    held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.stderr.write(f"error: {lock} is held: another process runs this job\n")
+        return BUSY
+    # The command inherits the lock: it is free only when guard and command have both ended.
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(held,), preexec_fn=_die_with_parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _, __: child.terminate())
+    code = _watch(child, grace)
+    return 128 - code if code < 0 else code
+
+
+def _watch(child: "subprocess.Popen[bytes]", grace: float) -> int:
+    """Exit code of the command, negative for a signal."""
+    killed_at: float | None = None
+    while child.poll() is None:
+        if killed_at is not None:
+            if time.monotonic() >= killed_at:
+                child.kill()
+            time.sleep(_POLL_SECONDS)
+        elif select.select([0], [], [], _POLL_SECONDS)[0] and not os.read(0, 1024):
+            child.terminate()
+            killed_at = time.monotonic() + grace
+    return child.returncode
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies; nothing where there is no such call."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

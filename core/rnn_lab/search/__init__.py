@@ -1,0 +1,1 @@
+"""Hyper-parameter search in which every trial has the same number of parameters: `rnn-lab search`."""
