@@ -7,6 +7,7 @@ from rnn_lab.layers.matrix_state import (
     TiedLayer,
     normalise,
     retrieve,
+    unit_key,
     write,
 )
 from rnn_lab.layers.plain import PlainLayer
@@ -32,6 +33,7 @@ __all__ = [
     "normalise",
     "retrieve",
     "self_gate",
+    "unit_key",
     "widen",
     "write",
 ]

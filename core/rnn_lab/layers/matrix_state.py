@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, self_gate, widen
+from rnn_lab.kernels.recurrence import Cell
+from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, widen
 from rnn_lab.parts import Dense, Part
 
 PROJECTIONS = {
@@ -27,6 +28,11 @@ def normalise(k: Tensor, eps: float = 1e-6) -> Tensor:
     k = widen(k)
     length: Tensor = torch.linalg.vector_norm(k, dim=-1, keepdim=True)
     return k / (length + eps)
+
+
+def unit_key(k: Tensor, v: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+    """Keys to length one where S is retrieved and written; queries and tied values stay. To be a cell's `before`."""
+    return normalise(k), v, *gates
 
 
 def retrieve(S: Tensor, k: Tensor) -> Tensor:
@@ -55,8 +61,6 @@ class MatrixStateLayer(ProjectedLayer):
     """
 
     Config: ClassVar[type[ProjectedConfig]] = MatrixStateConfig
-    unit_keys: ClassVar[bool] = False
-    """Whether keys are normalised where S is retrieved and written; queries and tied values never are."""
     read = staticmethod(retrieve)
     W_k: nn.Linear
     W_v: nn.Linear
@@ -108,15 +112,14 @@ class MatrixStateLayer(ProjectedLayer):
         """Key, value and gates for `update`; the query for `read`."""
         k, v, q = (self.split(part) for part in self.project(x_BTd))
         gates = (self.split(gate) for gate in self.gates(x_BTd))
-        return (normalise(k) if self.unit_keys else k, v, *gates), (q,)
+        return (k, v, *gates), (q,)
 
-    def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
-        """Heads side by side, each read-out gated by itself."""
-        return self_gate(self.together(o_BTd))
-
-    def together(self, o_BTn: Tensor) -> Tensor:
-        """Undo `split`."""
-        return o_BTn.flatten(-2) if self.hidden_shape(self.cfg)[:-2] else o_BTn
+    def _run(
+        self, cell: Cell, x_BTd: Tensor, h: Tensor, reset_BT: Tensor | None, *gates: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Read-outs of all heads side by side."""
+        o_BTn, h = super()._run(cell, x_BTd, h, reset_BT, *gates)
+        return o_BTn.flatten(2), h
 
 
 class TiedConfig(MatrixStateConfig):
