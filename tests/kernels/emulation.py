@@ -26,7 +26,7 @@ def available():
 
 @cache
 def _library(text, name):
-    from rnn_lab.kernels.matrix_cuda import skeleton
+    from rnn_lab.kernels.cuda_jit import skeleton
 
     source = text.replace(skeleton("ptx"), (HERE / "emulated_ptx.h").read_text())
     assert source != text

@@ -1,5 +1,6 @@
 """Recurrences of independent rows: on a CPU the printed CUDA C++ as plain C++, on a GPU as it is."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -55,7 +56,9 @@ def third_party(S, k, v, a, w, b):
     return torch.tanh(a[..., None, None] * S + torch.einsum("bhi,bhj->bhij", error, w * k)) * torch.exp(-0.1 * S * S)
 
 
-# Cell; kinds of inputs, weights, queries, biases and gates: k column, v row, s scalar per head, 1 one number.
+E88 = Cell(e88.tanh_update, partial(e88.read, True, True), partial(e88.before, True, True))
+# Cell; kinds of inputs, weights, queries, biases and gates: k column, v row, s decay per head, g its logarithm, l logit
+# per head, 1 one number.
 CELLS = {
     "e71": (Cell(e71.Model.update, retrieve, None, self_gate), "kvv", "v", "k", "", ""),
     "e72": (Cell(e72.standard, retrieve), "kvv", "vv", "k", "", ""),
@@ -72,8 +75,8 @@ CELLS = {
     "e74-residual": (Cell(e74("residual"), retrieve), "kv", "v", "k", "", ""),
     "e74-ntm": (Cell(e74("ntm"), retrieve), "kvkv", "", "k", "", ""),
     "e75": (Cell(partial(e75.gated_delta, torch.tanh), retrieve, of_length_one, self_gate), "kvv", "", "k", "", ""),
-    "e88": (Cell(e88.tanh_update, e88.read), "kvs", "", "k", "", ""),
-    "e88-gates": (Cell(e88.tanh_update, e88.read, of_length_one, gated), "kvss", "", "k", "", "v"),
+    "e88": (E88, "kvg", "", "k", "", ""),
+    "e88-gates": (replace(E88, after=gated), "kvgl", "", "k", "", "v"),
     "third-party": (Cell(third_party, lambda S, q: torch.einsum("bhij,bhj->bhi", S, q)), "kvs", "kv", "k", "", ""),
 }  # fmt: skip
 
@@ -81,11 +84,12 @@ CELLS = {
 def call(name, B, T, heads, rows, columns, dtype=fp32, reset=False, scale=1.0):
     cell, inputs, weights, queries, biases, gates = CELLS[name]
     torch.manual_seed(0)
-    sizes = {"k": (*heads, columns), "v": (*heads, rows), "s": heads, "1": ()}
+    sizes = {"k": (*heads, columns), "v": (*heads, rows), "l": heads, "1": ()}
 
     def stream(kind):
-        if kind == "s":  # a decay
-            return (0.5 + 0.5 * torch.rand(B, T, *heads)).to(DEVICE)
+        if kind in "sg":
+            decay = (0.5 + 0.5 * torch.rand(B, T, *heads)).to(DEVICE)
+            return decay if kind == "s" else decay.log()
         x = torch.randn(B, T, *sizes[kind]) * scale
         return (F.normalize(x, dim=-1) * scale if kind == "k" else x).to(DEVICE, dtype)
 
@@ -175,7 +179,7 @@ def test_few_matrices_are_spread_wider():
 
 @pytest.mark.parametrize("name", CELLS)
 def test_is_recognised(name):
-    program(*call(name, 1, 1, (2,) if "s" in CELLS[name][1] else (), 6, 6))
+    program(*call(name, 1, 1, (2,) if set("sg") & set(CELLS[name][1]) else (), 6, 6))
 
 
 def meets(S, k, v):
@@ -219,7 +223,7 @@ class TestOnAGPU:
     @pytest.mark.parametrize("dtype", [fp32, bf16, torch.float16])
     @pytest.mark.parametrize("name", CELLS)
     def test_every_cell(self, name, dtype):
-        heads = (3,) if "s" in CELLS[name][1] else ()
+        heads = (3,) if set("sg") & set(CELLS[name][1]) else ()
         for index in range(3):
             expect_reference(call(name, 2, 37, heads, 32, 32, dtype, True), dtype, index)
 
@@ -265,7 +269,7 @@ class TestOnAGPU:
         cell, h, streams, _ = call("e88", 2, 9, (3,), 16, 16)
         made = program(cell, h, streams)
         xs = [x.requires_grad_() for x in (*streams.inputs, *streams.queries)]
-        torch.library.opcheck(matrix._forward, (made.text, h.requires_grad_(), xs, [], None, True, True, 0))
+        torch.library.opcheck(matrix._forward, (made.text, h.requires_grad_(), xs, [], None, False, True, 0))
 
     def test_inside_a_graph(self):
         args = call("e88", 2, 16, (3,), 32, 32)

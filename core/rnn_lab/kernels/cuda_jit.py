@@ -47,6 +47,13 @@ class Resources:
     shared: int
 
 
+@cache
+def skeleton(*parts: str) -> str:
+    """Text from the `.cuh` files of this folder, one after the other, so that messages name their lines."""
+    texts = [f'#line 1 "{part}.cuh"\n{Path(__file__).with_name(f"{part}.cuh").read_text()}' for part in parts]
+    return "\n".join(texts)
+
+
 def refuses_cuda(*tensors: Tensor) -> str | None:
     """Why CUDA C++ kernels cannot take these tensors, or None: device, dtype, or nothing to compile them with."""
     return refuses_gpu(*tensors) or missing()

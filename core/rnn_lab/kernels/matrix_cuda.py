@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import torch
 
+from rnn_lab.kernels.cuda_jit import skeleton
 from rnn_lab.kernels.dialects import CUDA, Dialect, printed
 from rnn_lab.kernels.expression import Node, variables
 from rnn_lab.kernels.matrix_layout import TYPES, Form, Layout, axes, code
@@ -32,15 +31,8 @@ def source(program: Program, form: Form) -> str:
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"#define FORWARD {int(form.forward)}", f"#define YTYPE {TYPES[form.output]}"]
     lines += [f"#define MARK {'float' if form.exact else 'bf16'}"]
-    for part in ("ptx", "functions", "matrix"):
-        lines += [f'#line 1 "{part}.cuh"', skeleton(part)]
+    lines += [skeleton("ptx", "functions", "matrix")]
     return "\n".join([*lines, '#line 1 "cell.cuh"', "namespace recurrence {", *_cell(layout), "}", ""])
-
-
-@cache
-def skeleton(part: str) -> str:
-    """A part of the text that is the same for all cells."""
-    return Path(__file__).with_name(f"{part}.cuh").read_text()
 
 
 def _cell(layout: Layout) -> Iterator[str]:
