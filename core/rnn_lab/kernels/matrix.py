@@ -119,18 +119,16 @@ def run(
     weights = [w.flatten(0, len(heads) - 1) if len(heads) > 1 and w.dim() >= len(heads) else w for w in ws]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (h, *xs, *ws))
     reset = None if reset_BT is None else reset_BT.to(torch.uint8)
-    tiling = choose(tilings(program.text, _shared(h.device)), h.shape[0] * H)
     start = h.float().reshape(h.shape[0], H, *h.shape[-2:])
-    y, last, _ = _forward(program.text, start, flat, weights, reset, narrow, wanted, tiling)
+    y, last, _ = _forward(program.text, start, flat, weights, reset, narrow, wanted)
     return y.view(*y.shape[:2], *heads, program.rows), last.view(h.shape)
 
 
 @torch.library.custom_op("rnn_lab::matrix", mutates_args=())
 def _forward(
-    program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, narrow: bool, marked: bool,
-    tiling: int,
+    program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, narrow: bool, marked: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _Call(program, h, xs, ws, reset, tiling)
+    call = _Call(program, h, xs, ws, reset)
     B, T, H, rows = *xs[0].shape[:2], h.shape[1], call.program.rows
     y = h.new_empty((B, T, H, rows), dtype=xs[0].dtype if narrow else torch.float32)
     marks = h.new_empty(_marks(B * H, T, call.tiling) if marked else (0,), dtype=mark_type(call.used))
@@ -145,10 +143,9 @@ def _marks(matrices: int, T: int, tiling: Tiling) -> tuple[int, ...]:
 
 @_forward.register_fake
 def _(
-    program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, narrow: bool, marked: bool,
-    tiling: int,
+    program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, narrow: bool, marked: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _Call(program, h, xs, ws, reset, tiling)
+    call = _Call(program, h, xs, ws, reset)
     B, T, H = *xs[0].shape[:2], h.shape[1]
     y = h.new_empty((B, T, H, call.program.rows), dtype=xs[0].dtype if narrow else torch.float32)
     marks = _marks(B * H, T, call.tiling) if marked else (0,)
@@ -157,10 +154,9 @@ def _(
 
 @torch.library.custom_op("rnn_lab::matrix_backward", mutates_args=())
 def _backward(
-    program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, marks: Tensor, dy: Tensor, dlast: Tensor,
-    tiling: int,
+    program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, marks: Tensor, dy: Tensor, dlast: Tensor
 ) -> list[Tensor]:  # fmt: skip
-    call = _Call(program, dlast, xs, ws, reset, tiling)
+    call = _Call(program, dlast, xs, ws, reset)
     B, T, H = *xs[0].shape[:2], dlast.shape[1]
     form = call.form(dy, forward=False)
     found = call.gradients(form, B, T, H)
@@ -171,8 +167,7 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, marks: Tensor, dy: Tensor, dlast: Tensor,
-    tiling: int,
+    program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, marks: Tensor, dy: Tensor, dlast: Tensor
 ) -> list[Tensor]:  # fmt: skip
     return [dlast.new_empty(dlast.shape), *(x.new_empty(x.shape) for x in (*xs, *ws))]
 
@@ -185,13 +180,12 @@ def mark_type(used: list[Tensor]) -> torch.dtype:
 class _Call:
     """A call of either direction: its streams and weights by the uses of the program."""
 
-    def __init__(
-        self, program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, tiling: int
-    ) -> None:
+    def __init__(self, program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None) -> None:
         self.program = parse(program)
         self.xs, self.ws, self.reset = xs, ws, None if reset is None else reset.contiguous()
         self.H = h.shape[1]
-        self.tiling = tilings(program, _shared(h.device))[tiling]
+        found = tilings(program, _shared(h.device))
+        self.tiling = found[choose(found, h.shape[0] * self.H)]
         self.used = [self._tensor(name) for name in self.program.uses]
 
     def _tensor(self, name: str) -> Tensor:
@@ -283,7 +277,7 @@ def kernel(text: str, form: Form) -> tuple[Kernel, int]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.program, _, xs, ws, reset, _, _, ctx.tiling = inputs
+    ctx.program, _, xs, ws, reset, _, _ = inputs
     ctx.counts, ctx.reset = (len(xs), len(ws)), reset is not None
     ctx.save_for_backward(output[2], *xs, *ws, *(() if reset is None else (reset,)))
     ctx.set_materialize_grads(True)
@@ -294,8 +288,8 @@ def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Any,
     n_x, n_w = ctx.counts
     xs, ws = rest[:n_x], rest[n_x : n_x + n_w]
     reset = rest[-1] if ctx.reset else None
-    dh, *grads = _backward(ctx.program, xs, ws, reset, marks, dy, dlast, ctx.tiling)
-    return None, dh, grads[:n_x], grads[n_x:], None, None, None, None
+    dh, *grads = _backward(ctx.program, xs, ws, reset, marks, dy, dlast)
+    return None, dh, grads[:n_x], grads[n_x:], None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
