@@ -11,8 +11,9 @@ import torch
 from rnn_lab.errors import ConfigError
 from rnn_lab.kernels.recurrence import RECURRENCE
 from rnn_lab.registry import registry
+from rnn_lab.tensors import relative_error
 from rnn_lab.testing import CHECKS, Suite
-from rnn_lab.testing.measure import RefusedError, forced, nan_filled, relative_error
+from rnn_lab.testing.measure import RefusedError, forced, nan_filled
 from rnn_lab.testing.subject import Subject
 
 THIRD_PARTY_TESTS = """

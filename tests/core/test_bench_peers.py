@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
-from rnn_lab.bench import libraries
-from rnn_lab.bench.libraries import MissingPeer, load
+from rnn_lab import libraries
 from rnn_lab.bench.shells import foreign_model
 from rnn_lab.config import ModelSection
+from rnn_lab.libraries import MissingLibrary, load, load_gated_delta_rule, refuses_tile
 from rnn_lab.modelspec import model_spec
 from rnn_lab.registry import registry
 from torch import nn
@@ -18,6 +18,7 @@ LIBRARIES = {"fla", "mamba_ssm", "brokenlib"}
 def forget():
     """Take the libraries out of sys.modules; what was there."""
     load.cache_clear()
+    load_gated_delta_rule.cache_clear()
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in LIBRARIES}
 
 
@@ -39,13 +40,13 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_a_library_that_is_not_there_is_missing():
-    with pytest.raises(MissingPeer, match="nowhere is not installed"):
+    with pytest.raises(MissingLibrary, match="nowhere is not installed"):
         load("nowhere.at.all")
 
 
 def test_a_library_that_does_not_import_says_why(installed):
     installed({"brokenlib.py": "raise OSError('libsomething.so')"})
-    with pytest.raises(MissingPeer, match=r"OSError: libsomething\.so"):
+    with pytest.raises(MissingLibrary, match=r"OSError: libsomething\.so"):
         load("brokenlib")
 
 
@@ -75,10 +76,12 @@ def test_fla_gets_the_right_tile_where_it_refuses(installed, hopper, above, chan
     installed(
         {
             "fla/ops/common/chunk_o.py": flags + refusing,
+            "fla/ops/gated_delta_rule/__init__.py": "from . import chunk\n",
             "fla/ops/gated_delta_rule/chunk.py": "from fla.ops.common.chunk_o import chunk_bwd_dqkwg\n",
         }
     )
-    load("fla.ops.gated_delta_rule")
+    load_gated_delta_rule()
+    assert refuses_tile() == changed
     chunk = load("fla.ops.gated_delta_rule.chunk")
     assert chunk.chunk_bwd_dqkwg() == (32 if changed else 128)
 
@@ -105,10 +108,11 @@ class Tupled(nn.Module):
 def test_peers_of_the_baselines_are_named_and_need_their_libraries(monkeypatch):
     monkeypatch.setattr(libraries, "find_spec", lambda name: None)
     load.cache_clear()
+    load_gated_delta_rule.cache_clear()
     for model, peer, library in (("mamba2", "mamba-ssm Mamba2", "mamba_ssm"), ("gdn", "fla GatedDeltaNet", "fla")):
         cls = registry().find_model(model)[0].load()
         if library in sys.modules:
             continue
-        with pytest.raises(MissingPeer, match=f"{library} is not installed"):
+        with pytest.raises(MissingLibrary, match=f"{library} is not installed"):
             cls.peers[peer](cls.Config(), 0)
     load.cache_clear()

@@ -1,7 +1,8 @@
 """What every test of a kernel does: results and gradients beside the reference in fp64."""
 
 import torch
-from rnn_lab.kernels.certificates import LIMITS, evaluate, relative
+from rnn_lab.kernels.certificates import LIMITS, evaluate
+from rnn_lab.tensors import relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -19,7 +20,7 @@ def expect_reference(op, args, dtype):
     forward, gradient = LIMITS[dtype]
     for got, want in zip(found, wanted, strict=True):
         assert got.shape == want.shape
-        assert relative(got, want) <= forward
+        assert relative_error(got, want) <= forward
     for got, want in zip(found_gradients, wanted_gradients, strict=True):
         assert got.shape == want.shape
-        assert relative(got, want) <= gradient
+        assert relative_error(got, want) <= gradient

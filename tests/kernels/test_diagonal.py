@@ -6,7 +6,8 @@ from rnn_lab.kernels import diagonal
 from rnn_lab.kernels.expression import ordered, trace
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams, _counts, reference
 from rnn_lab.registry import registry
-from rnn_lab.testing.measure import nan_filled, relative_error
+from rnn_lab.tensors import relative_error
+from rnn_lab.testing.measure import nan_filled
 from torch.nn import functional as F
 
 LIMITS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-3, 1e-2)}

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from rnn_lab.kernels import cuda_jit, diagonal, diagonal_cuda
-from rnn_lab.kernels.certificates import evaluate, relative
+from rnn_lab.kernels.certificates import evaluate
 from rnn_lab.kernels.diagonal_cuda import Form
 from rnn_lab.kernels.recurrence import Cell, Streams, _diagonal_cuda, _refuses_diagonal_cuda, reference
 from rnn_lab.kernels.triton_support import trying
+from rnn_lab.tensors import relative_error
 from torch.nn import functional as F
 
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -116,8 +117,8 @@ class TestOnAGPU:
             got = evaluate(_diagonal_cuda, args)
         want = evaluate(reference, args, torch.float64)
         forward, backward = (1e-5, 1e-4) if dtype == fp32 else (5e-3, 1e-2)
-        assert max(map(relative, got[0], want[0])) < forward
-        assert max(map(relative, got[1], want[1])) < backward
+        assert max(map(relative_error, got[0], want[0])) < forward
+        assert max(map(relative_error, got[1], want[1])) < backward
 
     def test_operation(self):
         made = program("nonlinear")

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from rnn_lab.kernels import gated_delta_rule
-from rnn_lab.kernels.certificates import LIMITS, evaluate, relative
+from rnn_lab.kernels.certificates import LIMITS, evaluate
+from rnn_lab.tensors import relative_error
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +37,7 @@ def call(
 def compare(args: tuple[Any, ...]) -> None:
     want, want_gradients = evaluate(gated_delta_rule.reference, args, torch.float64)
     got, got_gradients = evaluate(kernels.gated_delta_rule, args)
-    errors = dict(zip(NAMES, map(relative, [*got, *got_gradients], [*want, *want_gradients]), strict=True))
+    errors = dict(zip(NAMES, map(relative_error, [*got, *got_gradients], [*want, *want_gradients]), strict=True))
     limits = LIMITS[args[2].dtype]
     bad = {name: error for name, error in errors.items() if not error <= limits[name not in NAMES[:2]]}
     assert not bad, errors
@@ -66,8 +67,8 @@ def test_a_dead_state_is_forgotten_without_nan(first: bool) -> None:
     (o, last), gradients = evaluate(kernels.gated_delta_rule, tuple(args))
     args[3].clamp_(min=-80.0)
     want, _ = evaluate(gated_delta_rule.reference, tuple(args), torch.float64)
-    assert relative(o, want[0]) < 1e-5
-    assert relative(last, want[1]) < 1e-5
+    assert relative_error(o, want[0]) < 1e-5
+    assert relative_error(last, want[1]) < 1e-5
     assert all(x.isfinite().all() for x in gradients)
 
 
@@ -76,8 +77,8 @@ def test_parts_with_the_state_carried_are_the_whole() -> None:
     whole, last = kernels.gated_delta_rule(q, k, v, g, beta, S)
     first, middle = kernels.gated_delta_rule(q[:, :37], k[:, :37], v[:, :37], g[:, :37], beta[:, :37], S)
     second, end = kernels.gated_delta_rule(q[:, 37:], k[:, 37:], v[:, 37:], g[:, 37:], beta[:, 37:], middle)
-    assert relative(torch.cat([first, second], 1), whole) < 1e-5
-    assert relative(end, last) < 1e-5
+    assert relative_error(torch.cat([first, second], 1), whole) < 1e-5
+    assert relative_error(end, last) < 1e-5
 
 
 @pytest.mark.parametrize("resets", [False, True])
@@ -94,7 +95,7 @@ def test_compiled_equals_eager() -> None:
     got, got_gradients = evaluate(compiled, args)
     want, want_gradients = evaluate(kernels.gated_delta_rule, args)
     for x, y in zip([*got, *got_gradients], [*want, *want_gradients], strict=True):
-        assert relative(x, y) < 1e-6
+        assert relative_error(x, y) < 1e-6
 
 
 def test_probe_is_a_small_call_of_the_same_kind() -> None:

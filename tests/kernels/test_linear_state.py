@@ -3,7 +3,8 @@
 import pytest
 import torch
 from rnn_lab.kernels import linear_state, ssd
-from rnn_lab.kernels.certificates import LIMITS, evaluate, relative
+from rnn_lab.kernels.certificates import LIMITS, evaluate
+from rnn_lab.tensors import relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [  # B, T, H, G, P, N
@@ -37,8 +38,8 @@ def compare(module, args, dtype):
     results, gradients = evaluate(module.reference, args, torch.float64)
     got, got_gradients = evaluate(module.run, args)
     forward, backward = LIMITS[dtype]
-    assert max(map(relative, got, results)) < forward
-    assert max(map(relative, got_gradients, gradients)) < backward
+    assert max(map(relative_error, got, results)) < forward
+    assert max(map(relative_error, got_gradients, gradients)) < backward
 
 
 @pytest.mark.parametrize(("dtype", "resets"), [(torch.float32, True), (torch.bfloat16, False)])
@@ -60,8 +61,8 @@ def test_chunks_with_carried_state_equal_the_whole():
     for span in (slice(0, 77), slice(77, 78), slice(78, 150)):
         o, S = linear_state.run(v[:, span], k[:, span], q[:, span], g[:, span], S, reset[:, span])
         parts.append(o)
-    assert relative(torch.cat(parts, 1), whole) < 1e-5
-    assert relative(S, last) < 1e-5
+    assert relative_error(torch.cat(parts, 1), whole) < 1e-5
+    assert relative_error(S, last) < 1e-5
 
 
 def test_a_decay_to_zero_forgets_everything_and_leaves_gradients_finite():
@@ -70,7 +71,7 @@ def test_a_decay_to_zero_forgets_everything_and_leaves_gradients_finite():
     leaves = [x.requires_grad_() for x in (v, k, q, g, S)]
     o, last = linear_state.run(*leaves)
     want, _ = linear_state.reference(*leaves)
-    assert relative(o, want) < 2e-5
+    assert relative_error(o, want) < 2e-5
     assert all(d.isfinite().all() for d in torch.autograd.grad(o.sum() + last.sum(), leaves))
 
 
@@ -92,7 +93,7 @@ def test_heads_split_over_programs_give_the_same_gradients(monkeypatch):
     _, split = evaluate(linear_state.run, args)
     monkeypatch.setattr(linear_state_triton, "LEAST_PROGRAMS", 1)
     _, whole = evaluate(linear_state.run, args)
-    assert max(map(relative, split, whole)) < 1e-5
+    assert max(map(relative_error, split, whole)) < 1e-5
 
 
 @pytest.mark.parametrize("scaled", [False, True])

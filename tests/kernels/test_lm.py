@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from rnn_lab.kernels.certificates import relative
 from rnn_lab.layers import PlainLayer, ProjectedConfig
 from rnn_lab.lm import LM, LMConfig
+from rnn_lab.tensors import relative_error
 
 from kernels.compare import DEVICE
 
@@ -58,4 +58,4 @@ def test_kernels_train_as_the_reference(shell, low, monkeypatch, tmp_path):
     }
     assert lm.layers[0].backends["causal_conv"].backend == "triton"
     for name, want in plain.items():
-        assert relative(fused[name], want) <= (3e-2 if low else 1e-4), name
+        assert relative_error(fused[name], want) <= (3e-2 if low else 1e-4), name

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rnn_lab.kernels import cuda_jit, matrix
-from rnn_lab.kernels.certificates import LIMITS, evaluate, relative
+from rnn_lab.kernels.certificates import LIMITS, evaluate
 from rnn_lab.kernels.matrix_cuda import source
 from rnn_lab.kernels.matrix_layout import Form
 from rnn_lab.kernels.recurrence import Cell, Streams, _matrix, _refuses_matrix, reference
 from rnn_lab.kernels.triton_support import trying
 from rnn_lab.layers import normalise, retrieve, self_gate, write
+from rnn_lab.tensors import relative_error
 from rnn_lab_e74_e88 import e63m, e71, e72, e73, e75, e88
 from rnn_lab_e74_e88._updates import NONLINEARITIES, UPDATES, step
 from torch.nn import functional as F
@@ -115,8 +116,8 @@ def expect_reference(args, dtype, index):
         got = evaluate(_matrix, args)
     want = evaluate(reference, args, torch.float64)
     forward, backward = LIMITS[dtype]
-    assert max(map(relative, got[0], want[0])) < forward
-    assert max(map(relative, got[1], want[1])) < backward
+    assert max(map(relative_error, got[0], want[0])) < forward
+    assert max(map(relative_error, got[1], want[1])) < backward
 
 
 SHAPES = {  # sequences, steps, heads, rows, columns

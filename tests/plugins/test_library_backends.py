@@ -15,8 +15,9 @@ import torch
 from rnn_lab.errors import KernelUnavailable
 from rnn_lab.kernels import certificates, gated_delta_rule, ssd
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
+from rnn_lab.libraries import load
 from rnn_lab.registry import registry
-from rnn_lab.testing.measure import relative_error
+from rnn_lab.tensors import relative_error
 from rnn_lab_baselines import _adapters
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,9 +54,15 @@ def absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Watcher]
     monkeypatch.setattr(sys, "meta_path", [watcher, *sys.meta_path])
     monkeypatch.setattr(certificates, "_known", {})
     monkeypatch.setenv("RNN_LAB_CACHE", str(tmp_path))
-    _adapters._import.cache_clear()
+    forget()
     yield watcher
+    forget()
+
+
+def forget() -> None:
+    """What was found out about the libraries."""
     _adapters._import.cache_clear()
+    load.cache_clear()
 
 
 @pytest.fixture
@@ -202,7 +209,8 @@ def test_on_a_cpu_the_reference_runs_and_nothing_is_imported(
 @both
 def test_an_absent_library_is_refused(on_cuda: Watcher, name: str) -> None:
     backend, args, *_ = CASES[name]
-    assert f"{LIBRARY[name]} cannot be imported: ModuleNotFoundError" in str(backend.refuses(*args()))
+    reason = str(backend.refuses(*args()))
+    assert reason.startswith(LIBRARY[name]) and "cannot be imported: ModuleNotFoundError" in reason
     backend.refuses(*args())
     assert len(on_cuda.tried) == 1, "a failed import is tried once"
 
@@ -233,6 +241,18 @@ def test_calls_that_a_library_does_not_take(on_cuda: Watcher, monkeypatch: pytes
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert "torch.compile" in str(backend.refuses(*args()))
     assert on_cuda.tried == []
+
+
+def test_fla_says_where_it_does_not_run_backward(on_cuda: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "fla")
+    here = {"IS_NVIDIA_HOPPER": True, "TRITON_ABOVE_3_4_0": True, "TRITON_ABOVE_3_7_1": False}
+    chunk_o = ModuleType("chunk_o")
+    monkeypatch.setitem(sys.modules, "fla.ops.common.chunk_o", chunk_o)
+    for name, value in here.items():
+        setattr(chunk_o, name, value)
+    assert "on Hopper with Triton 3.4 to 3.7" in str(_adapters.FLA.refuses(*delta_args()))
+    chunk_o.TRITON_ABOVE_3_7_1 = True  # type: ignore[attr-defined]
+    assert _adapters.FLA.refuses(*delta_args()) is None
 
 
 def test_keys_that_fla_does_not_take(on_cuda: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +328,7 @@ def test_a_library_that_found_no_memory_once_is_tried_again(
     provide(monkeypatch, module, **{function: fails})
     assert refusal(name) == "its small run found no memory"
     offer(monkeypatch, name)
-    _adapters._import.cache_clear()
+    forget()
     assert refusal(name) == ""
 
 

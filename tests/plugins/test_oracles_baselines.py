@@ -14,7 +14,7 @@ from rnn_lab.kernels.gated_delta_rule import reference as gated_delta_rule
 from rnn_lab.layer import Layer
 from rnn_lab.lm import LM, LMConfig
 from rnn_lab.registry import registry
-from rnn_lab.testing.measure import relative_error
+from rnn_lab.tensors import relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels.certificates import copies, relative
+from rnn_lab.kernels.certificates import copies
+from rnn_lab.tensors import relative_error
 
 PEER_LIMITS = (0.05, 0.05)
 """Errors that show another function, not rounding: a peer computes in whatever precision it was made for."""
@@ -108,7 +109,7 @@ class Check:
 def compare(ours: Bound, exact: Outcome) -> tuple[float, float]:
     """Largest relative error of results and of gradients; a gradient that does not exist is zero."""
     got, want = (_filled(ours, outcome) for outcome in (ours.forward_backward(), exact))
-    return max(map(relative, got[0], want[0])), max(map(relative, got[1], want[1]), default=0.0)
+    return max(map(relative_error, got[0], want[0])), max(map(relative_error, got[1], want[1]), default=0.0)
 
 
 def _filled(bound: Bound, outcome: Outcome) -> tuple[list[Tensor], list[Tensor]]:

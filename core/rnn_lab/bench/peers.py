@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from rnn_lab.bench.calls import PEER_LIMITS, Bound, bind
 from rnn_lab.bench.cases import Case, tensors
-from rnn_lab.bench.libraries import load
 from rnn_lab.kernels import gated_delta_rule, recurrence
 from rnn_lab.kernels.certificates import limits_of
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
 from rnn_lab.kernels.recurrence import Cell, Streams
+from rnn_lab.libraries import load, load_gated_delta_rule
 
 GATES = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}
 """cuDNN's cell by the number of recurrent products."""
@@ -89,7 +89,7 @@ def _mamba_ssm(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor
 
 
 def _fla_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor, *rest: None) -> Any:
-    chunked = load("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+    chunked = load_gated_delta_rule().chunk_gated_delta_rule
     q, k, beta = (t.to(v.dtype) for t in (q, k, beta))
     return chunked(q, k, v, g=g, beta=beta, scale=1.0, initial_state=S, output_final_state=True)
 
@@ -155,7 +155,7 @@ def _delta_inputs(case: Case) -> tuple[Tensor, ...]:
 
 
 def _fla_linear_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Any:
-    return load("fla.ops.gated_delta_rule").chunk_gated_delta_rule(q, k, v, g=g, beta=beta, scale=1.0)[0]
+    return load_gated_delta_rule().chunk_gated_delta_rule(q, k, v, g=g, beta=beta, scale=1.0)[0]
 
 
 def _linear_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:

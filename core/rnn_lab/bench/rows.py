@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from rnn_lab.bench.libraries import MissingPeer
 from rnn_lab.errors import RnnLabError
-from rnn_lab.train.device import is_out_of_memory
+from rnn_lab.libraries import MissingLibrary
+from rnn_lab.tensors import is_out_of_memory
 
 
 def failure(error: Exception) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def failure(error: Exception) -> dict[str, Any]:
             torch.cuda.synchronize()
         except RuntimeError:
             raise error from None
-    if isinstance(error, MissingPeer):
+    if isinstance(error, MissingLibrary):
         return {"status": "missing", "reason": str(error)}
     status = "oom" if is_out_of_memory(error) else "error"
     text = str(error) if isinstance(error, RnnLabError) else f"{type(error).__name__}: {error}"

@@ -38,7 +38,7 @@ def foreign_model(model: LM, name: str) -> LM:
     """`model` with every layer replaced by the block that its `peers` know as `name`.
 
     Raises:
-        MissingPeer: the library cannot be used here.
+        MissingLibrary: the library cannot be used here.
 
     """
     make, device = model.layer_cls.peers[name], model.embedding.weight.device

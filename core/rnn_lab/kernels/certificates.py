@@ -23,7 +23,7 @@ from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.kernels.cuda_jit import nvrtc_version
 from rnn_lab.kernels.triton_support import trying
 from rnn_lab.paths import cache_dir
-from rnn_lab.train.device import is_out_of_memory
+from rnn_lab.tensors import is_out_of_memory, relative_error
 
 if TYPE_CHECKING:
     from rnn_lab.kernels.dispatch import Backend, Op
@@ -188,8 +188,8 @@ def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> d
                     with trying(index) as trial:
                         got, got_gradients = evaluate(backend.run, small)
                     count = trial.count
-                    forward = max(forward, *map(relative, got, want))
-                    gradient = max(gradient, *map(relative, got_gradients, want_gradients), 0.0)
+                    forward = max(forward, *map(relative_error, got, want))
+                    gradient = max(gradient, *map(relative_error, got_gradients, want_gradients), 0.0)
                     index += 1
         except Exception as error:
             if is_out_of_memory(error):
@@ -252,10 +252,3 @@ def evaluate(
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)
     filled = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
     return [r.detach() for r in results], filled
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    """RMS(got - want) / RMS(want); infinite where anything is not finite."""
-    error = (got.double() - want.double()).square().mean().sqrt().item() if got.numel() else 0.0
-    scale = max(want.double().square().mean().sqrt().item(), 1e-12) if want.numel() else 1.0
-    return error / scale if error == error else float("inf")

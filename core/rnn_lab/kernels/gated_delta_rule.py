@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend, Op
+from rnn_lab.kernels.rank_one import retrieve, write
 from rnn_lab.kernels.recurrence import Cell, Streams
 from rnn_lab.kernels.triton_support import refuses_triton
 
@@ -63,24 +64,17 @@ def reference(
 def _decay_and_write(S: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
     """Decay, then write the error of what is retrieved."""
     S = torch.exp(g)[..., None, None] * S
-    return _write(S, k, beta.unsqueeze(-1) * (v - _read(S, k)))
+    return write(S, k, beta.unsqueeze(-1) * (v - _read(S, k)))
 
 
 def _write_and_decay(S: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
     """Write the error of what is retrieved into the decayed state."""
-    return _write(torch.exp(g)[..., None, None] * S, k, beta.unsqueeze(-1) * (v - _read(S, k)))
-
-
-def _write(S: Tensor, k: Tensor, error: Tensor) -> Tensor:
-    """S + k error', all heads in one batched product."""
-    rows, columns = S.shape[-2:]
-    flat = torch.baddbmm(S.flatten(0, 1), k.reshape(-1, rows, 1), error.reshape(-1, 1, columns))
-    return flat.view_as(S)
+    return write(torch.exp(g)[..., None, None] * S, k, beta.unsqueeze(-1) * (v - _read(S, k)))
 
 
 def _read(S: Tensor, q: Tensor) -> Tensor:
     """S' q."""
-    return torch.bmm(S.flatten(0, 1).mT, q.flatten(0, 1).unsqueeze(-1)).view(*S.shape[:2], -1)
+    return retrieve(S.mT, q)
 
 
 def _run_triton(*args: Any) -> tuple[Tensor, Tensor]:

@@ -80,11 +80,25 @@ def _put(ptr, x, rows, n_rows, stride, columns, n_columns):
 
 @triton.jit
 def _times(x, Y, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """X Y, where Y carries the state: a 16-bit call multiplies what rounding drops of Y too, or the state would lose it."""
+    """X Y, where Y carries the state: of a 16-bit call also what rounding drops of Y, or the state would lose it."""
     rounded = operand(Y, DOT)
     product = tl.dot(x, rounded, input_precision=PRECISION)
     if tl.float32 != DOT:
         product += tl.dot(x, operand(Y - rounded.to(tl.float32), DOT), input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _grams(
+    x_ptr, y_ptr, t, T, stride, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """X Y' `[C, C]` for the rows t of two streams."""
+    product = tl.zeros((C, C), tl.float32)
+    for v in range(0, V, BV):
+        y = v + tl.arange(0, BV)
+        right = _tile(y_ptr, t, T, stride, y, V, DOT)
+        product += tl.dot(_tile(x_ptr, t, T, stride, y, V, DOT), tl.trans(right), input_precision=PRECISION)
     return product
 
 
@@ -250,39 +264,29 @@ def collect(
     dR = tl.sum(drow * k.to(tl.float32), 1)
     dG += tl.where(i == C - 1, carried * keep + tl.sum(dbeta * beta), 0.0)
 
-    # Through pairs of steps of the chunk; row t sees column s.
-    da = tl.zeros((C, C), tl.float32)
-    dm = tl.zeros((C, C), tl.float32)
-    for v in range(0, V, BV):
-        y = v + tl.arange(0, BV)
-        error = _tile(errors_ptr + base * V, t, T, H * V, y, V, DOT)
-        da += tl.dot(_tile(do_ptr + base * V, t, T, H * V, y, V, DOT), tl.trans(error), input_precision=PRECISION)
-        dm -= tl.dot(_tile(dv_ptr + base * V, t, T, H * V, y, V, DOT), tl.trans(error), input_precision=PRECISION)
-    da *= _pairs(G, G, document, i[:, None] >= i[None, :])
-    dm *= _pairs(R, G, document, i[:, None] > i[None, :])
-    read = da * tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    retrieved = dm * tl.dot(k, tl.trans(k), input_precision=PRECISION)
-    dbeta += tl.sum(read + retrieved, 0)
-    dG += tl.sum(read * beta[None, :], 1)
-    dR += tl.sum(retrieved * beta[None, :], 1)
+    # Through pairs of steps of the chunk; row t sees column s. One matrix after the other: registers are scarce.
+    errors_ptr, do_ptr, dv_ptr = errors_ptr + base * V, do_ptr + base * V, dv_ptr + base * V
+    pairs = _pairs(G, G, document, i[:, None] >= i[None, :])
+    pairs *= _grams(do_ptr, errors_ptr, t, T, H * V, V, BV, C, DOT, PRECISION)
+    dq += tl.dot(operand(pairs * beta[None, :], DOT), k, input_precision=PRECISION)
+    pairs *= tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    dbeta += tl.sum(pairs, 0)
+    dG += tl.sum(pairs * beta[None, :], 1)
+    pairs = _pairs(R, G, document, i[:, None] > i[None, :])
+    pairs *= -_grams(dv_ptr, errors_ptr, t, T, H * V, V, BV, C, DOT, PRECISION)
+    drow += tl.dot(operand(pairs * beta[None, :], DOT), k, input_precision=PRECISION)
+    pairs *= tl.dot(k, tl.trans(k), input_precision=PRECISION)
+    dbeta += tl.sum(pairs, 0)
+    dR += tl.sum(pairs * beta[None, :], 1)
     dG += dR - beta * dbeta
-    dq += tl.dot(operand(da * beta[None, :], DOT), k, input_precision=PRECISION)
-    drow += tl.dot(operand(dm * beta[None, :], DOT), k, input_precision=PRECISION)
 
     # The same matrices the other way round: row s is seen by column t.
-    da = tl.zeros((C, C), tl.float32)
-    dm = tl.zeros((C, C), tl.float32)
-    for v in range(0, V, BV):
-        y = v + tl.arange(0, BV)
-        error = _tile(errors_ptr + base * V, t, T, H * V, y, V, DOT)
-        do = _tile(do_ptr + base * V, t, T, H * V, y, V, DOT)
-        dv = _tile(dv_ptr + base * V, t, T, H * V, y, V, DOT)
-        da += tl.dot(error, tl.trans(do), input_precision=PRECISION)
-        dm -= tl.dot(error, tl.trans(dv), input_precision=PRECISION)
-    da *= _pairs(-G, -G, document, i[:, None] <= i[None, :])
-    dm *= _pairs(-G, -R, document, i[:, None] < i[None, :])
-    dcolumn += tl.dot(operand(da, DOT), q, input_precision=PRECISION)
-    dcolumn += tl.dot(operand(dm, DOT), k, input_precision=PRECISION)
+    pairs = _pairs(-G, -G, document, i[:, None] <= i[None, :])
+    pairs *= _grams(errors_ptr, do_ptr, t, T, H * V, V, BV, C, DOT, PRECISION)
+    dcolumn += tl.dot(operand(pairs, DOT), q, input_precision=PRECISION)
+    pairs = _pairs(-G, -R, document, i[:, None] < i[None, :])
+    pairs *= -_grams(errors_ptr, dv_ptr, t, T, H * V, V, BV, C, DOT, PRECISION)
+    dcolumn += tl.dot(operand(pairs, DOT), k, input_precision=PRECISION)
 
     _put(dq_ptr + base * K, dq, t, T, H * K, x, K)
     _put(dk_ptr + base * K, drow + beta[:, None] * dcolumn, t, T, H * K, x, K)

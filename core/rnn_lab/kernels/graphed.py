@@ -27,6 +27,7 @@ T = TypeVar("T")
 Kind = tuple[int, int]
 _loops: OrderedDict[Hashable, "Loop"] = OrderedDict()
 _steps: OrderedDict[Hashable, Step] = OrderedDict()
+_pools: dict[torch.device, Any] = {}
 
 
 def refuses(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
@@ -99,7 +100,8 @@ class Loop:
         self.weights = [w.clone() for w in weights]
         self.reset = None if reset_BT is None else reset_BT.T.clone(memory_format=torch.contiguous_format)
         self.step = self._step()
-        self.y, self.forward = self._captured(self._walk_forward)
+        self.y = torch.empty_like(self._walk_forward())
+        self.forward = self._captured(lambda: self.y.copy_(self._walk_forward()))
         self.backward: torch.cuda.CUDAGraph | None = None
 
     def prepare_backward(self) -> None:
@@ -108,7 +110,7 @@ class Loop:
             self.dy, self.dh = torch.zeros_like(self.y), torch.zeros_like(self.h)
             self.dxs = [torch.zeros_like(x) for x in self.xs]
             self.dweights = [torch.zeros_like(w) for w in self.weights]
-            _, self.backward = self._captured(self._walk_back)
+            self.backward = self._captured(self._walk_back)
 
     def load(self, xs: list[Tensor], reset_BT: Tensor | None) -> None:
         """Inputs of the segment that comes next."""
@@ -145,7 +147,7 @@ class Loop:
             self.h.copy_(states[-1])
             return _read(self.cell, states, self.xs[self.n :]).transpose(0, 1)
 
-    def _walk_back(self) -> Tensor:
+    def _walk_back(self) -> None:
         """Gradients by streams; those by the weights add up, that by the state moves back in place.
 
         Only the chain of states is walked: what reads them before, and streams and weights after, are differentiated
@@ -179,20 +181,19 @@ class Loop:
         for target, g in zip(self.dweights, found[n:], strict=True):
             if g is not None:
                 target.add_(g)
-        return self.dh
 
-    def _captured(self, work: Callable[[], Tensor]) -> tuple[Tensor, torch.cuda.CUDAGraph]:
-        """A graph of `work`, and its result in a tensor that stays."""
+    def _captured(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """A graph of `work`, which leaves its results in tensors that stay: what it returns is not to be used."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            result = torch.empty_like(work())
+            work()
         torch.cuda.current_stream().wait_stream(stream)
-        # Memory of its own: graphs that shared a pool gave wrong states, or wrote out of bounds, when replayed again.
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result.copy_(work())
-        return result, graph
+        pool = _pools.setdefault(self.h.device, torch.cuda.graph_pool_handle())
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            work()
+        return graph
 
 
 def _loop(cell: Cell, h: Tensor, xs: list[Tensor], weights: list[Tensor], kind: Kind, reset_BT: Tensor | None) -> Loop:

@@ -1,14 +1,13 @@
 """Layer shapes that families share: a model file adds only what is its own."""
 
+from rnn_lab.kernels.rank_one import retrieve, write
 from rnn_lab.layers.matrix_state import (
     MatrixStateConfig,
     MatrixStateLayer,
     TiedConfig,
     TiedLayer,
     normalise,
-    retrieve,
     unit_key,
-    write,
 )
 from rnn_lab.layers.plain import PlainLayer
 from rnn_lab.layers.projected import (

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rnn_lab.kernels.rank_one import retrieve
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, widen
 from rnn_lab.parts import Dense, Part
@@ -33,18 +34,6 @@ def normalise(k: Tensor, eps: float = 1e-6) -> Tensor:
 def unit_key(k: Tensor, v: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
     """Keys to length one where S is retrieved and written; queries and tied values stay. To be a cell's `before`."""
     return normalise(k), v, *gates
-
-
-def retrieve(S: Tensor, k: Tensor) -> Tensor:
-    """S k for `[..., i, j]` and `[..., j]`."""
-    return (S @ k.unsqueeze(-1)).squeeze(-1)
-
-
-def write(S: Tensor, v: Tensor, k: Tensor) -> Tensor:
-    """S + v k' as one batched rank-one product."""
-    rows, columns = S.shape[-2:]
-    flat = torch.baddbmm(S.reshape(-1, rows, columns), v.reshape(-1, rows, 1), k.reshape(-1, 1, columns))
-    return flat.view_as(S)
 
 
 class MatrixStateConfig(ProjectedConfig):

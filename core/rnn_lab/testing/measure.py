@@ -10,16 +10,8 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.dispatch import REFERENCE, Choice, Op
+from rnn_lab.tensors import relative_error
 from rnn_lab.testing.contract import ContractError
-
-
-def relative_error(actual: Tensor, reference: Tensor) -> float:
-    """RMS(actual - reference) / RMS(reference) in fp64; infinite where a value is not finite."""
-    error = (actual.detach().double() - reference.detach().double()).square().mean().sqrt().item()
-    scale = reference.detach().double().square().mean().sqrt().item()
-    if error == 0:
-        return 0.0
-    return error / scale if scale > 0 and error == error else float("inf")
 
 
 def expect_close(what: str, actual: Tensor, reference: Tensor, tolerance: float) -> None:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from rnn_lab.layer import Layer
+from rnn_lab.tensors import relative_error
 from rnn_lab.testing.contract import check, expect
-from rnn_lab.testing.measure import nan_filled, relative_error
+from rnn_lab.testing.measure import nan_filled
 from rnn_lab.testing.subject import BATCH, Subject
 
 _NUDGE = 2.0**-11

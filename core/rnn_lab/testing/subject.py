@@ -39,11 +39,12 @@ class Variant:
 
 @dataclass
 class Subject:
-    """A model, the fields that the caller fixed, and where it runs."""
+    """A model, the fields that the caller fixed, where it runs, and which draw of random inputs it gets."""
 
     ref: ModelRef
     fixed: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    draw: int = 0
 
     @cached_property
     def model(self) -> type[Layer]:
@@ -108,7 +109,8 @@ class Subject:
 
     def random(self, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, seed: int = 2) -> Tensor:
         """Normal tensor that depends on its arguments only; drawn in fp64 so that every dtype agrees."""
-        drawn = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed + 1000 * self.draw)
+        drawn = torch.randn(shape, dtype=torch.float64, generator=generator)
         return drawn.to(self.device, dtype)
 
     def state(self, cfg: Any, *, dtype: torch.dtype = torch.float32, scale: float = 0.5) -> State:

@@ -19,8 +19,8 @@ from torch import Tensor
 from rnn_lab.data.batches import Sampler
 from rnn_lab.errors import GraphUnavailable
 from rnn_lab.lm import LM
+from rnn_lab.tensors import is_out_of_memory
 from rnn_lab.train.clock import Clock
-from rnn_lab.train.device import is_out_of_memory
 from rnn_lab.train.scalars import Event, Queue, Replay, ScalarReader
 from rnn_lab.train.step import RECORD, Carry, DeviceUpdate, EagerExecutor, Executor, Outcome, TrainStep
 

@@ -16,10 +16,11 @@ from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
 from rnn_lab.registry import Registry
+from rnn_lab.tensors import is_out_of_memory
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
-from rnn_lab.train.device import is_out_of_memory, pick_device, pick_dtype
+from rnn_lab.train.device import pick_device, pick_dtype
 from rnn_lab.train.loop import Observer, Trainer
 from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.progress import Progress, restore

@@ -2,17 +2,19 @@
 
 Nothing needs them: without the library, without CUDA, or for arguments that it does not take, the predicate says
 why and another backend runs. A library is imported at the first call that could use it, and has to hold a certificate
-(rnn_lab.kernels.certificates) before that call: one that raises or computes something else is refused.
+(rnn_lab.kernels.certificates) before that call: one that raises or computes something else is refused. mamba-ssm's
+scan is Triton only, so it is loaded without the CUDA extension of Mamba-1 that its package asks for.
 
-Not measured: neither library has run under rnn-lab on a GPU. `rnn-lab check mamba2` and `rnn-lab check gdn` do it.
+Not measured: neither library has run as a backend of rnn-lab on a GPU. `rnn-lab check mamba2` and `rnn-lab check gdn`
+do it.
 """
 
-import importlib
 from functools import cache
 from typing import Any
 
 import torch
 from rnn_lab.kernels.dispatch import Backend
+from rnn_lab.libraries import MissingLibrary, load, refuses_tile
 from torch import Tensor
 
 SSD_MODULE, SSD_FUNCTION = "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"
@@ -23,11 +25,11 @@ LARGEST_KEY = 256
 
 @cache
 def _import(module: str) -> Any:
-    """The module, or why it cannot be imported: a broken library raises whatever it likes."""
+    """The module, or why it cannot be imported."""
     try:
-        return importlib.import_module(module)
-    except Exception as error:
-        return f"{module.partition('.')[0]} cannot be imported: {type(error).__name__}: {error}"
+        return load(module)
+    except MissingLibrary as error:
+        return str(error)
 
 
 def _device(x: Tensor) -> str:
@@ -82,7 +84,11 @@ def refuses_delta(
         return "it decays the state before the retrieval"
     if k.shape[-1] > LARGEST_KEY:
         return f"keys have size {k.shape[-1]}, more than {LARGEST_KEY}"
-    return _refuses(DELTA_MODULE, DELTA_FUNCTION, v, reset_BT)
+    if reason := _refuses(DELTA_MODULE, DELTA_FUNCTION, v, reset_BT):
+        return reason
+    if refuses_tile():
+        return "fla refuses its backward pass on Hopper with Triton 3.4 to 3.7, which miscompile it for key tiles of 64"
+    return None
 
 
 def run_delta(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rnn_lab.bench.libraries import MissingPeer, load
+from rnn_lab.libraries import MissingLibrary, load, load_gated_delta_rule
 from torch import nn
 
 
@@ -11,7 +11,7 @@ def mamba2_block(cfg: Any, index: int) -> nn.Module:
     try:
         load("causal_conv1d")
         fused = True
-    except MissingPeer:
+    except MissingLibrary:
         fused = False
     block: nn.Module = load("mamba_ssm.modules.mamba2").Mamba2(
         cfg.dim, d_state=cfg.n_state, headdim=cfg.head_dim, expand=int(cfg.expansion), use_mem_eff_path=fused,
@@ -22,7 +22,7 @@ def mamba2_block(cfg: Any, index: int) -> nn.Module:
 
 def gated_deltanet_block(cfg: Any, index: int) -> nn.Module:
     """FLA's block with the sizes of ours."""
-    load("fla.ops.gated_delta_rule")
+    load_gated_delta_rule()
     block: nn.Module = load("fla.layers.gated_deltanet").GatedDeltaNet(
         hidden_size=cfg.dim, expand_v=cfg.expansion, head_dim=cfg.d_key, num_heads=cfg.heads, layer_idx=index
     )

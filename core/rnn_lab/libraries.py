@@ -1,4 +1,4 @@
-"""Importing peers. Each loads only when it is measured, and what keeps one from loading is a row, not an error."""
+"""Libraries that nothing needs: each loads at its first use, and what keeps one from loading can be told."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 from rnn_lab.errors import RnnLabError
 
 
-class MissingPeer(RnnLabError):
+class MissingLibrary(RnnLabError):
     """A library cannot be used here; the text says why."""
 
 
@@ -20,21 +20,44 @@ def load(module: str) -> Any:
     """The module.
 
     Raises:
-        MissingPeer: it is not installed, or does not import: a broken library raises whatever it likes.
+        MissingLibrary: it is not installed, or does not import: a broken library raises whatever it likes.
 
     """
     library = module.partition(".")[0]
-    if library not in sys.modules and find_spec(library) is None:
-        raise MissingPeer(f"{library} is not installed")
     try:
+        if library not in sys.modules and find_spec(library) is None:
+            raise MissingLibrary(f"{library} is not installed")
         if library == "mamba_ssm":
             _without_mamba1()
-        found = importlib.import_module(module)
-        if module == "fla.ops.gated_delta_rule":
-            _right_tile()
+        return importlib.import_module(module)
+    except MissingLibrary:
+        raise
     except Exception as error:
-        raise MissingPeer(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+        raise MissingLibrary(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+@cache
+def load_gated_delta_rule() -> Any:
+    """FLA's gated delta rule, with a tile that is right where it refuses its own; see refuses_tile.
+
+    Raises:
+        MissingLibrary: as load.
+
+    """
+    found = load("fla.ops.gated_delta_rule")
+    if refuses_tile():
+        _right_tile()
     return found
+
+
+def refuses_tile() -> bool:
+    """Whether FLA, once loaded, refuses to run its gated delta rule backward here: on Hopper with Triton 3.4 to 3.7.
+
+    Triton miscompiles its kernel there for a key tile of 64, not for one of 32 (fla issue 640).
+    """
+    chunk_o: Any = sys.modules.get("fla.ops.common.chunk_o")
+    refuses = chunk_o and chunk_o.IS_NVIDIA_HOPPER and chunk_o.TRITON_ABOVE_3_4_0 and not chunk_o.TRITON_ABOVE_3_7_1
+    return bool(refuses)
 
 
 def _without_mamba1() -> None:
@@ -51,11 +74,7 @@ def _without_mamba1() -> None:
 
 
 def _right_tile() -> None:
-    """Let FLA's gated delta rule run backward on Hopper with Triton 3.4 to 3.7, where it refuses to.
-
-    Triton miscompiles its kernel there for a tile of 64, not for one of 32 (fla issue 640), so it is given that one.
-    Its results are checked like everybody's.
-    """
+    """Let FLA's gated delta rule run backward with a tile of 32; its results are checked like everybody's."""
     from unittest import mock
 
     chunk_o: Any = importlib.import_module("fla.ops.common.chunk_o")
@@ -66,5 +85,4 @@ def _right_tile() -> None:
         with mock.patch.multiple(chunk_o, IS_NVIDIA_HOPPER=False, check_shared_mem=lambda *_: False):
             return shipped(*args, **kwargs)
 
-    if chunk_o.IS_NVIDIA_HOPPER and chunk_o.TRITON_ABOVE_3_4_0 and not chunk_o.TRITON_ABOVE_3_7_1:
-        user.chunk_bwd_dqkwg = smaller
+    user.chunk_bwd_dqkwg = smaller
