@@ -30,18 +30,24 @@ budget_options = (
     click.option("--tokens", metavar="N", help="Budget in bytes read."),
     click.option("--minutes", metavar="M", help="Budget in minutes of training steps."),
 )
+corpus_options = (
+    click.option("--data", metavar="FILE", help="Raw byte file; default: text of this machine."),
+    click.option("--val-data", metavar="FILE", help="Validation bytes; default: the corpus's own, or its last 1 %."),
+)
+batch_options = (
+    click.option("--batch-size", metavar="N", help="Sequences per optimizer step."),
+    click.option("--seq-len", metavar="N", help="Bytes predicted per sequence."),
+    click.option("--grad-accum", metavar="N", help="Micro-batches per optimizer step."),
+)
 _options = (
     click.option("--model", shell_complete=complete_model, metavar="NAME", help="Model or alias: see list-models."),
     *model_options,
     *budget_options,
-    click.option("--data", metavar="FILE", help="Raw byte file; default: text of this machine."),
-    click.option("--val-data", metavar="FILE", help="Validation bytes; default: the corpus's own, or its last 1 %."),
+    *corpus_options,
     click.option("--seed", metavar="N", help="Seed of the initial weights and of the batches."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
     click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), help="bf16: autocast, fp32 weights."),
-    click.option("--batch-size", metavar="N", help="Sequences per optimizer step."),
-    click.option("--seq-len", metavar="N", help="Bytes predicted per sequence."),
-    click.option("--grad-accum", metavar="N", help="Micro-batches per optimizer step."),
+    *batch_options,
     click.option("--carry-state/--no-carry-state", default=None, help="Carry states over contiguous streams."),
     click.option("--lr", metavar="X", help="Learning rate."),
     click.option("--optimizer", metavar="NAME", help="Registered optimizer."),

@@ -98,8 +98,9 @@ def _measured(a: RunRecord, b: RunRecord, tolerance: float) -> Iterator[Differen
         yield Difference("equality", "params", a.params, b.params, "params")
     data = [run.result.get("data") or {} for run in (a, b)]
     for key in ("fingerprint", "bytes"):
-        if data[0].get(key) != data[1].get(key):
-            yield Difference("equality", f"data.{key}", data[0].get(key), data[1].get(key), "data")
+        one, other = (table.get(key, "unknown") for table in data)
+        if one != other or one == "unknown":  # what nobody recorded is not the same
+            yield Difference("equality", f"data.{key}", one, other, "data")
             break
     if a.result.get("dtype") != b.result.get("dtype"):
         yield Difference("equality", "dtype", a.result.get("dtype"), b.result.get("dtype"), "dtype")

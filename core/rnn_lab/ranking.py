@@ -8,7 +8,7 @@ from typing import Any
 
 from rnn_lab.compare import Comparison, Group, Refused, Rules, Verdict, common_budget, compare_runs, verdict_of
 from rnn_lab.differences import Difference, differences
-from rnn_lab.errors import ConfigError
+from rnn_lab.errors import ConfigError, RunError
 from rnn_lab.records import RunRecord
 from rnn_lab.stats import holm
 
@@ -108,16 +108,18 @@ def group_runs(runs: Sequence[RunRecord], *, each: bool = False) -> list[Group]:
 def judge(groups: Sequence[Group], rules: Rules | None = None, *, keep_refused: bool = False) -> Judgement:
     """Verdicts on all pairs of groups, on every axis at one budget that all of them reach.
 
-    With more than one pair, p-values are adjusted over the pairs of an axis (Holm 1979), and decide.
+    With more than one pair, p-values are adjusted over the pairs of an axis (Holm 1979), and decide. Pairs that failed
+    or were refused asked nothing and are not counted.
 
     Args:
         groups: at least two.
         rules: how to judge.
         keep_refused: a pair that must be refused is a comparison with that verdict, and one that is refused for its
-            pairing alone is compared unpaired.
+            pairing alone is compared unpaired. A group without losses along an axis has inconclusive pairs there.
 
     Raises:
         ConfigError: fewer than two groups.
+        RunError: a run has no losses along an axis, unless `keep_refused`.
         Refused: two of them are unequal in something that `rules.allow` does not name.
     """
     rules = rules or Rules()
@@ -156,11 +158,15 @@ def turned(one: Comparison) -> Comparison:
 
 def _on_axis(groups: Sequence[Group], axis: str, rules: Rules, keep_refused: bool) -> AxisVerdicts:
     alive = [group for group in groups if group.judged]
-    budget = common_budget(alive, axis) if alive else 0.0
-    pairs = [_compared(a, b, axis, rules, budget, keep_refused) for a, b in combinations(groups, 2)]
-    if len(pairs) > 1:
-        tested = [pair.p if pair.p is not None and pair.verdict != "inconclusive" else 1.0 for pair in pairs]
-        pairs = [_adjusted(pair, p, rules.level) for pair, p in zip(pairs, holm(tested), strict=True)]
+    lacking = {group.label: why for group in alive if (why := _lacks(group, axis))} if keep_refused else {}
+    whole = [group for group in alive if group.label not in lacking]
+    budget = common_budget(whole, axis) if whole else 0.0
+    pairs = [_compared(a, b, axis, rules, budget, keep_refused, lacking) for a, b in combinations(groups, 2)]
+    tested = [number for number, pair in enumerate(pairs) if pair.verdict not in ("failed", "refused")]
+    if len(tested) > 1:  # a run that crashed asks no question, and must not make the others' answers less sure
+        known = [p if (p := pairs[i].p) is not None and pairs[i].verdict != "inconclusive" else 1.0 for i in tested]
+        for i, p in zip(tested, holm(known), strict=True):
+            pairs[i] = _adjusted(pairs[i], p, rules.level)
     losses: dict[str, float] = {}
     for pair in pairs:
         for label, loss in zip((pair.baseline, pair.subject), pair.losses, strict=True):
@@ -169,7 +175,21 @@ def _on_axis(groups: Sequence[Group], axis: str, rules: Rules, keep_refused: boo
     return AxisVerdicts(axis, budget, losses, tuple(sorted(losses, key=lambda label: losses[label])), tuple(pairs))
 
 
-def _compared(a: Group, b: Group, axis: str, rules: Rules, budget: float, keep_refused: bool) -> Comparison:
+def _lacks(group: Group, axis: str) -> str | None:
+    """Why a group has no place on an axis; None where it has one."""
+    try:
+        common_budget([group], axis)
+    except RunError:
+        return f"{group.label} has no loss for every step along {axis}"
+    return None
+
+
+def _compared(
+    a: Group, b: Group, axis: str, rules: Rules, budget: float, keep_refused: bool, lacking: Mapping[str, str]
+) -> Comparison:
+    missing = tuple(lacking[one.label] for one in (a, b) if one.label in lacking)
+    if missing and a.judged and b.judged:
+        return Comparison(a.label, b.label, axis, None, "inconclusive", notes=missing)
     try:
         return compare_runs(a, b, axis, rules, budget)
     except Refused as refused:

@@ -310,13 +310,19 @@ def _result(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     table = _object(path)
+    if (wrong := wrong_in(table)) is not None:
+        raise RunError(f"{path}: {wrong}: {_CURE}")
+    return table
+
+
+def wrong_in(result: Mapping[str, Any]) -> str | None:
+    """The first figure that keeps a result.json from being read, and why; None for one that can be judged."""
     try:
-        _Result.model_validate(table)
+        _Result.model_validate(result)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{path}: {key} = {first.get('input')!r}: {first['msg']}: {_CURE}") from error
-    return table
+        return f"{'.'.join(str(part) for part in first['loc'])} = {first.get('input')!r}: {first['msg']}"
+    return None
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """bench kernels, train and decode: rows for everything, figures only for what is right."""
 
+import gc
 import json
+import weakref
+from unittest import mock
 
 import pytest
 import torch
 from rnn_lab.bench.kernels import Setting, bench_kernels
-from rnn_lab.bench.timing import Spread
+from rnn_lab.bench.timing import Spread, captured
 from rnn_lab.bench.train import covered
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend
@@ -76,7 +79,26 @@ def test_kernels_json_has_header_ceilings_and_a_row_for_every_implementation(rnn
     # Two projections in, o out, the state in and out, two biases, all fp32: 3 * B T d + 2 * B d + 2 * d.
     assert loop["forward"]["bytes"] == 4 * (3 * 2 * 6 * 32 + 2 * 2 * 32 + 2 * 32)
     assert rows["e61", "fla chunk_hgrn"]["status"] == "refused"
-    assert rows["e62", None]["status"] == "same" and "e61" in rows["e62", None]["reason"]
+    assert rows["e62", "reference"]["status"] == "ok"  # arguments of the same shapes, another function
+    same = [row for row in done.json["rows"] if row["status"] == "same"]
+    assert same and all(row["model"] == "e62" and "e61" in row["reason"] for row in same)
+
+
+def test_what_a_graph_reads_and_writes_lives_as_long_as_its_replay():
+    class Held:
+        pass
+
+    held = Held()
+    alive = weakref.ref(held)
+    names = ("Stream", "stream", "current_stream", "CUDAGraph", "graph")
+    with mock.patch.multiple(torch.cuda, **{name: mock.MagicMock() for name in names}):
+        replay = captured([lambda kept=held: kept]).replay
+    del held
+    gc.collect()
+    assert alive() is not None
+    del replay
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.parametrize("run", [slower_decay, wrong_backward])

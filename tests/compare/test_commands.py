@@ -93,6 +93,12 @@ def test_seeds_against_a_published_figure(rnn_lab, runs):
     assert "verdict" in rnn_lab("compare", runs, "--against", "9.5")[1]
     code, _, err = rnn_lab("compare", runs / "a1", "--against", "2")
     assert code == 2 and "two seeds" in err
+    mixed = ("compare", runs / "a1", runs / "b1", runs / "b2", "--against", "9.5")
+    code, out, err = rnn_lab(*mixed, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert rows[0]["verdict"].startswith("inconclusive") and rows[0]["mean"] is None and rows[1]["mean"] < 9.5
+    assert "inconclusive" in rnn_lab(*mixed)[1]
 
 
 def test_diff_lists_by_gravity(rnn_lab, runs):

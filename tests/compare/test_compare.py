@@ -143,6 +143,12 @@ UNEQUAL = {
 }
 
 
+def test_data_that_nobody_recorded_is_not_the_same(make):
+    nothing = {"result": {"data": {}}}
+    found = obstacles(make("a", curve(120), **nothing), make("b", curve(120), **nothing))
+    assert [(item.topic, item.a, item.b) for item in found] == [("data", "unknown", "unknown")]
+
+
 @pytest.mark.parametrize("topic", UNEQUAL)
 def test_inequality_is_refused_on_its_axes_and_let_through_by_its_own_word(make, topic):
     how, axes = UNEQUAL[topic]
@@ -216,6 +222,17 @@ def test_many_comparisons_are_corrected(make):
     assert axis.between("m0", "m1").verdict == axis.between("m1", "m0").verdict
     low, high = axis.between("m0", "m2").interval
     assert axis.between("m2", "m0").interval == (-high, -low)
+
+
+def test_a_failed_run_costs_the_others_no_certainty(make):
+    base = curve(200)
+    runs = [make(f"m{k}", base + noise(200, k, 0.3), model=f"m{k}") for k in range(3)]
+    alone = judge(group_runs(runs), Rules(axes=("steps",))).axes[0].pairs
+    bad = [make(f"bad{k}", curve(20), model=f"bad{k}", status="diverged") for k in range(2)]
+    joined = judge(group_runs([*runs, *bad]), Rules(axes=("steps",))).axes[0].pairs
+    assert tuple(pair for pair in joined if pair.verdict != "failed") == alone
+    (only,) = [p for p in judge(group_runs([*runs[:2], bad[0]]), Rules(axes=("steps",))).axes[0].pairs if p.p]
+    assert only.p_adjusted is None and only.verdict == compare_runs(*runs[:2]).verdict
 
 
 def test_non_inferiority_asks_the_whole_interval(make):

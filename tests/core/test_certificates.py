@@ -1,9 +1,12 @@
 """What a certificate keeps, and what it does not."""
 
+from functools import partial
+
 import pytest
 import torch
 from rnn_lab.kernels import certificates
 from rnn_lab.kernels.dispatch import Backend, Op
+from rnn_lab.kernels.recurrence import Cell
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +93,7 @@ def test_what_is_stored_is_read_by_the_next_process_and_by_no_other_class(monkey
     assert len(calls) == 3 * seen and len(stored()) == 3
     assert [row["distrust"] for row in certificates.certificates()] == [None] * 3
     certificates._known.clear()
-    monkeypatch.setattr(certificates, "_sources", lambda module: "changed")
+    monkeypatch.setattr(certificates, "sources", lambda module: "changed")
     op.select(torch.randn(2, 3))
     assert len(calls) == 4 * seen
 
@@ -110,3 +113,19 @@ def test_every_configuration_is_tried(monkeypatch):
     monkeypatch.setattr(triton_support, "INTERPRETED", False)
     op = squares(lambda x: x * x * (1.01 if triton_support.tried(3) == 2 else 1.0))
     assert "differs from the reference" in op.select(torch.randn(2, 3))[1].refused[0][1]
+
+
+def halved(scale, h, x):
+    return torch.tanh(h @ x) * scale
+
+
+def test_cells_are_told_apart_by_all_that_they_do_and_not_by_where_it_lies(monkeypatch):
+    cells = [
+        Cell(partial(halved, 0.5)), Cell(partial(halved, 0.25)), Cell(partial(halved, scale=0.5)),
+        Cell(halved), Cell(halved, torch.mul), Cell(halved, before=halved), Cell(halved, after=halved),
+    ]  # fmt: skip
+    names = [cell.fingerprint for cell in cells]
+    assert len(set(names)) == len(names)
+    assert not any(" at 0x" in name for name in names)  # an address is another in the next process
+    monkeypatch.setattr(certificates, "sources", lambda module: f"{module} was edited")
+    assert Cell(halved).fingerprint != cells[3].fingerprint

@@ -42,9 +42,9 @@ def test_a_broken_file_of_a_package_does_not_hide_its_neighbours(tmp_path, monke
 
 
 def test_a_model_without_a_model_class_is_named_when_it_is_used(tmp_path):
-    (tmp_path / "fine.py").write_text(MODEL)
-    with pytest.raises(PluginError, match=r"model 'fine' .*fine\.py.* cannot be loaded: AttributeError"):
-        build_registry(tmp_path).models["fine"].load()
+    (tmp_path / "classless.py").write_text(MODEL)  # a name that no other test of this process has imported
+    with pytest.raises(PluginError, match=r"model 'classless' .*classless\.py.* cannot be loaded: AttributeError"):
+        build_registry(tmp_path).models["classless"].load()
 
 
 def test_a_missing_folder_is_an_error(tmp_path):

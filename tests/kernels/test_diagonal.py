@@ -161,6 +161,9 @@ def test_the_tutorials_cell_is_fused():
     layer = module.Model(module.Config(dim=8))
     program = layer._gated.program((1, 1, 0, 0, 0))
     assert not isinstance(program, str) and program.factor is not None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layer.to(device)(torch.randn(1, 3, 8, device=device))
+    assert layer.backends["recurrence"].backend == "diagonal"
 
 
 def test_words_of_two_are_read_only_where_every_row_begins_with_one():

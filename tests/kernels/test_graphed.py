@@ -1,9 +1,12 @@
 """Loops by segments: with a capture that only remembers the work, the walk can be checked without a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 from rnn_lab.kernels import graphed, step_graphs
-from rnn_lab.kernels.dispatch import Choice, Op
+from rnn_lab.kernels.dispatch import Backend, Choice, Op
+from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.registry import registry
 
 CASES = {
@@ -16,7 +19,10 @@ class Replay:
     """Runs eagerly what a graph would replay."""
 
     def __init__(self, work):
-        self.replay = work
+        self.work = work
+
+    def replay(self):
+        self.work()
 
 
 @pytest.fixture
@@ -66,6 +72,57 @@ def test_layers_that_step_alike_share_their_graphs(captured, monkeypatch):
     assert len(graphed._loops) == 2
 
 
+def test_without_gradients_no_way_back_is_captured(captured, monkeypatch):
+    torch.manual_seed(0)
+    model = registry().models["e74"].load()
+    layer = model(model.Config(dim=16, n_state=5))
+    monkeypatch.setattr(Op, "select", lambda self, *args: (graphed.run, Choice(self.name, "chosen")))
+    with torch.no_grad():
+        layer(torch.randn(2, 4, 16))
+    (loop,) = graphed._loops.values()
+    assert loop.backward is None
+    layer(torch.randn(2, 4, 16))
+    assert loop.backward is not None
+
+
+def test_a_second_derivative_is_an_error(captured):
+    h, x = torch.randn(2, 3, requires_grad=True), torch.randn(2, 5, 3)
+    y, _ = graphed.run(Cell(product), h, Streams((x,), (torch.eye(3),)))
+    (dh,) = torch.autograd.grad(y.square().sum(), h, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dh.sum().backward()
+    assert not any(loop.h.requires_grad for loop in graphed._loops.values())
+
+
+def product(h, x, w):
+    return torch.tanh(x + h @ w)
+
+
+def scaled(h, x, a):
+    return torch.tanh(x + h * a).cumsum(-1)
+
+
+def test_a_trained_tensor_that_is_no_argument_is_refused(captured, monkeypatch, tmp_path):
+    """It would get no gradient, and nobody would be told."""
+    monkeypatch.setenv("RNN_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(RECURRENCE, "backends", [Backend("graph", graphed.run, lambda *args: None)])
+    args = torch.zeros(2, 3), Streams((torch.randn(2, 5, 3),))
+    a = torch.nn.Parameter(torch.ones(3))
+    for hidden in (a, 2 * a):
+        _, choice = RECURRENCE.select(Cell(partial(scaled, a=hidden)), *args)
+        assert choice.backend == "reference" and "that is none of its arguments" in choice.refused[0][1]
+    assert RECURRENCE.select(Cell(partial(scaled, a=torch.ones(3))), *args)[1].backend == "graph"
+
+
+def test_nor_may_a_read_out_use_one(captured):
+    def update(S, x):
+        return torch.tanh(S + x.unsqueeze(-1))
+
+    a, streams = torch.nn.Parameter(torch.ones(4)), Streams((torch.randn(2, 5, 3),))
+    with pytest.raises(ValueError, match="read uses a trained tensor"):
+        graphed.run(Cell(update, lambda S: (S * a).sum(-1)), torch.zeros(2, 3, 4), streams)
+
+
 def test_it_refuses_the_cpu():
     h = torch.zeros(1, 2)
     assert graphed.refuses(None, h, None) == "tensors are on cpu, not on cuda"
@@ -91,9 +148,12 @@ def test_states_are_walked_again_only_where_they_are_large(name, walked, capture
     steps = []
 
     class Counted(Replay):
-        def replay(self):
-            steps.clear()
-            super().replay()
+        def __init__(self, work):
+            def replay():
+                steps.clear()
+                work()
+
+            super().__init__(replay)
 
     torch.manual_seed(0)
     model = registry().models[name].load()

@@ -119,6 +119,14 @@ def test_a_json_list_of_results(tmp_path):
     assert imported(path, window=100)["mamba2"].result["last100"] == 1.403012
 
 
+@pytest.mark.parametrize(("key", "value"), [("steps", -5), ("params", 0), ("params", 1.5), ("tokens_per_s", -1.0)])
+def test_figures_that_no_run_can_have(tmp_path, key, value):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{"model": "e61", "loss": 2.0, key: value}]))
+    with pytest.raises(DataError, match=rf"results.json:1: {key} = "):
+        imported(path)
+
+
 def test_tables_of_a_document():
     runs = imported(STUDY)
     assert list(runs) == ["mamba2", "e88-2", "e61", "e71", "silu-gate", "e88-tanh"]

@@ -53,6 +53,7 @@ def test_a_group_is_what_was_not_shown_to_differ_from_its_head():
 
 def test_the_front_holds_what_nobody_beats_in_both():
     assert front([(1.0, 10.0), (1.1, 9.0), (1.2, 20.0), (1.0, None), (1.0, 10.0)]) == [True, False, True, False, True]
+    assert front([(1.0, 10.0), (1.1, 10.0), (1.0, 9.0)]) == [True, False, False]
 
 
 def test_verdicts_and_reversals_are_those_of_compare(report, reported):
@@ -207,3 +208,18 @@ def test_no_noise_floor_and_one_seed(tmp_path):
     assert report.noise is None
     assert not any(one.below_noise for one in report.standings)
     assert any("one seed" in text for text in report.findings)
+
+
+def test_a_run_that_brought_no_steps_is_ranked_and_stops_no_other(tmp_path):
+    for name, shift in (("a", 0.0), ("b", 0.2)):
+        complete(write_run(tmp_path / name, curve(200) + shift, model=name))
+    known = {"status": "ok", "model": "old", "external": True, "steps": 1000, "last100": 1.5}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "result.json").write_text(json.dumps(known))
+    report = facts(tmp_path)
+    assert [one.label for one in report.standings] == ["old", "a", "b"]
+    found = {(one.a, one.b): one for one in report.verdicts if one.axis == "steps"}
+    assert found["a", "b"].verdict == "better" and found["a", "b"].at == 200
+    assert found["old", "a"].verdict == "inconclusive" and found["old", "a"].effect is None
+    assert report.findings[0].endswith("1.5000 nats per byte; it could not be judged against a and b.")
+    assert found["old", "a"].notes == ("old has no loss for every step along steps",)

@@ -160,19 +160,25 @@ def _against(groups: "Sequence[Group]", figure: float, rules: "Rules", as_json: 
         losses = [run.last100 for run in group.judged]
         known = [loss for loss in losses if loss is not None]
         row: dict[str, Any] = {"model": group.label, "seeds": len(known), "figure": figure}
+        row |= dict.fromkeys(("mean", "sd", "t", "p_two_sided", "p_less", "p_greater"))
         if len(known) < 2:
-            raise ConfigError(
-                f"{group.label}: {len(known)} run(s) with a Last100; a test against a figure needs two seeds"
-            )
+            rows.append(row | {"verdict": "inconclusive: it needs two seeds with a Last100"})
+            continue
         for alternative in ("two-sided", "less", "greater"):
             test = against_figure(known, figure, alternative)
             row |= {"mean": test.mean, "sd": test.sd, "t": test.t, f"p_{alternative}".replace("-", "_"): test.p}
         sure = row["p_two_sided"] < 1 - rules.level
         row["verdict"] = ("better" if row["mean"] < figure else "worse") if sure else "indistinguishable"
         rows.append(row)
+    if all(row["mean"] is None for row in rows):
+        raise ConfigError("a test against a figure needs two seeds with a Last100, and no model here has them")
     if as_json:
         emit_json(rows)
     else:
         columns = list(rows[0])
-        table(columns, [[f"{v:.4g}" if c.startswith("p_") else v for c, v in row.items()] for row in rows])
+        table(columns, [[_shortened(c, v) for c, v in row.items()] for row in rows])
     note("a published figure is taken as exact, and as measured on equal terms, which nobody can check")
+
+
+def _shortened(column: str, value: Any) -> Any:
+    return f"{value:.4g}" if column.startswith("p_") and value is not None else value

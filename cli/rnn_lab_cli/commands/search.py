@@ -10,7 +10,14 @@ import click
 from rnn_lab.errors import ConfigError
 from rnn_lab.registry import Registry, registry
 
-from rnn_lab_cli.fit_options import apply, budget_options, model_options, override_option
+from rnn_lab_cli.fit_options import (
+    apply,
+    batch_options,
+    budget_options,
+    corpus_options,
+    model_options,
+    override_option,
+)
 from rnn_lab_cli.layers import config_layers
 from rnn_lab_cli.model_options import ModelCommand, field_values
 from rnn_lab_cli.names import complete_model, complete_protocol
@@ -49,12 +56,9 @@ _options = (
                  help="Trials whose checkpoints are kept."),
     click.option("--protocol", shell_complete=complete_protocol, metavar="NAME", help="Protocol to search under."),
     click.option("--config", metavar="FILE", help="TOML file with [model], [data], [train], ... tables."),
-    click.option("--data", metavar="FILE", help="Raw byte file; default: text of this machine."),
-    click.option("--val-data", metavar="FILE", help="Validation bytes; default: the corpus's own, or its last 1 %."),
+    *corpus_options,
     click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N; workers may differ."),
-    click.option("--batch-size", metavar="N", help="Sequences per optimizer step."),
-    click.option("--seq-len", metavar="N", help="Bytes predicted per sequence."),
-    click.option("--grad-accum", metavar="N", help="Micro-batches per optimizer step."),
+    *batch_options,
     click.option("--optimizer", metavar="NAME", help="Registered optimizer."),
     override_option,
     click.option("--dry-run", is_flag=True, help="Show the space and the default, and train nothing."),

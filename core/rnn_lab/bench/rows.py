@@ -26,7 +26,9 @@ def failure(error: Exception) -> dict[str, Any]:
     if isinstance(error, MissingLibrary):
         return {"status": "missing", "reason": str(error)}
     status = "oom" if is_out_of_memory(error) else "error"
-    text = str(error) if isinstance(error, RnnLabError) else f"{type(error).__name__}: {error}"
+    text = (
+        str(error) if isinstance(error, RnnLabError) else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    )
     return {"status": status, "reason": text[:400]}
 
 

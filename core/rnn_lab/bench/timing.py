@@ -89,7 +89,19 @@ def time_graph(calls: Sequence[Call], device: torch.device, seconds: float) -> S
     return Spread.of([value / turns for value in ms])
 
 
-def captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+@dataclass(frozen=True)
+class Captured:
+    """A graph, and the calls in it: what they hold is memory that every replay reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    calls: tuple[Call, ...]
+
+    def replay(self) -> None:
+        """Launch it."""
+        self.graph.replay()
+
+
+def captured(calls: Sequence[Call]) -> Captured:
     """A graph of `calls` in their order; each is run once before, on a stream of its own."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
@@ -101,7 +113,7 @@ def captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    return graph
+    return Captured(graph, tuple(calls))
 
 
 def _repeats(ms: float, seconds: float) -> int:

@@ -120,7 +120,7 @@ def _driver() -> str | None:
 
 
 @cache
-def _sources(module: str) -> str:
+def sources(module: str) -> str:
     """Digest of the sources in the folder of the backend's module, and of the kernels of the core."""
     digest = hashlib.sha256()
     own = getattr(sys.modules.get(module), "__file__", None)
@@ -149,7 +149,7 @@ def _class(arg: Any) -> Hashable:
 def _key(name: str, backend: "Backend[Any]", device: str, kind: Hashable) -> str:
     """The same with everything else that a result depends on, as JSON."""
     return json.dumps({
-        "op": name, "backend": backend.name, "sources": _sources(backend.run.__module__),
+        "op": name, "backend": backend.name, "sources": sources(backend.run.__module__),
         "machine": machine(device), "class": kind,
     }, sort_keys=True)  # fmt: skip
 

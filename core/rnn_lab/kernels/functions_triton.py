@@ -19,10 +19,10 @@ if INTERPRETED:
 
     @triton.jit
     def narrow(x, dtype: tl.constexpr):
-        """X rounded to a narrower dtype; the interpreter itself cuts the bits off that bf16 has not."""
+        """X rounded to a narrower dtype; of what bf16 cannot hold the interpreter itself makes a wrong number."""
         if dtype == tl.bfloat16 and x.dtype == tl.float32:
             bits = x.to(tl.int32, bitcast=True)
-            x = (bits + 0x7FFF + (bits >> 16 & 1)).to(tl.float32, bitcast=True)
+            x = ((bits + 0x7FFF + (bits >> 16 & 1)) & -65536).to(tl.float32, bitcast=True)
         return x.to(dtype)
 
     @triton.jit

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rnn_lab.kernels.recurrence import Cell, Streams, run_by
 from rnn_lab.kernels.step_graphs import FUSED, Step, part, saving, step_of
@@ -58,7 +59,9 @@ def _walk(
     apart = cell.read is not None and h[0].numel() <= sum(x[0, 0].numel() for x in inputs)
     walked, seen = (Cell(cell.update), []) if apart else (cell, queries)
     kind = (len(inputs), len(seen))
-    y, h = _Walk.apply(walked, kind, reset_BT, h, *inputs, *seen, *weights)  # type: ignore[no-untyped-call]
+    # Inside of a Function neither tells: there gradients are off, and what is needed says nothing of no_grad.
+    back = torch.is_grad_enabled() and any(t.requires_grad for t in (h, *inputs, *seen, *weights))
+    y, h = _Walk.apply(walked, kind, back, reset_BT, h, *inputs, *seen, *weights)  # type: ignore[no-untyped-call]
     return (_read(cell, y, queries) if apart else y), h
 
 
@@ -99,6 +102,9 @@ class Loop:
         self.xs = [x.transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in xs]
         self.weights = [w.clone() for w in weights]
         self.reset = None if reset_BT is None else reset_BT.T.clone(memory_format=torch.contiguous_format)
+        with torch.enable_grad():
+            if _read(cell, self.h[None], [x[:1] for x in self.xs[self.n :]]).requires_grad:
+                raise ValueError("read uses a trained tensor that is none of its arguments")
         self.step = self._step()
         self.y = torch.empty_like(self._walk_forward())
         self.forward = self._captured(lambda: self.y.copy_(self._walk_forward()))
@@ -219,16 +225,15 @@ def _kept(store: OrderedDict[Hashable, T], key: Hashable, make: Callable[[], T])
 class _Walk(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, cell: Cell, kind: Kind, reset_BT: Tensor | None, h: Tensor, *rest: Tensor
+        ctx: Any, cell: Cell, kind: Kind, back: bool, reset_BT: Tensor | None, h: Tensor, *rest: Tensor
     ) -> tuple[Tensor, Tensor]:
         n = sum(kind)
         xs, weights = list(rest[:n]), list(rest[n:])
         steps, starts, parts = xs[0].shape[1], [], []
-        needed = any(ctx.needs_input_grad)
         for t in range(0, steps, SEGMENT):
             part, reset = _segment(xs, t), None if reset_BT is None else reset_BT[:, t : t + SEGMENT]
             loop = _loop(cell, h, part, weights, kind, reset)
-            if needed:
+            if back:
                 loop.prepare_backward()
             starts.append(h.clone())
             loop.h.copy_(h)
@@ -244,6 +249,7 @@ class _Walk(torch.autograd.Function):
         return y, h
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Any, ...]:
         saved = list(ctx.saved_tensors)
         states = saved.pop() if ctx.cell.read is None else None
@@ -266,7 +272,7 @@ class _Walk(torch.autograd.Function):
             for whole, piece in zip(dxs, loop.dxs, strict=True):
                 whole[:, t : t + SEGMENT] = piece.transpose(0, 1)
             dh, dweights = loop.dh.clone(), [d.clone() for d in loop.dweights]
-        return None, None, None, dh, *dxs, *dweights
+        return None, None, None, None, dh, *dxs, *dweights
 
 
 def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:

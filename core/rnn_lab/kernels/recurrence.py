@@ -8,7 +8,7 @@ one kernel per direction (kernels.diagonal), Triton or CUDA C++, and so does one
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -85,10 +85,25 @@ class Cell:
 
     @property
     def fingerprint(self) -> str:
-        """What tells cells apart to a certificate."""
+        """What tells cells apart to a certificate, the same in every process."""
         programs = (*self._programs.values(), *self._matrices.values())
         found = [p if isinstance(p, str) else p.text for p in programs]
-        return f"{getattr(self.update, '__qualname__', self.update)} {found}"
+        return f"{self._functions} {found}"
+
+    @cached_property
+    def _functions(self) -> str:
+        return ", ".join(_named(f) for f in (self.update, self.read, self.before, self.after))
+
+
+def _named(value: Any) -> str:
+    """A function by its name and the sources around it, a partial by its parts, anything else as it prints."""
+    if isinstance(value, partial):
+        return f"partial({', '.join(_named(v) for v in (value.func, *value.args, *value.keywords.items()))})"
+    if not hasattr(value, "__code__"):
+        return getattr(value, "__qualname__", None) or repr(value)
+    from rnn_lab.kernels.certificates import sources
+
+    return f"{value.__module__}.{value.__qualname__} {sources(value.__module__)}"
 
 
 def _traced(cell: Cell, n_inputs: int, n_weights: int, n_queries: int, n_biases: int, n_gates: int) -> "Program | str":

@@ -51,6 +51,9 @@ def step_of(
         fresh: where documents begin `[B, 1...]`, as the one element; empty where they never do.
         fuse: whether to compile them, for tensors with the strides of these.
 
+    Raises:
+        ValueError: the update uses a trained tensor that is none of its arguments, and would get no gradient.
+
     """
     n = 1 + len(xs) + len(weights)
 
@@ -80,8 +83,17 @@ def step_of(
             (make_fx(f)(*args), args)
             for f, args in ((forward, (h, *xs, *weights, *fresh)), (back, (*gradients, *seen, *fresh)))
         ]
+        _expect_told(graphs[0][0])
         made = [_fused(graph, args) if fuse else graph for graph, args in graphs]
     return Step(made[0], made[1], [x.shape for x in seen])
+
+
+def _expect_told(graph: Any) -> None:
+    """Raise if the graph has a constant that takes a gradient."""
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and getattr(getattr(graph, node.target), "requires_grad", False):
+            shape = tuple(getattr(graph, node.target).shape)
+            raise ValueError(f"update uses a trained tensor of shape {shape} that is none of its arguments")
 
 
 def saving(function: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -69,7 +69,8 @@ def places(gpus: str | None, slots: int | None) -> list[Place]:
     known = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     wrong = [gpu for gpu in named if named.count(gpu) > 1 or (gpu.isdigit() and gpu not in known)]
     if wrong:
-        raise ConfigError(f"--gpus {gpus}: {wrong[0]} is named twice or is not there; there are {', '.join(known)}")
+        there = ", ".join(known) or "none"
+        raise ConfigError(f"--gpus {gpus}: {wrong[0]} is named twice or is not there; there are: {there}")
     return gpu_places(named or known)
 
 

@@ -5,14 +5,10 @@ itself may be killed at any moment: everything it knows is in the folder, and it
 """
 
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from rnn_lab.errors import RnnLabError
@@ -20,6 +16,7 @@ from rnn_lab.lab.executor import Executor, Status, Task
 from rnn_lab.lab.outcome import halved, judge, tail
 from rnn_lab.lab.plan import PROGRAM, Job
 from rnn_lab.lab.series import JobRecord, SeriesDir, now
+from rnn_lab.signals import asked_to_stop
 from rnn_lab.train.metrics import last_line
 from rnn_lab.train.rundir import RunDir
 
@@ -98,7 +95,7 @@ class Scheduler:
         for record in self.records.values():
             self._settle(record)
         self._queue = [name for name, record in self.records.items() if record.state == "pending"]
-        with self._signals():
+        with asked_to_stop(self._interrupt):
             try:
                 while (self._queue or self._live) and not self.interrupted:
                     self._launch()
@@ -281,24 +278,11 @@ class Scheduler:
         self.executor.close()
         self._watch()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the series in order; a second one at once, and tasks then end by themselves."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _interrupt(self, number: int) -> None:
+        """At the first signal the series ends in order; where it does already, at once, and tasks end by themselves."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
 
 
 def _result(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rnn_lab.legacy.tables import read_json, read_json_lines, read_markdown
 from rnn_lab.legacy.textlog import FORMATS as LOG_FORMATS
 from rnn_lab.legacy.textlog import read_log, recognise
 from rnn_lab.protocol import slug
+from rnn_lab.records import wrong_in
 from rnn_lab.registry import Registry
 from rnn_lab.train.metrics import WINDOW, bits_per_byte
 
@@ -87,6 +88,9 @@ def external_runs(source: Source, found: Registry, window: int | None) -> list[I
         source: what was read.
         found: registry that models are looked up in.
         window: optimizer steps that every printed loss is the mean of, as the user says; None when nobody does.
+
+    Raises:
+        DataError: a figure that no run can have, such as fewer than 0 steps (with file and line).
     """
     digest = hashlib.sha256(source.path.read_bytes()).hexdigest()
     imported = []
@@ -120,6 +124,8 @@ def external_runs(source: Source, found: Registry, window: int | None) -> list[I
                 "rnn_lab": __version__,
             },
         }
+        if (wrong := wrong_in(result)) is not None:
+            raise log_error(source.path, run.first, wrong)
         points = [
             {
                 "step": p.step,

@@ -37,11 +37,14 @@ def _ranking(report: Report) -> Iterator[str]:
     text = f"{best.label} has the lowest {report.metric}, {best.loss.value:.4f} nats per byte"
     said = {v.b: v for v in report.verdicts if v.a == best.label and v.axis == report.axis}
     shown = [one.label for one in others if said[one.label].verdict == "better" and not said[one.label].below_noise]
-    rest = [one.label for one in others if one.label not in shown]
+    unjudged = [one.label for one in others if said[one.label].verdict in ("inconclusive", "refused")]
+    rest = [one.label for one in others if one.label not in (*shown, *unjudged)]
     if shown:
         text += f"; at equal {_EQUAL[report.axis]} it was shown to be better than {_few(shown)}"
     if rest:
         text += f"; no difference was shown from {_few(rest)}"
+    if unjudged:
+        text += f"; it could not be judged against {_few(unjudged)}"
     yield f"{text}."
     below = [one.label for one in others if one.below_noise]
     if below and report.noise:

@@ -1,10 +1,6 @@
 """The training loop: one optimizer step after the other, under a budget, with every figure on record."""
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -16,6 +12,7 @@ from rnn_lab.data.corpus import Split
 from rnn_lab.errors import BudgetTooSmall, Diverged
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.signals import asked_to_stop
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
@@ -109,7 +106,7 @@ class Trainer:
         self.metrics = MetricsLog(self.run.metrics, self.step)
         self.last_line = self.metrics.last_line
         last_save, first = self.clock.seconds(), self.step
-        with self._signals():
+        with asked_to_stop(self._stop):
             while self._may_submit():
                 self._submitted += 1
                 self.executor.submit(self._submitted)
@@ -247,22 +244,7 @@ class Trainer:
             ckpt.save_checkpoint(self.run.checkpoints, saved, self.cfg.checkpoint.keep)
         self._saved_step = self.step
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM finish the current step, then stop; a second one ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.stop_signal is not None:
-                raise KeyboardInterrupt
-            self.stop_signal = number
-            self.observer.note("stopping after this step; once more to stop at once")
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int) -> None:
+        """At the first signal: finish the current step, then stop."""
+        self.stop_signal = number
+        self.observer.note("stopping after this step; once more to stop at once")
