@@ -11,7 +11,7 @@ from rnn_lab.kernels.certificates import LIMITS, evaluate
 from rnn_lab.kernels.matrix_cuda import source
 from rnn_lab.kernels.matrix_layout import Form
 from rnn_lab.kernels.recurrence import Cell, Streams, _matrix, _refuses_matrix, reference
-from rnn_lab.kernels.triton_support import trying
+from rnn_lab.kernels.triton_support import constant, trying
 from rnn_lab.layers import normalise, retrieve, self_gate, write
 from rnn_lab.tensors import relative_error
 from rnn_lab_e74_e88 import e63m, e71, e72, e73, e75, e88
@@ -158,7 +158,9 @@ def test_is_traced_whole(monkeypatch):
     """Under torch.compile, from the certificate on: what the compiled layer gives is what the eager one does."""
     monkeypatch.setenv("RNN_LAB_KERNELS", "matrix")
     if not CUDA:
-        monkeypatch.setattr(cuda_jit, "refuses_cuda", lambda *tensors: None)
+        monkeypatch.setattr(cuda_jit, "refuses_gpu", lambda *tensors: None)
+        if cuda_jit.missing():
+            monkeypatch.setattr(cuda_jit, "missing", constant(lambda: None))
     layer = e75.Model(e75.Config(dim=8, expansion=1.0, n_state=8, n_heads=2)).to(DEVICE)
     x = torch.randn(2, 8, 8, device=DEVICE)
     want, _ = layer(x)

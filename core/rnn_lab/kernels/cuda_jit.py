@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.errors import KernelUnavailable
-from rnn_lab.kernels.triton_support import refuses_gpu
+from rnn_lab.kernels.triton_support import constant, refuses_gpu
 from rnn_lab.paths import cache_dir
 
 STATIC_SHARED = 48 * 1024
@@ -59,7 +59,7 @@ def refuses_cuda(*tensors: Tensor) -> str | None:
     return refuses_gpu(*tensors) or missing()
 
 
-@cache
+@constant
 def missing() -> str | None:
     """What compiling lacks on this machine, or None."""
     try:
