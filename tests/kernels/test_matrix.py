@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rnn_lab.bench.calls import bind
+from rnn_lab.bench.timing import captured
 from rnn_lab.kernels import cuda_jit, matrix
 from rnn_lab.kernels.certificates import LIMITS, evaluate
 from rnn_lab.kernels.matrix_cuda import source
@@ -297,12 +299,18 @@ class TestOnAGPU:
             assert all(torch.equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
 
     def test_inside_a_graph(self):
-        args = call("e88", 2, 16, (3,), 32, 32)
-        want = _matrix(*args)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            got = _matrix(*args)
-        for y in got:
-            y.fill_(float("nan"))
+        """Both directions, over memory that is overwritten in between."""
+        bound = bind(_matrix, call("e88", 2, 16, (3,), 32, 32))
+        found = []
+
+        def run():
+            results, gradients = bound.forward_backward()
+            found[:] = [x.detach() for x in (*results, *gradients)]
+
+        run()
+        want = [x.clone() for x in found]
+        graph = captured([run])
+        for x in found:
+            x.fill_(float("nan"))
         graph.replay()
-        assert all(map(torch.equal, got, want))
+        assert all(map(torch.equal, found, want))

@@ -156,12 +156,12 @@ def _(
 def _backward(
     program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, marks: Tensor, dy: Tensor, dlast: Tensor
 ) -> list[Tensor]:  # fmt: skip
-    call = _Call(program, dlast, xs, ws, reset)
+    call, dy = _Call(program, dlast, xs, ws, reset), dy.contiguous()
     B, T, H = *xs[0].shape[:2], dlast.shape[1]
     form = call.form(dy, forward=False)
     found = call.gradients(form, B, T, H)
     dh = torch.empty_like(dlast, memory_format=torch.contiguous_format)
-    call.launch(form, dy.contiguous(), dlast.contiguous(), dh, marks, found)
+    call.launch(form, dy, dlast.contiguous(), dh, marks, found)
     return [dh, *call.collected(form, found)]
 
 
