@@ -2,12 +2,10 @@
 
 #include <ucontext.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <vector>
 
 #define __device__
@@ -55,7 +53,7 @@ inline Group block;
 inline Group warps[32];
 inline float exchanged[1024];
 inline unsigned votes[32];
-inline std::function<void()> work;
+inline void (*work)();
 
 inline void yield() {
     const int own = current;
@@ -97,7 +95,7 @@ inline void begin() {
     setcontext(&home);
 }
 
-inline void run(unsigned grid, int count, bool reversed, std::function<void()> kernel);
+inline void run(unsigned grid, int count, bool reversed, void (*kernel)());
 
 }  // namespace emulated
 
@@ -141,7 +139,7 @@ template <int AHEAD> void arrived() {}
 }  // namespace recurrence
 
 // What a block finds in shared memory is not a number, so that what nobody wrote shows.
-inline void emulated::run(unsigned grid, int count, bool reversed, std::function<void()> kernel) {
+inline void emulated::run(unsigned grid, int count, bool reversed, void (*kernel)()) {
     threads = count;
     turned = reversed;
     work = kernel;

@@ -31,8 +31,8 @@ def _library(text, name):
     source = text.replace(skeleton("ptx"), (HERE / "emulated_ptx.h").read_text())
     assert source != text
     source += '\nextern "C" void go(const void* args, unsigned grid, int threads, int reversed) {\n'
-    source += "    recurrence::Args a;\n    std::memcpy(&a, args, sizeof a);\n"
-    source += f"    emulated::run(grid, threads, reversed, [&] {{ recurrence::{name}(a); }});\n}}\n"
+    source += "    static recurrence::Args a;\n    std::memcpy(&a, args, sizeof a);\n"
+    source += f"    emulated::run(grid, threads, reversed, [] {{ recurrence::{name}(a); }});\n}}\n"
     BUILT.mkdir(exist_ok=True)
     path = BUILT / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.so"
     if not path.exists():

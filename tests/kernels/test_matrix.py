@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 from rnn_lab.bench.calls import bind
 from rnn_lab.bench.timing import captured
-from rnn_lab.kernels import cuda_jit, matrix
-from rnn_lab.kernels.certificates import LIMITS, evaluate
+from rnn_lab.kernels import certificates, cuda_jit, matrix
+from rnn_lab.kernels.certificates import LIMITS, copies, evaluate
 from rnn_lab.kernels.matrix_cuda import source
 from rnn_lab.kernels.matrix_layout import Form
 from rnn_lab.kernels.recurrence import Cell, Streams, _matrix, _refuses_matrix, reference
@@ -126,7 +127,7 @@ SHAPES = {  # sequences, steps, heads, rows, columns
     "e71": (2, 9, (), 5, 5),
     "e74": (2, 19, (), 24, 24),
     "e74-full-retain": (1, 8, (), 12, 12),
-    "e88-gates": (2, 10, (3,), 18, 12),
+    "e88-gates": (2, 10, (3,), 40, 8),
     "e73f": (1, 1, (), 9, 9),
     "e75": (1, 16, (2,), 8, 8),
     "third-party": (2, 9, (2,), 40, 6),
@@ -137,7 +138,7 @@ SOME = [("e74", bf16, False), ("e74-full-retain", fp32, True), ("e88-gates", fp3
 
 @pytest.mark.parametrize(("name", "dtype", "reset"), SOME)
 def test_equals_the_reference(name, dtype, reset):
-    expect_reference(call(name, *SHAPES[name], dtype, reset), dtype, 0)
+    expect_reference(call(name, *SHAPES[name], dtype, reset), dtype, 1)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -149,10 +150,11 @@ def test_every_way_to_spread_a_matrix(index):
 def test_the_order_of_threads_does_not_matter(monkeypatch):
     if CUDA:
         pytest.skip("the GPU chooses")
-    args = call("e88-gates", 1, 9, (1,), 40, 8, reset=True)
-    first = evaluate(_matrix, args)
-    monkeypatch.setattr(emulation.EmulatedKernel, "reversed", True)
-    second = evaluate(_matrix, args)
+    args = call("e88-gates", *SHAPES["e88-gates"], reset=True)
+    with trying(1):
+        first = evaluate(_matrix, args)
+        monkeypatch.setattr(emulation.EmulatedKernel, "reversed", True)
+        second = evaluate(_matrix, args)
     assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 
@@ -161,6 +163,7 @@ def test_is_traced_whole(monkeypatch):
     monkeypatch.setenv("RNN_LAB_KERNELS", "matrix")
     if not CUDA:
         monkeypatch.setattr(cuda_jit, "refuses_gpu", lambda *tensors: None)
+        monkeypatch.setattr(certificates, "_measure", lambda *args: {"distrust": None})
         if cuda_jit.missing():
             monkeypatch.setattr(cuda_jit, "missing", constant(lambda: None))
     layer = e75.Model(e75.Config(dim=8, expansion=1.0, n_state=8, n_heads=2)).to(DEVICE)
@@ -179,10 +182,10 @@ def test_is_traced_whole(monkeypatch):
 
 def test_saturates():
     """States at their bounds for pre-activations beyond 1e4, and finite gradients."""
-    for dtype in (fp32, bf16):
-        cell, h, streams, _ = call("e88", 1, 8, (1,), 8, 8, dtype)
-        k, v, a = streams.inputs
-        args = (cell, h, streams._replace(inputs=(k, 1e5 * v, a)), None)
+    for name, dtype in product(("e88", "e74") if CUDA else ("e88",), (fp32, bf16)):
+        cell, h, streams, _ = call(name, 1, 8, (1,) if name == "e88" else (), 8, 8, dtype)
+        k, v, *rest = streams.inputs
+        args = (cell, h, streams._replace(inputs=(k, 1e5 * v, *rest)), None)
         results, gradients = evaluate(_matrix, args)
         assert all(x.isfinite().all() for x in (*results, *gradients))
         assert results[1].abs().max() == 1
@@ -196,18 +199,17 @@ def test_operation():
 
 
 def test_saved_bytes():
-    """Marks of a call are what the plan says: of E88 with n = 32, 256 B per head and token in bf16."""
+    """Autograd keeps the inputs and what the plan says: for E88 with n = 32, 256 B per head and token in bf16."""
     made = program(*call("e88", 1, 1, (2,), 32, 32))
     tiling = matrix.tilings(made.text)[0]
     assert matrix.saved_bytes(made, tiling, narrow=True) == 256
     assert matrix.saved_bytes(made, tiling, narrow=False) == 512
-    args = call("e74", 2, 16, (), 24, 24, bf16)
-    made = program(*args)
-    for index, tiling in enumerate(matrix.tilings(made.text)):
-        xs = [x.unsqueeze(2) for x in (*args[2].inputs, *args[2].queries)]
-        with trying(index):
-            *_, marks = matrix._forward(made.text, args[1].unsqueeze(1), xs, [], None, False, True)
-        assert marks.numel() * marks.element_size() == 2 * 16 * matrix.saved_bytes(made, tiling, narrow=True)
+    args, leaves = copies(call("e74", 2, 16, (), 24, 24, bf16))
+    made, saved = program(*args), []
+    with trying(0), torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        _matrix(*args)
+    marks = 2 * 16 * matrix.saved_bytes(made, matrix.tilings(made.text)[0], narrow=True)
+    assert sum(x.nbytes for x in saved) == sum(x.nbytes for x in leaves[1:]) + marks
 
 
 def test_few_matrices_are_spread_wider():
@@ -254,10 +256,10 @@ def test_compiles_without_a_spill(name, dtype, arch, forward):
     pytest.importorskip("cuda.bindings.nvrtc")
     made = program(*call(name, 1, 1, (2,) if name.startswith("e88") else (), 32, 32))
     n = len(made.uses) + (not forward)
-    for tiling in matrix.tilings(made.text):
-        form = Form(forward, tiling, (dtype,) * n, (4,) * n, dtype, False, True, True, dtype == fp32)
-        ((_, found),) = cuda_jit.resources(source(made, form), arch).items()
-        assert found.spilled == 0
+    # The first has the largest tiles.
+    form = Form(forward, matrix.tilings(made.text)[0], (dtype,) * n, (4,) * n, dtype, False, True, True, dtype == fp32)
+    ((_, found),) = cuda_jit.resources(source(made, form), arch).items()
+    assert found.spilled == 0
 
 
 class TestOnAGPU:
@@ -277,19 +279,20 @@ class TestOnAGPU:
             expect_reference(call("e74", 3, 33, (), n, n, dtype), dtype, index)
             expect_reference(call("e88-gates", 1, 17, (2,), n, n, dtype, True), dtype, index)
 
+    @pytest.mark.parametrize("dtype", [fp32, bf16])
     @pytest.mark.parametrize(
         ("B", "T", "heads", "rows", "columns"),
         [
             (1, 1, (1,), 32, 32),
-            (1, 64, (877,), 16, 16),
+            (1, 63, (877,), 16, 16),
             (2, 21, (5,), 7, 33),
             (3, 40, (2,), 130, 20),
             (2, 16, (2,), 9, 256),
         ],
     )
-    def test_shapes(self, B, T, heads, rows, columns):
+    def test_shapes(self, B, T, heads, rows, columns, dtype):
         for name in ("e88", "e75"):
-            expect_reference(call(name, B, T, heads, rows, columns, fp32, True), fp32, 0)
+            expect_reference(call(name, B, T, heads, rows, columns, dtype, True), dtype, 0)
 
     def test_identical_bits(self):
         args = call("e88-gates", 4, 100, (33,), 48, 48, bf16, True)

@@ -28,9 +28,9 @@ def table(headers, rows):
 
 def row(**changes):
     return {
-        "model": "e61", "fields": {}, "op": "recurrence", "recurrent": True, "state": [32, 32], "implementation": "fused", "mode": "graph",
-        "implementation_kind": "backend", "status": "ok", "note": None, "forward": FIGURES,
-        "forward_backward": FIGURES, **changes,
+        "model": "e61", "fields": {}, "op": "recurrence", "recurrent": True, "state": [32, 32],
+        "implementation": "fused", "mode": "graph", "implementation_kind": "backend", "status": "ok", "note": None,
+        "forward": FIGURES, "forward_backward": FIGURES, **changes,
     }  # fmt: skip
 
 
