@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rnn_lab.kernels.rank_one import retrieve
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, widen
-from rnn_lab.parts import Dense, Part
+from rnn_lab.parts import Dense, Part, together
 
 PROJECTIONS = {
     "full": ("W_k", "W_v", "W_q"),
@@ -83,10 +83,11 @@ class MatrixStateLayer(ProjectedLayer):
 
     def project(self, x_BTd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Key, value, query."""
-        k_BTn: Tensor = self.W_k(x_BTd)
-        v_BTn = self.W_v(x_BTd) if hasattr(self, "W_v") else k_BTn
-        q_BTn = self.W_q(x_BTd) if hasattr(self, "W_q") else k_BTn
-        return k_BTn, v_BTn, q_BTn
+        names = [name for name in ("W_k", "W_v", "W_q") if hasattr(self, name)]
+        parts = together(x_BTd, *(getattr(self, name) for name in names)).chunk(len(names), -1)
+        found = dict(zip(names, parts, strict=True))
+        k_BTn = found["W_k"]
+        return k_BTn, found.get("W_v", k_BTn), found.get("W_q", k_BTn)
 
     def gates(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """What `update` takes per step besides key and value."""
