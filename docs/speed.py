@@ -9,7 +9,7 @@ from results import records
 Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
 REFERENCE_SIZE = {"batch": 32, "seq_len": 512, "dtype": "bfloat16"}
 FLOORS = (
-    # class, model, shape, bytes, arithmetic, serial chain, prediction: milliseconds, forward and backward
+    # class, model and fields, shape, bytes, arithmetic, serial chain, prediction: milliseconds, forward and backward
     ("diagonal, linear", "e61", "D 1280", 0.11, 0.02, 0.02, 0.14),
     ("diagonal, linear", "mingru", "D 1280", 0.11, 0.02, 0.02, 0.14),
     ("diagonal, nonlinear", "e64", "D 1280", 0.11, 0.04, 0.05, 0.16),
@@ -17,8 +17,15 @@ FLOORS = (
     ("matrix, linear", "e70", "n 96, one head", 0.01, 0.01, 0.01, 0.05),
     ("matrix, linear, delta", "gdn", "K = V = 64, 32 heads", 0.25, 0.25, 0.02, 1.0),
     ("matrix, linear", "mamba2", "D 672, S 64", 0.08, 0.07, 0.01, 0.4),
-    ("matrix, tanh", "e74", "n 32, one head", 0.004, 0.01, 0.15, 0.35),
-    ("matrix, tanh", "e88", "n 32, 32 heads", 0.12, 0.44, 0.15, 1.2),
+    ("matrix, tanh", "e74:n_state=16", "n 16, one head", 0.002, 0.003, 0.15, 0.25),
+    ("matrix, tanh", "e74:n_state=32", "n 32, one head", 0.004, 0.014, 0.15, 0.3),
+    ("matrix, tanh", "e74:n_state=48", "n 48, one head", 0.006, 0.031, 0.15, 0.35),
+    ("matrix, tanh", "e74:n_state=64", "n 64, one head", 0.008, 0.056, 0.15, 0.4),
+    ("matrix, tanh", "e74:n_state=96", "n 96, one head", 0.011, 0.12, 0.15, 0.5),
+    ("matrix, tanh", "e88:n_heads=32,n_state=16", "n 16, 32 heads", 0.06, 0.11, 0.15, 0.4),
+    ("matrix, tanh", "e88:n_heads=32,n_state=32", "n 32, 32 heads", 0.12, 0.44, 0.15, 1.0),
+    ("matrix, tanh", "e88:n_heads=32,n_state=48", "n 48, 32 heads", 0.19, 0.99, 0.15, 2.2),
+    ("matrix, tanh", "e88:n_heads=32,n_state=64", "n 64, 32 heads", 0.25, 1.8, 0.15, 4.0),
     ("dense, tanh", "e1", "D 1024", 0.06, 0.13, 0.98, 2.2),
 )
 FLOOR_HEADERS = ("class", "measured on", "shape", "bytes", "arithmetic", "serial chain", "prediction", "outcome")
@@ -36,11 +43,14 @@ def floors_block(folder: Path, table: Table) -> str:
 
 
 def _outcome(model: str, pages: list[dict[str, Any]]) -> str:
+    name, _, given = model.partition(":")
+    fields = dict(pair.split("=") for pair in given.split(",") if pair)
     for page in reversed(pages):
         found = [
             row["forward_backward"]
             for row in page["rows"]
-            if row["model"] == model
+            if row["model"] == name
+            and all(str(row["fields"][key]) == value for key, value in fields.items())
             and row["status"] == "ok"
             and row["recurrent"]
             and (row["implementation_kind"], row["mode"]) == ("backend", "graph")
@@ -96,14 +106,16 @@ def _why(row: dict[str, Any]) -> str:
 
 def kernels_block(folder: Path, table: Table) -> str:
     """Operations."""
-    headers = ("model", "op", "implementation", "mode", "forward, ms", "both, ms", "of copy", "of matmul", "remark")
+    headers = (
+        "model", "state", "op", "implementation", "mode", "forward, ms", "both, ms", "of copy", "of matmul", "remark",
+    )  # fmt: skip
     return _tables(folder, "bench-kernels", headers, _kernel_cells, table)
 
 
 def _kernel_cells(row: dict[str, Any]) -> Sequence[object]:
-    both = row.get("forward_backward", {})
+    both, state = row.get("forward_backward", {}), row.get("state") or ()
     return (
-        row["model"], row["op"], row["implementation"] or "", row.get("mode", ""),
+        row["model"], " x ".join(map(str, state)), row["op"], row["implementation"] or "", row.get("mode", ""),
         _ms(row.get("forward", {}).get("ms")), _ms(both.get("ms")),
         _percent(both.get("copy_share")), _percent(both.get("matmul_share")), _why(row),
     )  # fmt: skip

@@ -28,9 +28,9 @@ def table(headers, rows):
 
 def row(**changes):
     return {
-        "model": "e61", "op": "recurrence", "recurrent": True, "implementation": "fused", "mode": "graph",
-        "implementation_kind": "backend", "status": "ok", "note": None, "forward": FIGURES,
-        "forward_backward": FIGURES, **changes,
+        "model": "e61", "fields": {}, "op": "recurrence", "recurrent": True, "state": [32, 32],
+        "implementation": "fused", "mode": "graph", "implementation_kind": "backend", "status": "ok", "note": None,
+        "forward": FIGURES, "forward_backward": FIGURES, **changes,
     }  # fmt: skip
 
 
@@ -56,10 +56,12 @@ def test_the_outcome_is_our_best_backend_under_a_graph(folder):
         row(implementation_kind="peer", forward_backward={**FIGURES, "ms": {**SPREAD, "median": 0.1}}),
         row(mode="eager", forward_backward={**FIGURES, "ms": {**SPREAD, "median": 0.1}}),
         {**row(model="e68", status="wrong", reason="off"), "forward_backward": {}},
+        row(model="e74", fields={"n_state": 64}),
     )
     lines = {line.split("|")[1]: line.split("|")[-1] for line in speed.floors_block(where, table).splitlines()}
     assert lines["e61"] == "0.2 (83% of copy)"
-    assert lines["e68"] == "not measured"
+    assert lines["e68"] == lines["e74:n_state=32"] == "not measured"
+    assert lines["e74:n_state=64"] == "0.2 (83% of copy)"
 
 
 @pytest.mark.parametrize(
@@ -77,8 +79,8 @@ def test_a_page_becomes_a_table_with_its_machine(folder):
         "2026-01-02 03:04 UTC, GPU, driver 1, torch 2" in text
         and "flash-linear-attention 0.6, commit 0123456789" in text
     )
-    assert "e61|recurrence|fused|graph|0.2 (0.19 to 0.21)|0.2 (0.19 to 0.21)|83.0%||" in text
-    assert "e61|recurrence|fused|graph|||||wrong: r = 1" in text
+    assert "e61|32 x 32|recurrence|fused|graph|0.2 (0.19 to 0.21)|0.2 (0.19 to 0.21)|83.0%||" in text
+    assert "e61|32 x 32|recurrence|fused|graph|||||wrong: r = 1" in text
 
 
 @pytest.mark.parametrize("block", [speed.kernels_block, speed.train_block, speed.decode_block])
@@ -96,6 +98,6 @@ def test_what_the_commands_write_can_be_shown(tmp_path, capsys):
         out = str(tmp_path / f"{name}.json")
         model = "mamba2:dim=64" if name == "kernels" else "mamba2:dim=64,depth=1"
         assert main(["bench", name, "--device", "cpu", "--model", model, *options.split(), "--out", out]) == 0
-    assert "mamba2|ssd|reference|eager|" in speed.kernels_block(tmp_path, table)
+    assert "|ssd|reference|eager|" in speed.kernels_block(tmp_path, table)
     assert "refused: it needs a CUDA device" in speed.train_block(tmp_path, table)
     assert "mamba2:dim=64,depth=1|1|eager|" in speed.decode_block(tmp_path, table)

@@ -1,10 +1,12 @@
 """What the docstrings of the matrix-state family say beyond their equations."""
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+from unittest import mock
 
 import pytest
 import torch
+from rnn_lab.kernels.dispatch import REFERENCE, Choice, Op
 from rnn_lab.layer import Layer
 from rnn_lab.registry import registry
 from rnn_lab.testing.checks import check_model
@@ -18,6 +20,45 @@ def build(level: str, **fields: Any) -> Layer:
     ref, preset = registry().find_model(level)
     layer_cls = ref.load()
     return layer_cls(layer_cls.Config(**{**preset, **fields}))
+
+
+MEET = {"nonlinearity": ("rmsnorm", "frobnorm"), "update": ("retrieved_gate",)}
+"""Choices of e74 that see the whole matrix at every step."""
+
+
+def variants(level: str) -> list[dict[str, Any]]:
+    """Every value of every choice, one at a time."""
+    found = registry().find_model(level)[0].load().Config.model_fields.items()
+    kinds = [(key, field.annotation) for key, field in found]
+    several = {key: get_args(kind) for key, kind in kinds if get_origin(kind) is Literal}
+    several |= {key: (False, True) for key, kind in kinds if kind is bool}
+    return [{key: value} for key, values in several.items() for value in values]
+
+
+@pytest.mark.parametrize(
+    ("level", "fields"),
+    [("71", {}), ("72", {}), ("73", {}), ("74", {}), ("75", {"n_heads": 2}), ("88", {"n_heads": 2, "expansion": 2.0})],
+)
+def test_rows_never_meet_unless_the_cell_says_so(level: str, fields: dict[str, Any]) -> None:
+    """What is an expression over independent rows is one kernel per direction on a GPU."""
+    calls: list[tuple[Any, ...]] = []
+
+    def select(op: Any, *args: Any) -> tuple[Any, Choice]:
+        calls.extend([args] if op.name == "recurrence" else [])
+        return op.reference, Choice(op.name, REFERENCE)
+
+    for variant in variants(level):
+        if variant == {"tie_kv": True}:
+            fields = {**fields, "expansion": 1.0}
+        layer = build(level, dim=8, n_state=4, **fields, **variant)
+        calls.clear()
+        with mock.patch.object(Op, "select", select):
+            layer(torch.randn(1, 2, 8))
+        assert calls or variant == {"nonlinearity": "linear"}
+        for cell, h, streams, _ in calls:
+            found = cell.matrix(h, streams)
+            meeting = any(value in MEET.get(key, ()) for key, value in variant.items())
+            assert isinstance(found, str) == (level == "74" and meeting), (variant, found)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ CASES = (
     "mamba2:dim=672,n_state=64",
     "gdn:dim=1024,n_heads=32,head_dim=64,expansion=1",
     "e70:dim=1408,n_state=96",
-    "e74:dim=1536,n_state=32",
-    "e88:dim=1024,n_heads=32,n_state=32",
+    *(f"e74:dim=1536,n_state={n}" for n in (16, 32, 48, 64, 96)),
+    *(f"e88:dim=1024,n_heads=32,n_state={n}" for n in (16, 32, 48, 64)),
     *(f"{name}:dim=1024,expansion=1" for name in ("e1", "gru", "lstm")),
 )
 """Shapes of docs/performance.md, measured where no model is named."""
@@ -62,7 +62,8 @@ def kernels(
         absent = [name for name, _ in asked if name not in found.models]
         if absent:
             note(f"left out, their plugins are not installed: {', '.join(absent)}")
-        asked = [(name, fields if cuda else _tiny(fields)) for name, fields in asked if name not in absent]
+        asked = [pair for pair in asked if pair[0] not in absent]
+        asked = asked if cuda else list({name: (name, _tiny(fields)) for name, fields in asked}.values())
     given = {"dim": dim or (640 if cuda else TINY["dim"])} | ({} if expansion is None else {"expansion": expansion})
     asked = [(name, _with(name, fields, given)) for name, fields in asked]
     setting = Setting(
@@ -89,8 +90,8 @@ def _with(name: str, fields: dict[str, Any], given: dict[str, Any]) -> dict[str,
 def _show(page: dict[str, Any]) -> None:
     show_header(page)
     headers = (
-        "model", "op", "implementation", "mode", "forward", "forward + backward", "of copy", "of matmul", "r", "r grad",
-        "remark",
+        "model", "state", "op", "implementation", "mode", "forward", "forward + backward", "of copy", "of matmul", "r",
+        "r grad", "remark",
     )  # fmt: skip
     table(headers, [_cells(row) for row in page["rows"]])
 
@@ -100,7 +101,12 @@ def _cells(row: dict[str, Any]) -> list[object]:
     errors = [None if check.get(key) is None else f"{check[key]:.1e}" for key in ("forward", "gradient")]
     remark = row.get("note") if row["status"] == "ok" else f"{row['status']}: {row.get('reason')}"
     return [
-        row["model"], row["op"], row["implementation"], row.get("mode"),
+        row["model"], _sides(row), row["op"], row["implementation"], row.get("mode"),
         milliseconds(row.get("forward", {}).get("ms")), milliseconds(both.get("ms")),
         percent(both.get("copy_share")), percent(both.get("matmul_share")), *errors, remark,
     ]  # fmt: skip
+
+
+def _sides(row: dict[str, Any]) -> str:
+    """Shape of the recurrent state."""
+    return " x ".join(map(str, row.get("state") or ()))

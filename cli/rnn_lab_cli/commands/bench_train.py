@@ -20,7 +20,7 @@ from rnn_lab_cli.bench_options import (
 from rnn_lab_cli.names import complete_preset
 from rnn_lab_cli.output import table
 
-MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "mamba2", "gdn", "mingru")
+MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "e74", "e88", "mamba2", "gdn", "mingru")
 """Measured where nothing is named."""
 
 

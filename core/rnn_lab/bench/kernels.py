@@ -116,10 +116,13 @@ def _model_rows(
     for case in cases:
         if ops and case.op.name not in ops:
             continue
-        common = {"model": name, "fields": fields, "op": case.op.name, "recurrent": case.state is not None}
-        if (first := seen.setdefault(case.identity, name)) != name:
-            yield common | {"implementation": None, "status": "same", "reason": f"the same call as {first}'s"}
+        state = case.state and list(case.state)
+        common = {"model": name, "fields": fields, "op": case.op.name, "recurrent": bool(state), "state": state}
+        if case.identity in seen:
+            same = f"the same call as {seen[case.identity]}'s"
+            yield common | {"implementation": None, "status": "same", "reason": same}
             continue
+        seen[case.identity] = name
         try:
             work = flops(source, case.op.name, case.batch, case.seq_len)
             small = _small(source, case)

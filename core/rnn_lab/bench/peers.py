@@ -106,6 +106,8 @@ def _yardsticks(case: Case, state: tuple[int, ...]) -> Iterator[Implementation]:
             yield _yardstick(f"fla {form}", partial(_fla_scan, form), _scan, _scan_inputs, "linear scan, bf16")
     elif len(state) in (2, 3) and state[-2] == d:
         yield _yardstick("fla chunk_gated_delta_rule", _fla_linear_delta, _linear_delta, _delta_inputs, "linear")
+        recurrent = "fla fused_recurrent_delta_rule"  # its gated form has no backward
+        yield _yardstick(recurrent, _fla_recurrent_delta, _undecayed_delta, _undecayed_inputs, "linear, no decay")
         yield _yardstick("fla chunk_simple_gla", _fla_gla, _gla, _gla_inputs, "linear, no delta, scalar decay")
 
 
@@ -152,6 +154,20 @@ def _delta_inputs(case: Case) -> tuple[Tensor, ...]:
     """The same and a write strength `[B, T, H]`."""
     q, k, v, g = _gla_inputs(case)
     return q, k, v, g, _random(case, g.shape[2], seed=5).sigmoid().to(case.dtype)
+
+
+def _undecayed_inputs(case: Case) -> tuple[Tensor, ...]:
+    """The same without the decay."""
+    q, k, v, _, beta = _delta_inputs(case)
+    return q, k, v, beta
+
+
+def _fla_recurrent_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Any:
+    return load("fla.ops.delta_rule").fused_recurrent_delta_rule(q, k, v, beta, scale=1.0)[0]
+
+
+def _undecayed_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    return _linear_delta(q, k, v, torch.zeros_like(beta), beta)
 
 
 def _fla_linear_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Any:

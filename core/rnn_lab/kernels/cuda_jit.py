@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.errors import KernelUnavailable
-from rnn_lab.kernels.triton_support import refuses_gpu
+from rnn_lab.kernels.triton_support import constant, refuses_gpu
 from rnn_lab.paths import cache_dir
 
 STATIC_SHARED = 48 * 1024
@@ -47,12 +47,19 @@ class Resources:
     shared: int
 
 
+@cache
+def skeleton(*parts: str) -> str:
+    """Text from the `.cuh` files of this folder, one after the other, so that messages name their lines."""
+    texts = [f'#line 1 "{part}.cuh"\n{Path(__file__).with_name(f"{part}.cuh").read_text()}' for part in parts]
+    return "\n".join(texts)
+
+
 def refuses_cuda(*tensors: Tensor) -> str | None:
     """Why CUDA C++ kernels cannot take these tensors, or None: device, dtype, or nothing to compile them with."""
     return refuses_gpu(*tensors) or missing()
 
 
-@cache
+@constant
 def missing() -> str | None:
     """What compiling lacks on this machine, or None."""
     try:

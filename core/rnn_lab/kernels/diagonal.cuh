@@ -6,14 +6,7 @@
 // After it: `update`, `output` and `gradients`. Inputs of the STAGES - 1 tiles ahead are on their way to shared memory while one is computed; a block is
 // one warp, so that nothing waits for a block and any number of channels spreads evenly over the GPU.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 namespace recurrence {
-
-using bf16 = __nv_bfloat16;
-using fp16 = __half;
-using i64 = long long;
 
 template <int I, class First, class... Rest> struct Nth : Nth<I - 1, Rest...> {};
 template <class First, class... Rest> struct Nth<0, First, Rest...> { using type = First; };
@@ -36,45 +29,6 @@ struct Args {
     const unsigned char* reset;
     i64 T, C;
 };
-
-// Element functions: relative error within a few 1e-7, and right limits at both ends.
-
-__device__ __forceinline__ float reciprocal(float x) {
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
-}
-
-__device__ __forceinline__ float fast_exp(float x) {
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x * 1.4426950408889634f));
-    return r;
-}
-
-__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.0f + fast_exp(-x)); }
-
-// A polynomial near zero, where 1 - 2 / (exp(2x) + 1) would cancel.
-__device__ __forceinline__ float tanh(float x) {
-    const float q = x * x;
-    const float p = -0.33333334f + q * (0.13333334f + q * (-0.053968254f + q * (0.021869488f - q * 0.008863236f)));
-    const float far = 1.0f - 2.0f * reciprocal(fast_exp(2.0f * fabsf(x)) + 1.0f);
-    return fabsf(x) < 0.4f ? fmaf(x * q, p, x) : copysignf(far, x);
-}
-
-__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
-
-__device__ __forceinline__ float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f; }
-
-// Numbers in memory.
-
-__device__ __forceinline__ float wide(float x) { return x; }
-__device__ __forceinline__ float wide(bf16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float wide(fp16 x) { return __half2float(x); }
-
-template <class E> __device__ __forceinline__ E narrow(float x);
-template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
-template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return __float2bfloat16(x); }
-template <> __device__ __forceinline__ fp16 narrow<fp16>(float x) { return __float2half(x); }
 
 // The channels of a lane, moved as one word.
 template <class E> struct alignas(sizeof(E) * V) Pack { E e[V]; };
@@ -110,25 +64,6 @@ template <int I> __device__ constexpr int offset() {
     } else {
         return offset<I - 1>() + TILE * ROW * int(sizeof(typename Stream<I - 1>::type));
     }
-}
-
-template <int BYTES> __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
-    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    const int n = valid ? BYTES : 0;  // the rest is filled with zeros
-    if constexpr (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(n) : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(address), "l"(from), "r"(n), "n"(BYTES)
-                     : "memory");
-    }
-}
-
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// All but the newest `AHEAD` tiles have arrived.
-template <int AHEAD> __device__ __forceinline__ void arrived() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(AHEAD) : "memory");
-    __syncwarp();
 }
 
 // TILE rows into shared memory; rows from `rows` on and channels from `channels` on are zero.
@@ -231,6 +166,7 @@ extern "C" __global__ void __launch_bounds__(32, 1) forward(const __grid_constan
     bool flag = begins(a, p, 0);
     for (i64 i = 0; i < p.tiles; ++i) {
         arrived<STAGES - 2>();
+        __syncwarp();
         const i64 next = i + STAGES - 1;
         if (next < p.tiles) fetch<NX>(a, p, shared + next % STAGES * BYTES, next);
         commit();
@@ -276,6 +212,7 @@ extern "C" __global__ void __launch_bounds__(32, 1) backward(const __grid_consta
     for (i64 n = 0; n < p.tiles; ++n) {
         const i64 i = p.tiles - 1 - n, next = n + STAGES - 1;
         arrived<STAGES - 2>();
+        __syncwarp();
         if (next < p.tiles) fetch_tile(next % STAGES, p.tiles - 1 - next);
         commit();
         const unsigned resets = RESET ? __ballot_sync(~0u, flag) : 0;

@@ -5,14 +5,13 @@ instructions per byte.
 """
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels.cuda_jit import Kernel
+from rnn_lab.kernels.cuda_jit import Kernel, skeleton
 from rnn_lab.kernels.diagonal import Call
 from rnn_lab.kernels.diagonal_source import TILE, Program, parse, step_gradients
 from rnn_lab.kernels.dialects import CUDA, printed
@@ -51,13 +50,8 @@ def source(program: Program, form: Form) -> str:
     lines = ["// Printed by rnn_lab.kernels.diagonal_cuda."]
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"#define STREAMS {', '.join(_TYPES[dtype] for dtype in form.types)}"]
-    lines += [f"#define FORWARD {int(form.forward)}", '#line 1 "diagonal.cuh"', _skeleton()]
+    lines += [f"#define FORWARD {int(form.forward)}", skeleton("ptx", "functions", "diagonal")]
     return "\n".join([*lines, '#line 1 "cell.cuh"', *_cell(program), ""])
-
-
-@cache
-def _skeleton() -> str:
-    return Path(__file__).with_name("diagonal.cuh").read_text()
 
 
 def _cell(program: Program) -> list[str]:

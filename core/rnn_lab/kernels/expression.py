@@ -310,7 +310,7 @@ def variables(roots: Iterable[Node]) -> set[str]:
     return {str(n.value) for n in ordered(roots) if n.op == "var"}
 
 
-def _derivatives(node: Node, g: Node) -> tuple[Node, ...]:
+def derivatives(node: Node, g: Node) -> tuple[Node, ...]:
     """What flows to each argument when g flows to the node."""
     args, y = node.args, node
     a = args[0] if args else ZERO
@@ -355,7 +355,7 @@ def gradients(outputs: Sequence[tuple[Node, Node]], names: Sequence[str]) -> dic
     for node in reversed(ordered([output for output, _ in outputs])):
         g = flow.get(node, ZERO)
         if node.args and not _is(g, 0):
-            for a, d in zip(node.args, _derivatives(node, g), strict=True):
+            for a, d in zip(node.args, derivatives(node, g), strict=True):
                 if not _is(d, 0):
                     flow[a] = add(flow.get(a, ZERO), d)
     return {name: flow.get(var(name), ZERO) for name in names}

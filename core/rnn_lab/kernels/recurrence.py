@@ -2,8 +2,8 @@
 
 The reference walks over time in plain torch. It computes in fp32 (fp64 for fp64 inputs) whatever autocast says,
 because a recurrent state that is rounded at every step loses more than it saves. On a GPU an element-wise cell becomes
-one kernel per direction (kernels.diagonal), Triton or CUDA C++; any other runs as a loop captured in CUDA graphs
-(kernels.graphed).
+one kernel per direction (kernels.diagonal), Triton or CUDA C++, and so does one over a matrix whose rows never meet
+(kernels.matrix); any other runs as a loop captured in CUDA graphs (kernels.graphed).
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from rnn_lab.kernels.dispatch import Backend, Op
 from rnn_lab.kernels.triton_support import refuses_triton
 
 if TYPE_CHECKING:
+    from rnn_lab.kernels import matrix_source
     from rnn_lab.kernels.diagonal_source import Program
 
 
@@ -62,10 +63,31 @@ class Cell:
             self._programs[counts] = _traced(self, *counts)
         return self._programs[counts]
 
+    @cached_property
+    def _matrices(self) -> "dict[object, matrix_source.Program | str]":
+        return {}
+
+    def matrix(self, h: Tensor, streams: Streams) -> "matrix_source.Program | str":
+        """The step as an expression over a matrix whose rows never meet, or what keeps it from being one."""
+        if h.dim() < 3:
+            return "its state is no matrix"
+        shapes = [tuple(tuple(x.shape[0 if i % 2 else 2 :]) for x in part) for i, part in enumerate(streams)]
+        key = (tuple(h.shape[1:]), *shapes)
+        if key not in self._matrices:
+            from rnn_lab.kernels.expression import NotElementwise
+            from rnn_lab.kernels.matrix_source import traced
+
+            try:
+                self._matrices[key] = traced(self, tuple(h.shape[1:]), shapes)
+            except NotElementwise as error:
+                self._matrices[key] = f"the cell uses {error}"
+        return self._matrices[key]
+
     @property
     def fingerprint(self) -> str:
         """What tells cells apart to a certificate, the same in every process."""
-        found = [p if isinstance(p, str) else p.text for p in self._programs.values()]
+        programs = (*self._programs.values(), *self._matrices.values())
+        found = [p if isinstance(p, str) else p.text for p in programs]
         return f"{self._functions} {found}"
 
     @cached_property
@@ -239,6 +261,27 @@ def _flat(x: Tensor, leading: int, shape: torch.Size) -> Tensor:
     return x.expand(*lead, *shape).flatten(leading)
 
 
+def _refuses_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    from rnn_lab.kernels.cuda_jit import refuses_cuda
+    from rnn_lab.kernels.matrix import across
+
+    if reason := refuses_cuda(*streams.inputs, *streams.queries, *streams.gates, h):
+        return reason
+    program = cell.matrix(h, streams)
+    if isinstance(program, str):
+        return program
+    return None if across(program.rows, program.columns) else f"its rows of {program.columns} numbers are too long"
+
+
+def _matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    from rnn_lab.kernels import matrix
+
+    program = cell.matrix(h, streams)
+    assert not isinstance(program, str)
+    xs, ws = [*streams.inputs, *streams.queries, *streams.gates], [*streams.weights, *streams.biases]
+    return matrix.run(program, h, xs, ws, reset_BT, cell.after is not None)
+
+
 def _refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     from rnn_lab.kernels import graphed
 
@@ -257,6 +300,7 @@ RECURRENCE: Op[Callable[..., tuple[Tensor, Tensor]]] = Op(
     [
         Backend("diagonal", _diagonal, _refuses_diagonal),
         Backend("diagonal-cuda", _diagonal_cuda, _refuses_diagonal_cuda),
+        Backend("matrix", _matrix, _refuses_matrix),
         Backend("graph", _graph, _refuses_graph, capturable=False),
     ],
     _probe,

@@ -8,23 +8,38 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-@cache
+def constant(fact: Callable[P, R]) -> Callable[P, R]:
+    """As functools.cache, for what never changes on a machine: torch.compile asks once and traces nothing of it."""
+    known = cast("Callable[P, R]", cache(fact))
+
+    @wraps(fact)
+    def ask(*args: P.args, **kwargs: P.kwargs) -> R:
+        return known(*args, **kwargs)
+
+    # What torch.compiler.assume_constant_result sets, which imports the compiler: seconds for whoever never compiles.
+    ask._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return ask
+
+
+@constant
 def _installed() -> bool:
     return find_spec("triton") is not None
 
 
-@cache
+@constant
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 

@@ -7,6 +7,7 @@ from rnn_lab.layers.matrix_state import (
     TiedConfig,
     TiedLayer,
     normalise,
+    unit_key,
 )
 from rnn_lab.layers.plain import PlainLayer
 from rnn_lab.layers.projected import (
@@ -31,6 +32,7 @@ __all__ = [
     "normalise",
     "retrieve",
     "self_gate",
+    "unit_key",
     "widen",
     "write",
 ]

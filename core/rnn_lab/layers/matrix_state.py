@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rnn_lab.kernels.rank_one import retrieve
-from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, self_gate, widen
-from rnn_lab.parts import Dense, Part
+from rnn_lab.kernels.recurrence import Cell
+from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, widen
+from rnn_lab.parts import Dense, Part, together
 
 PROJECTIONS = {
     "full": ("W_k", "W_v", "W_q"),
@@ -30,6 +31,11 @@ def normalise(k: Tensor, eps: float = 1e-6) -> Tensor:
     return k / (length + eps)
 
 
+def unit_key(k: Tensor, v: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+    """Keys to length one where S is retrieved and written; queries and tied values stay. To be a cell's `before`."""
+    return normalise(k), v, *gates
+
+
 class MatrixStateConfig(ProjectedConfig):
     """Fields of every layer with a square matrix state."""
 
@@ -44,8 +50,6 @@ class MatrixStateLayer(ProjectedLayer):
     """
 
     Config: ClassVar[type[ProjectedConfig]] = MatrixStateConfig
-    unit_keys: ClassVar[bool] = False
-    """Whether keys are normalised where S is retrieved and written; queries and tied values never are."""
     read = staticmethod(retrieve)
     W_k: nn.Linear
     W_v: nn.Linear
@@ -79,10 +83,11 @@ class MatrixStateLayer(ProjectedLayer):
 
     def project(self, x_BTd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Key, value, query."""
-        k_BTn: Tensor = self.W_k(x_BTd)
-        v_BTn = self.W_v(x_BTd) if hasattr(self, "W_v") else k_BTn
-        q_BTn = self.W_q(x_BTd) if hasattr(self, "W_q") else k_BTn
-        return k_BTn, v_BTn, q_BTn
+        names = [name for name in ("W_k", "W_v", "W_q") if hasattr(self, name)]
+        parts = together(x_BTd, *(getattr(self, name) for name in names)).chunk(len(names), -1)
+        found = dict(zip(names, parts, strict=True))
+        k_BTn = found["W_k"]
+        return k_BTn, found.get("W_v", k_BTn), found.get("W_q", k_BTn)
 
     def gates(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """What `update` takes per step besides key and value."""
@@ -97,15 +102,14 @@ class MatrixStateLayer(ProjectedLayer):
         """Key, value and gates for `update`; the query for `read`."""
         k, v, q = (self.split(part) for part in self.project(x_BTd))
         gates = (self.split(gate) for gate in self.gates(x_BTd))
-        return (normalise(k) if self.unit_keys else k, v, *gates), (q,)
+        return (k, v, *gates), (q,)
 
-    def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
-        """Heads side by side, each read-out gated by itself."""
-        return self_gate(self.together(o_BTd))
-
-    def together(self, o_BTn: Tensor) -> Tensor:
-        """Undo `split`."""
-        return o_BTn.flatten(-2) if self.hidden_shape(self.cfg)[:-2] else o_BTn
+    def _run(
+        self, cell: Cell, x_BTd: Tensor, h: Tensor, reset_BT: Tensor | None, *gates: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Read-outs of all heads side by side."""
+        o_BTn, h = super()._run(cell, x_BTd, h, reset_BT, *gates)
+        return o_BTn.flatten(2), h
 
 
 class TiedConfig(MatrixStateConfig):

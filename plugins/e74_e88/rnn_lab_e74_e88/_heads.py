@@ -78,16 +78,21 @@ class HeadsLayer(Layer):
             return F.logsigmoid(widen(self.theta)).expand(shape)
         return widen(x_BTD.new_zeros(shape))
 
-    def output(self, o_BTHV: Tensor, v_BTHV: Tensor, x_BTD: Tensor) -> Tensor:
-        """y_BTD: value residual, norm, gate, and the heads together."""
+    def gated(self, o_BTHV: Tensor, *gates: Tensor) -> Tensor:
+        """The read-out times sigmoid or silu of its gate, if it has one."""
+        act = F.silu if self.cfg.gate == "silu" else torch.sigmoid
+        for g_BTHV in gates:
+            o_BTHV = o_BTHV * act(g_BTHV)
+        return o_BTHV
+
+    def output(self, o_BTHV: Tensor, v_BTHV: Tensor, gates: tuple[Tensor, ...], x_BTD: Tensor) -> Tensor:
+        """y_BTD: value residual, norm, gate unless the cell has applied it, and the heads together."""
         cfg, o_BTHV = self.cfg, widen(o_BTHV)
         if cfg.value_residual:
             o_BTHV = o_BTHV + v_BTHV * self.D_v
         if cfg.output_norm:
             o_BTHV = o_BTHV * torch.rsqrt(o_BTHV.square().mean(-1, keepdim=True) + 1e-5) * self.o_norm_weight
-        if cfg.gate != "none":
-            act = F.silu if cfg.gate == "silu" else torch.sigmoid
-            o_BTHV = o_BTHV * act(self.g_proj(x_BTD)).view_as(o_BTHV)
+        o_BTHV = self.gated(o_BTHV, *gates)
         if cfg.head_mix == "weighted_sum":
             o_BTHV = o_BTHV * self.head_weights.softmax(-1)[:, None]
         elif cfg.head_mix == "input_weighted":

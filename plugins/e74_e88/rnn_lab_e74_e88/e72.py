@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from rnn_lab.kernels.recurrence import Cell
-from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, gate, retrieve, write
+from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, retrieve, write
 from rnn_lab.parts import Dense, Part, vector
 from torch import Tensor, nn
 
@@ -48,8 +48,8 @@ class Model(MatrixStateLayer):
         return super().cell_parts(cfg) | leak | {"d_g": vector(n, 0.5), "b_g": vector(n, 0.0)}
 
     def gates(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """The leak."""
-        return (gate(self.W_alpha(x_BTd)),)
+        """What the leak is the sigmoid of."""
+        return (self.W_alpha(x_BTd),)
 
     def weights(self) -> tuple[Tensor, ...]:
         """d_g and b_g."""
@@ -57,7 +57,12 @@ class Model(MatrixStateLayer):
 
     def cell(self) -> Cell:
         """The update of the chosen form; read S q."""
-        return Cell(inverse if self.cfg.form == "inverse" else standard, retrieve)
+        return Cell(inverse if self.cfg.form == "inverse" else standard, retrieve, before)
+
+
+def before(k: Tensor, v: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    """The leak for its logits."""
+    return k, v, torch.sigmoid(s)
 
 
 def standard(S: Tensor, k: Tensor, v: Tensor, a: Tensor, d_g: Tensor, b_g: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from rnn_lab.kernels.recurrence import Cell
-from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, retrieve, widen, write
+from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, retrieve, write
 from rnn_lab.parts import Dense, Part
 from torch import Tensor, nn
 
@@ -51,12 +51,17 @@ class Model(MatrixStateLayer):
         return 2
 
     def gates(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Z."""
-        return (torch.tanh(widen(self.W_z(x_BTd))),)
+        """What z is the tanh of."""
+        return (self.W_z(x_BTd),)
 
     def cell(self) -> Cell:
         """The update of the chosen form; read S q."""
-        return Cell({"column": column, "row": row, "full": full}[self.cfg.form], retrieve)
+        return Cell({"column": column, "row": row, "full": full}[self.cfg.form], retrieve, before)
+
+
+def before(k: Tensor, v: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    """z within its bounds."""
+    return k, v, torch.tanh(z)
 
 
 def column(S: Tensor, k: Tensor, v: Tensor, z: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ import torch
 from pydantic import Field, model_validator
 from rnn_lab.init import constant, xavier
 from rnn_lab.kernels.recurrence import Cell
-from rnn_lab.layers import TiedConfig, TiedLayer, gate, normalise, retrieve, self_gate
+from rnn_lab.layers import TiedConfig, TiedLayer, gate, normalise, retrieve, self_gate, unit_key
 from rnn_lab.parts import Dense, Part, Weight, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,7 +74,6 @@ class Model(TiedLayer):
     """See the module docstring."""
 
     Config = Config
-    unit_keys = True
     W_z: nn.Linear
     W_gz: nn.Linear
     W_kr: nn.Linear
@@ -142,9 +141,9 @@ class Model(TiedLayer):
     def cell(self) -> Cell:
         """f of the chosen update; read S q."""
         change = low_rank if self.cfg.state == "low_rank" else UPDATES[self.cfg.update]
-        return Cell(partial(step, change, NONLINEARITIES[self.cfg.nonlinearity], self.cfg), retrieve)
+        before = None if self.cfg.state == "low_rank" else unit_key
+        return Cell(partial(step, change, NONLINEARITIES[self.cfg.nonlinearity], self.cfg), retrieve, before)
 
     def output(self, o_BTd: Tensor, x_BTd: Tensor, z_BTd: Tensor | None) -> Tensor:
         """o * silu(o), or gated by the input."""
-        o_BTn = self.together(o_BTd)
-        return o_BTn * F.silu(self.W_gz(x_BTd)) if self.cfg.gate == "input" else self_gate(o_BTn)
+        return o_BTd * F.silu(self.W_gz(x_BTd)) if self.cfg.gate == "input" else self_gate(o_BTd)

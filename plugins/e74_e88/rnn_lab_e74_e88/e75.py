@@ -21,9 +21,10 @@ Source      author's notes, 100M in 10 minutes: n = 48 reached 1.483, H = 4 with
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from rnn_lab.kernels.recurrence import Cell
-from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, gate, retrieve, write
+from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, normalise, retrieve, write
 from rnn_lab.parts import Dense, Part
 from torch import Tensor, nn
 
@@ -42,7 +43,6 @@ class Model(MatrixStateLayer):
     """See the module docstring."""
 
     Config = Config
-    unit_keys = True
     W_beta: nn.Linear
 
     @classmethod
@@ -61,12 +61,17 @@ class Model(MatrixStateLayer):
         return super().cell_parts(cfg) | {"W_beta": Dense(cfg.d_inner, cls.d_read(cfg), bias=2.0)}
 
     def gates(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """The forget gate."""
-        return (gate(self.W_beta(x_BTd)),)
+        """What the forget gate is the sigmoid of."""
+        return (self.W_beta(x_BTd),)
 
     def cell(self) -> Cell:
         """f of the gated delta rule; read S q."""
-        return Cell(partial(gated_delta, NONLINEARITIES[self.cfg.nonlinearity]), retrieve)
+        return Cell(partial(gated_delta, NONLINEARITIES[self.cfg.nonlinearity]), retrieve, before)
+
+
+def before(k: Tensor, v: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """The key to length one, the forget gate."""
+    return normalise(k), v, torch.sigmoid(b)
 
 
 def gated_delta(f: Any, S: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:

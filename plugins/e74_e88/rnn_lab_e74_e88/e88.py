@@ -18,6 +18,7 @@ Aliases     88:
 Source      E88 500M study: D 3328, depth 24, H 32, N 48, no gate, norm on = 494,227,328 parameters.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -88,7 +89,9 @@ class Model(HeadsLayer):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        self._cell = Cell(tanh_update, read)
+        flags = (self._activated, cfg.l2_norm)
+        seen = None if cfg.output_norm or cfg.value_residual else self.gated
+        self._cell = Cell(tanh_update, partial(read, *flags), partial(before, *flags), seen)
 
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
@@ -127,24 +130,41 @@ class Model(HeadsLayer):
         qkv = self.qkv_proj(x_BTD)
         if cfg.use_conv:
             qkv, new["conv"] = self.conv(qkv, state["conv"], reset_BT, silu=cfg.use_silu)
-        elif cfg.use_silu:
-            qkv = F.silu(qkv)
         q_BTHN, k_BTHN, *rest = (part.unflatten(-1, (cfg.n_heads, -1)) for part in qkv.split(cfg.widths, -1))
         v_BTHV = rest[0] if rest else k_BTHN
-        if cfg.l2_norm:
-            q_BTHN, k_BTHN = normalise(q_BTHN), normalise(k_BTHN)
         g_BTH = self.log_decay(x_BTD)
-        w_BTH = gate(self.write_gate_proj(x_BTD)) if cfg.write_gate else None
+        w_BTH = (self.write_gate_proj(x_BTD),) if cfg.write_gate else ()
+        gates = (self.g_proj(x_BTD).view_as(v_BTHV),) if cfg.gate != "none" else ()
         if cfg.nonlinearity == "linear":
-            strength = torch.ones_like(g_BTH) if w_BTH is None else w_BTH
+            q_BTHN, k_BTHN = (key(self._activated, cfg.l2_norm, part) for part in (q_BTHN, k_BTHN))
+            v_BTHV = F.silu(v_BTHV) if self._activated else v_BTHV
+            strength = gate(*w_BTH) if w_BTH else torch.ones_like(g_BTH)
             o_BTHV, new["S"] = GATED_DELTA_RULE(
                 self.backends, q_BTHN, k_BTHN, v_BTHV, g_BTH, strength, state["S"], reset_BT, False
             )
-        else:
-            inputs = (k_BTHN, v_BTHV, g_BTH.exp()) if w_BTH is None else (k_BTHN, v_BTHV, g_BTH.exp(), w_BTH)
-            streams = Streams(inputs, queries=(q_BTHN,))
-            o_BTHV, new["S"] = RECURRENCE(self.backends, self._cell, state["S"], streams, reset_BT)
-        return self.output(o_BTHV, v_BTHV, x_BTD).to(qkv.dtype), new
+            return self.output(o_BTHV, v_BTHV, gates, x_BTD).to(qkv.dtype), new
+        inside = gates if self._cell.after is not None else ()
+        streams = Streams((k_BTHN, v_BTHV, g_BTH, *w_BTH), queries=(q_BTHN,), gates=inside)
+        o_BTHV, new["S"] = RECURRENCE(self.backends, self._cell, state["S"], streams, reset_BT)
+        if self._activated and cfg.value_residual:
+            v_BTHV = F.silu(v_BTHV)
+        return self.output(o_BTHV, v_BTHV, () if inside else gates, x_BTD).to(qkv.dtype), new
+
+    @property
+    def _activated(self) -> bool:
+        """Whether SiLU stands before the cell; a convolution has its own."""
+        return bool(self.cfg.use_silu and not self.cfg.use_conv)
+
+
+def key(silu: bool, unit: bool, k: Tensor) -> Tensor:
+    """A key or query, activated and of length one."""
+    k = F.silu(k) if silu else k
+    return normalise(k) if unit else k
+
+
+def before(silu: bool, unit: bool, k: Tensor, v: Tensor, g: Tensor, *w: Tensor) -> tuple[Tensor, ...]:
+    """Key, value, decay exp(g) and write gate sigmoid(w)."""
+    return key(silu, unit, k), F.silu(v) if silu else v, torch.exp(g), *map(torch.sigmoid, w)
 
 
 def tanh_update(S: Tensor, k: Tensor, v: Tensor, a: Tensor, w: Tensor | None = None) -> Tensor:
@@ -153,6 +173,6 @@ def tanh_update(S: Tensor, k: Tensor, v: Tensor, a: Tensor, w: Tensor | None = N
     return write(a[..., None, None] * S, k, error if w is None else w[..., None] * error).tanh()
 
 
-def read(S: Tensor, q: Tensor) -> Tensor:
+def read(silu: bool, unit: bool, S: Tensor, q: Tensor) -> Tensor:
     """S' q."""
-    return retrieve(S.mT, q)
+    return retrieve(S.mT, key(silu, unit, q))

@@ -1,0 +1,295 @@
+"""Recurrences over matrices whose rows never meet, one kernel per direction, made from the cell's own expression.
+
+Serves every cell whose update and read-out stay inside the language of kernels.matrix_expression, whoever wrote it:
+products of the state with a vector along one axis, outer products, element-wise functions. Saved for backward: the
+inputs, and the state before every tile of steps, in bf16 where the inputs are narrow (`saved_bytes`).
+"""
+
+from dataclasses import replace
+from functools import cache, lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnn_lab.kernels.cuda_jit import Kernel
+from rnn_lab.kernels.matrix_cuda import source
+from rnn_lab.kernels.matrix_layout import Form, Layout, Tiling, axes
+from rnn_lab.kernels.matrix_source import Program, parse
+from rnn_lab.kernels.triton_support import tried
+
+BUSY = 128
+"""Blocks that keep a GPU busy."""
+WIDEST = 16
+"""Columns of a lane."""
+LARGEST = 16
+"""Entries of a lane where matrices are many."""
+SHARED = 227 * 1024
+"""Bytes of shared memory that a block may have on Hopper; a GPU with less takes shorter tiles of steps."""
+
+
+def across(rows: int, columns: int) -> tuple[int, int] | None:
+    """Lanes that share a row, and columns of each; None where a row is too long.
+
+    As little padding as possible; then 8 columns per lane, or else more, or else fewer.
+    """
+    found = []
+    for lanes in (1, 2, 4, 8, 16, 32):
+        own = -(-columns // (4 * lanes)) * 4
+        height = 32 // lanes
+        area = lanes * own * -(-rows // height) * height
+        if own <= WIDEST:
+            found.append((area, (8, 12, 16, 4).index(own), lanes, own))
+    return min(found)[2:] if found else None
+
+
+@lru_cache(maxsize=256)
+def tilings(text: str, shared: int = SHARED) -> tuple[Tiling, ...]:
+    """Ways to spread a matrix, for many, fewer and few of them: large tiles; small ones; these over several blocks."""
+    program = parse(text)
+    found = across(program.rows, program.columns)
+    assert found is not None
+    lanes, own = found
+    height = 32 // lanes
+    tall = max(1, min(LARGEST // own, -(-program.rows // height)))
+    out = []
+    for of_lane, most, steps in ((tall, 8, 8), (1, 8, 8), (1, 4, 16)):
+        warps = -(-program.rows // (height * of_lane))
+        split = -(-warps // most)
+        tiling = Tiling(of_lane, own, lanes, -(-warps // split), split, steps)
+        while tiling.steps > 1 and _bytes(program, tiling) > shared:
+            tiling = replace(tiling, steps=tiling.steps // 2)
+        out.append(tiling)
+    return tuple(dict.fromkeys(out))
+
+
+def _bytes(program: Program, tiling: Tiling) -> int:
+    """Shared memory of backward where all streams are fp32."""
+    n = len(program.uses) + 1
+    form = Form(False, tiling, (torch.float32,) * n, (0,) * n, torch.float32, False, False, False, True)
+    return Layout(program, form).bytes
+
+
+def choose(found: tuple[Tiling, ...], matrices: int) -> int:
+    """Index of the tiling for so many matrices: the first that gives a GPU enough warps, else the last."""
+    index = tried(len(found))
+    if index is not None:
+        return index
+    for i, tiling in enumerate(found):
+        blocks = matrices * tiling.split
+        if blocks >= BUSY and (blocks * tiling.warps >= 8 * BUSY or i > 0):
+            return i
+    return len(found) - 1
+
+
+@cache
+def _shared(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have."""
+    if device.type != "cuda":
+        return SHARED
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
+def saved_bytes(program: Program, tiling: Tiling, narrow: bool) -> float:
+    """Bytes that one matrix saves per step, besides its inputs."""
+    return tiling.mark * (2 if narrow else 4) / tiling.steps
+
+
+def run(
+    program: Program, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset_BT: Tensor | None, narrow: bool
+) -> tuple[Tensor, Tensor]:
+    """Outputs and last state.
+
+    Args:
+        program: the step.
+        h: initial state `[B, *heads, rows, columns]`, transposed if the program says so.
+        xs: streams `[B, T, *heads, n]` or `[B, T, *heads]`, fp32, bf16 or fp16 each.
+        ws: weights `[n]`, `[*heads, n]`, `[*heads]` or of one number.
+        reset_BT: True at t zeroes the state before step t.
+        narrow: whether outputs take the dtype of the first stream instead of fp32.
+
+    Returns:
+        Outputs `[B, T, *heads, rows]` and the last state like `h`, in fp32.
+
+    """
+    heads = h.shape[1:-2]
+    H = prod(heads)
+    flat = [x.flatten(2, 1 + len(heads)) if heads else x.unsqueeze(2) for x in xs]
+    weights = [w.flatten(0, len(heads) - 1) if len(heads) > 1 and w.dim() >= len(heads) else w for w in ws]
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (h, *xs, *ws))
+    reset = None if reset_BT is None else reset_BT.to(torch.uint8)
+    start = h.float().reshape(h.shape[0], H, *h.shape[-2:])
+    y, last, _ = _forward(program.text, start, flat, weights, reset, narrow, wanted)
+    return y.view(*y.shape[:2], *heads, program.rows), last.view(h.shape)
+
+
+@torch.library.custom_op("rnn_lab::matrix", mutates_args=())
+def _forward(
+    program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, narrow: bool, marked: bool
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    call = _Call(program, h, xs, ws, reset)
+    B, T, H, rows = *xs[0].shape[:2], h.shape[1], call.program.rows
+    y = h.new_empty((B, T, H, rows), dtype=xs[0].dtype if narrow else torch.float32)
+    marks = h.new_empty(_marks(B * H, T, call.tiling) if marked else (0,), dtype=mark_type(call.used))
+    last = torch.empty_like(h, memory_format=torch.contiguous_format)
+    call.launch(call.form(y, forward=True, marks=marked), y, h.contiguous(), last, marks, [])
+    return y, last, marks
+
+
+def _marks(matrices: int, T: int, tiling: Tiling) -> tuple[int, ...]:
+    return (matrices * tiling.split * -(-T // tiling.steps) * (tiling.mark // tiling.split),)
+
+
+@_forward.register_fake
+def _(
+    program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, narrow: bool, marked: bool
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    call = _Call(program, h, xs, ws, reset)
+    B, T, H = *xs[0].shape[:2], h.shape[1]
+    y = h.new_empty((B, T, H, call.program.rows), dtype=xs[0].dtype if narrow else torch.float32)
+    marks = _marks(B * H, T, call.tiling) if marked else (0,)
+    return y, h.new_empty(h.shape), h.new_empty(marks, dtype=mark_type(call.used))
+
+
+@torch.library.custom_op("rnn_lab::matrix_backward", mutates_args=())
+def _backward(
+    program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, marks: Tensor, dy: Tensor, dlast: Tensor
+) -> list[Tensor]:  # fmt: skip
+    call, dy = _Call(program, dlast, xs, ws, reset), dy.contiguous()
+    B, T, H = *xs[0].shape[:2], dlast.shape[1]
+    form = call.form(dy, forward=False)
+    found = call.gradients(form, B, T, H)
+    dh = torch.empty_like(dlast, memory_format=torch.contiguous_format)
+    call.launch(form, dy, dlast.contiguous(), dh, marks, found)
+    return [dh, *call.collected(form, found)]
+
+
+@_backward.register_fake
+def _(
+    program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, marks: Tensor, dy: Tensor, dlast: Tensor
+) -> list[Tensor]:  # fmt: skip
+    return [dlast.new_empty(dlast.shape), *(x.new_empty(x.shape) for x in (*xs, *ws))]
+
+
+def mark_type(used: list[Tensor]) -> torch.dtype:
+    """Backward starts each tile from a mark: bf16 where its gradients are narrow anyway."""
+    return torch.float32 if all(x.dtype == torch.float32 for x in used) else torch.bfloat16
+
+
+class _Call:
+    """A call of either direction: its streams and weights by the uses of the program."""
+
+    def __init__(self, program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None) -> None:
+        self.program = parse(program)
+        self.xs, self.ws, self.reset = xs, ws, None if reset is None else reset.contiguous()
+        self.H = h.shape[1]
+        found = tilings(program, _shared(h.device))
+        self.tiling = found[choose(found, h.shape[0] * self.H)]
+        self.used = [self._tensor(name) for name in self.program.uses]
+
+    def _tensor(self, name: str) -> Tensor:
+        if name[0] == "w":
+            return self._owner(name).float().contiguous()
+        x = self._owner(name)
+        return x if not axes(name) or x.stride(-1) == 1 else x.contiguous()
+
+    def _owner(self, name: str) -> Tensor:
+        return (self.xs if name[0] == "x" else self.ws)[int(name[1:].partition(".")[0])]
+
+    def form(self, y: Tensor, forward: bool, marks: bool = False) -> Form:
+        """What the kernel is printed for; y is dy in backward."""
+        names = self.program.uses if forward else [*self.program.uses, "y.r"]
+        tensors = self.used if forward else [*self.used, y]
+        units = tuple(self._unit(name, x) for name, x in zip(names, tensors, strict=True))
+        types = tuple(x.dtype for x in tensors)
+        even = self.xs[0].shape[1] % self.tiling.steps == 0
+        exact = mark_type(self.used) == torch.float32
+        return Form(forward, self.tiling, types, units, y.dtype, even, self.reset is not None, marks, exact)
+
+    def _unit(self, name: str, x: Tensor) -> int:
+        """Bytes of the largest asynchronous copy to which every row is aligned; 0: none, or nothing to copy."""
+        if name[0] == "w":
+            return 0
+        size, t = x.element_size(), self.tiling
+        widths = {"c": [self.program.columns], "r": [self.program.rows, t.block_rows], "": [1]}[axes(name)]
+        for unit in (16, 8, 4):
+            steps = (*widths, *x.stride()[:3])
+            if x.data_ptr() % unit == 0 and all(n * size % unit == 0 for n in steps):
+                return unit
+        return 0
+
+    def gradients(self, form: Form, B: int, T: int, H: int) -> list[Tensor]:
+        """Memory for what backward finds for every use."""
+        split, out = self.tiling.split, []
+        for name, x in zip(self.program.uses, self.used, strict=True):
+            kind = axes(name)
+            if name[0] == "w":
+                width = {"r": self.tiling.block_rows, "c": self.program.columns, "": 1}[kind]
+                out.append(x.new_empty(B, H, split, width))
+            elif split > 1 and kind != "r":
+                out.append(x.new_empty(split, *x.shape, dtype=torch.float32))
+            else:
+                out.append(x.new_empty(x.shape))
+        return out
+
+    def collected(self, form: Form, found: list[Tensor]) -> list[Tensor]:
+        """Gradients by streams and weights: uses of one are added up, and so are blocks, sequences and shared heads."""
+        sums: dict[str, Tensor] = {}
+        for name, g in zip(self.program.uses, found, strict=True):
+            owner, _, kind = name.partition(".")
+            x = self._owner(name)
+            if name[0] == "w":
+                g = g.flatten(2)[..., : self.program.rows] if kind == "r" else g.sum(2)
+                g = g.sum(0) if kind else g.sum((0, 2))
+                g = (g if g.dim() == x.dim() else g.sum(0)).to(x.dtype)
+            elif g.dim() > x.dim():
+                g = g.sum(0).to(x.dtype)
+            sums[owner] = sums[owner] + g if owner in sums else g
+        names = [f"x{i}" for i in range(len(self.xs))] + [f"w{i}" for i in range(len(self.ws))]
+        return [sums[n] if n in sums else torch.zeros_like(x) for n, x in zip(names, [*self.xs, *self.ws], strict=True)]
+
+    def launch(self, form: Form, y: Tensor, start: Tensor, stop: Tensor, marks: Tensor, found: list[Tensor]) -> None:
+        """Launch a direction. The values are the fields of Args in matrix.cuh."""
+        tensors = self.used if form.forward else [*self.used, y]
+        strides: list[tuple[int, ...]] = []
+        for name, x in zip([*self.program.uses, "y.r"], tensors, strict=False):
+            if name[0] == "w":
+                per_head = x.dim() > len(axes(name))
+                strides.append((0, 0, x.stride(0) if per_head else 0))
+            else:
+                strides.append(x.stride()[:3])
+        B, T = self.xs[0].shape[:2]
+        values = [*tensors, *(s[0] for s in strides), *(s[1] for s in strides), *(s[2] for s in strides)]
+        values += [*found, *[None] * (len(tensors) - len(found))]
+        values += [start, stop, y, marks, self.reset, B, T, self.H]
+        call, shared = kernel(self.program.text, form)
+        call((B * self.H * self.tiling.split, 1, 1), (self.tiling.threads, 1, 1), *values, shared=shared)
+
+
+@lru_cache(maxsize=1024)
+def kernel(text: str, form: Form) -> tuple[Kernel, int]:
+    """A kernel of the program with this text, and its shared memory."""
+    program = parse(text)
+    fields = 5 * (len(program.uses) + (0 if form.forward else 1)) + 8
+    name = "forward" if form.forward else "backward"
+    return Kernel(source(program, form), name, [f"{fields}Q"], "matrix.cu"), Layout(program, form).bytes
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.program, _, xs, ws, reset, _, _ = inputs
+    ctx.counts, ctx.reset = (len(xs), len(ws)), reset is not None
+    ctx.save_for_backward(output[2], *xs, *ws, *(() if reset is None else (reset,)))
+    ctx.set_materialize_grads(True)
+
+
+def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Any, ...]:
+    marks, *rest = ctx.saved_tensors
+    n_x, n_w = ctx.counts
+    xs, ws = rest[:n_x], rest[n_x : n_x + n_w]
+    reset = rest[-1] if ctx.reset else None
+    dh, *grads = _backward(ctx.program, xs, ws, reset, marks, dy, dlast)
+    return None, dh, grads[:n_x], grads[n_x:], None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
