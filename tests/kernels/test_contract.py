@@ -8,9 +8,11 @@ MODELS = {
     "e65": {"use_conv": False},
     "68i": {"use_conv": False},
     "mingru": {},
-    "e74d": {"use_conv": False, "definition": "cell", "nonlinearity": "tanh", "projection": "no_z", "activation": "silu"},
+    "e74d": {
+        "use_conv": False, "definition": "cell", "nonlinearity": "tanh", "projection": "no_z", "activation": "silu",
+    },
     "llama": {},
-}
+}  # fmt: skip
 """What is held in Triton's interpreter, where every variant takes ten seconds; on a GPU all of them run."""
 
 
