@@ -54,7 +54,7 @@ def write_series(path: Path, seeds: int = 2, **meta: Any) -> Path:
     for model, offset in OFFSETS.items():
         for seed in range(1, seeds + 1):
             name = f"{model}-s{seed}"
-            loss = curve(STEPS, seed) + offset + noise(STEPS, 10 * seed + len(model), scale=0.004)
+            loss = curve(STEPS, seed) + offset + noise(STEPS, 10 * seed + list(OFFSETS).index(model), scale=0.004)
             speed = SPEEDS[model]
             complete(write_run(path / "runs" / name, loss, model=model, seed=seed, step_seconds=speed))
             write_job(path, name, "done")

@@ -196,6 +196,15 @@ def test_a_figure_edited_by_hand_contradicts_another(reported, tmp_path, file, k
     assert said in row.problem
 
 
+def test_a_clock_that_somebody_made_faster_contradicts_the_sum_of_its_seconds(reported, tmp_path):
+    series = copy(reported, tmp_path / "s")
+    path = series / "runs" / "e61-s1" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"seconds": line["seconds"] / 10}) + "\n" for line in lines))
+    (row,) = [run for run in facts(series).failures if run.name == "e61-s1"]
+    assert "s of training, but the clock of metrics.jsonl ends at 0.399" in row.problem
+
+
 def test_sums_kept_by_the_scheduler_are_held_against_the_files(reported, tmp_path):
     series = copy(reported, tmp_path / "s")
     write_job(series, "e61-s1", "done", sums={"metrics.jsonl": "0" * 64})

@@ -26,7 +26,7 @@ from rnn_lab.errors import ConfigError, RnnLabError, RunError
 from rnn_lab.lab.plan import Job, SeriesPlan
 
 STATES = ("pending", "running", "done", "failed", "diverged", "timeout", "oom")
-SUMMED = ("config.toml", "metrics.jsonl", "result.json")
+SUMMED = ("config.toml", "metrics.jsonl", "result.json", "env.json")
 """Files of a run that do not change once it has ended; their sha256 is kept with the job."""
 
 

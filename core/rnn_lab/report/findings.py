@@ -78,8 +78,8 @@ def _speed(report: Report) -> Iterator[str]:
     rate, fastest = max(known, key=lambda pair: pair[0])
     ahead = [one.label for one in report.standings if one.on_front]
     yield (
-        f"{fastest.label} trains fastest, {rate:,.0f} bytes per second. "
-        f"Nobody beats {_few(ahead)} in both loss and speed."
+        f"By means alone, which no test backs, {fastest.label} trained fastest, {rate:,.0f} bytes per second, and "
+        f"nobody was ahead of {_few(ahead)} in both loss and speed."
     )
 
 
