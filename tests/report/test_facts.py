@@ -271,3 +271,35 @@ def test_a_protocol_that_compares_validation_losses_is_ranked_by_them(tmp_path, 
         assert report.standings[3].group > 1
     page = pages(report)[MARKDOWN]
     assert "validation loss at the end, over seeds" in page and "| training loss at equal steps |" in page
+
+
+def test_the_head_says_what_the_runs_were_given_not_what_the_protocol_says(reported, tmp_path):
+    series = copy(reported, tmp_path / "s")
+    plan = json.loads((series / "series.json").read_text())
+    overrides = ["train.steps=110", 'data.path="/x"']
+    (series / "series.json").write_text(json.dumps(plan | {"overrides": overrides}))
+    for run in (series / "runs").iterdir():
+        path = run / "config.toml"
+        path.write_text(path.read_text().replace("[train]", "[train]\nsteps = 110\nminutes = 0.5"))
+    report = facts(series)
+    assert report.description == (
+        "Changed from the protocol: train.steps = 110. As written the protocol is: A small series"
+    )
+    assert report.budgets == ("110 steps or 0.5 minutes",)
+    assert "Each run was given 110 steps or 0.5 minutes." in pages(report)[MARKDOWN]
+    assert facts(reported).description == "A small series" and facts(reported).budgets == ("1,000 steps",)
+
+
+def test_the_head_names_the_data_and_how_often_it_was_read(reported, tmp_path):
+    series = copy(reported, tmp_path / "s")
+    (one,) = facts(series).data
+    assert (one.name, one.bytes, one.read) == ("d", 100_000, (400 * 64, 400 * 64))
+    assert one.passes == (0.256, 0.256) and one.runs.startswith("e61-s1, e61-s2")
+    path = series / "runs" / "e1-s1" / "result.json"
+    known = json.loads(path.read_text())
+    known["data"] = {"path": "/far/other.bin", "fingerprint": "cd" * 32, "bytes": 200_000}
+    path.write_text(json.dumps(known))
+    report = facts(series)
+    other = next(one for one in report.data if one.runs == "e1-s1")
+    assert (other.name, other.passes) == ("other.bin", (0.128, 0.128)) and len(report.data) == 2
+    assert "Data of e1-s1: other.bin, 200,000 bytes, fingerprint cdcd" in pages(report)[MARKDOWN]
