@@ -1,12 +1,13 @@
 """From a folder of runs to the facts of its report."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from rnn_lab.compare import VALIDATION, held_equal
 from rnn_lab.errors import RunError
-from rnn_lab.records import Series, read_series
+from rnn_lab.records import SERIES, Series, read_series
 from rnn_lab.report import charts, details, opening
 from rnn_lab.report.contestants import METRICS, Contestant, contestants, run_rows
 from rnn_lab.report.curves import curves, milestones
@@ -72,6 +73,7 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
         unrecorded=setup.unrecorded,
         noise=noise,
         commands=details.commands(series),
+        sources=sources(folder, [run.name for run in series.runs]),
         environment={"dates": details.dates(field), **setup.environment},
     )
     return settled(findings(settled(report)))
@@ -80,6 +82,13 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
 def made_with() -> dict[str, str]:
     """Versions that the bytes of a report depend on."""
     return {name: metadata.version(name) for name in _LIBRARIES} | charts.versions()
+
+
+def sources(folder: Path, jobs: Iterable[str]) -> dict[str, str]:
+    """sha256 of the files of a series that are no run's, by their place in it; none for a plain folder of runs."""
+    names = (SERIES, "noise.json", *(f"jobs/{job}.json" for job in jobs))
+    files = {name: folder / name for name in names} if (folder / SERIES).is_file() else {}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
 
 
 def _metric(series: Series) -> str:

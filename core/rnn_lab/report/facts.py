@@ -237,7 +237,7 @@ class Report:
     `budgets` are those that the runs had, whatever the protocol says.
     `axis` is what the runs were given an equal amount of, `decides` the axis of the verdicts that part the groups of
     the ranking (`val_loss` for validation losses), `window` the steps that losses along the way are means of,
-    `allowed` are obstacles that pairs are compared in spite of.
+    `allowed` are obstacles that pairs are compared in spite of, `sources` sha256 sums of plan, noise floor and jobs.
     """
 
     title: str
@@ -267,6 +267,7 @@ class Report:
     unrecorded: tuple[Unrecorded, ...]
     noise: Noise | None
     commands: tuple[str, ...]
+    sources: Mapping[str, str]
     environment: Mapping[str, str]
 
     @property
