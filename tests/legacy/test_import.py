@@ -332,3 +332,17 @@ def test_null_is_a_loss_that_nobody_kept_and_no_divergence(tmp_path, name, at):
     path.write_text('{"model": "e61", "loss": null, "last100": 2.5}')
     (run,) = imported(path, format_name="json").values()
     assert (run.result["status"], list(run.result["figures"])) == ("ok", ["last100"])
+
+
+@pytest.mark.parametrize(("window", "known"), [(100, 2.5), (10, None), (1, None), (None, None)])
+def test_one_mean_is_last100_only_over_a_hundred_steps(tmp_path, window, known):
+    path = tmp_path / "one.json"
+    path.write_text('{"model": "e61", "last100": 2.5}')
+    assert imported(path, window=window)["e61"].result["last100"] == known
+
+
+def test_a_run_that_diverged_has_no_metrics_though_every_step_was_printed(tmp_path):
+    path = tmp_path / "each.jsonl"
+    path.write_text("".join(f'{{"step": {i}, "loss": {"NaN" if i == 150 else 2.0}}}\n' for i in range(1, 151)))
+    (run,) = imported(path).values()
+    assert run.result["status"] == "diverged" and not run.per_step and run.result["last100"] is None

@@ -278,7 +278,8 @@ def test_a_protocol_that_compares_validation_losses_is_ranked_by_them(tmp_path, 
     assert "validation loss at the end, over seeds" in page and "| training loss at equal steps |" in page
 
 
-def test_the_head_says_what_the_runs_were_given_not_what_the_protocol_says(reported, tmp_path):
+def test_the_head_says_what_the_runs_were_given_not_what_the_protocol_says(report, reported, tmp_path):
+    assert (report.description, report.budgets) == ("A small series", ("1,000 steps",))
     series = copy(reported, tmp_path / "s")
     plan = json.loads((series / "series.json").read_text())
     overrides = ["train.steps=110", 'data.path="/x"']
@@ -286,13 +287,12 @@ def test_the_head_says_what_the_runs_were_given_not_what_the_protocol_says(repor
     for run in (series / "runs").iterdir():
         path = run / "config.toml"
         path.write_text(path.read_text().replace("[train]", "[train]\nsteps = 110\nminutes = 0.5"))
-    report = facts(series)
-    assert report.description == (
+    changed = facts(series)
+    assert changed.description == (
         "Changed from the protocol: train.steps = 110. As written the protocol is: A small series"
     )
-    assert report.budgets == ("110 steps or 0.5 minutes",)
-    assert "Each run was given 110 steps or 0.5 minutes." in markdown(report)
-    assert facts(reported).description == "A small series" and facts(reported).budgets == ("1,000 steps",)
+    assert changed.budgets == ("110 steps or 0.5 minutes",)
+    assert "Each run was given 110 steps or 0.5 minutes." in markdown(changed)
 
 
 def test_the_head_names_the_data_and_how_often_it_was_read(reported, tmp_path):
@@ -321,3 +321,13 @@ def test_one_failure_is_singular_and_a_step_is_whole(tmp_path):
 def test_a_gap_within_the_noise_floor_shows_nothing(report, reported):
     assert "E68 is within the noise floor of 0.0050 of the best: such a gap shows nothing." in report.findings
     assert "A smaller gap shows nothing." in (reported / MARKDOWN).read_text()
+
+
+def test_seconds_that_do_not_sum_to_the_total_are_a_contradiction(reported, tmp_path):
+    series = copy(reported, tmp_path / "s")
+    path = series / "runs" / "e61-s1" / "result.json"
+    known = json.loads(path.read_text())
+    known["clock"]["total"] += 1
+    path.write_text(json.dumps(known))
+    (row,) = [run for run in facts(series).failures if run.name == "e61-s1"]
+    assert "the clock's buckets sum to" in row.problem
