@@ -80,13 +80,15 @@ class Group:
     @property
     def judged(self) -> tuple[RunRecord, ...]:
         """Those that have losses to judge."""
-        given = (run for run in self.runs if run.status not in FAILED and (self.killed or run.status != "killed"))
-        return tuple(run for run in given if run.edited is None)
+        return tuple(run for run in self.runs if self._has_losses(run))
 
     @property
     def lost(self) -> tuple[RunRecord, ...]:
         """The others."""
-        return tuple(run for run in self.runs if run not in self.judged)
+        return tuple(run for run in self.runs if not self._has_losses(run))
+
+    def _has_losses(self, run: RunRecord) -> bool:
+        return run.status not in FAILED and (self.killed or run.status != "killed") and run.edited is None
 
     @property
     def params(self) -> int | None:

@@ -1,12 +1,12 @@
 """From a folder of runs to the facts of its report."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from rnn_lab.compare import VALIDATION, held_equal
 from rnn_lab.errors import RunError
+from rnn_lab.integrity import sha256
 from rnn_lab.records import SERIES, Series, read_series
 from rnn_lab.report import charts, details, opening
 from rnn_lab.report.contestants import METRICS, Contestant, contestants, run_rows
@@ -88,7 +88,7 @@ def sources(folder: Path, jobs: Iterable[str]) -> dict[str, str]:
     """sha256 of the files of a series that are no run's, by their place in it; none for a plain folder of runs."""
     names = (SERIES, "noise.json", *(f"jobs/{job}.json" for job in jobs))
     files = {name: folder / name for name in names} if (folder / SERIES).is_file() else {}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
+    return {name: found for name, path in files.items() if (found := sha256(path)) is not None}
 
 
 def _metric(series: Series) -> str:
