@@ -71,7 +71,7 @@ def _pairs(cs_t, resets_t, t, cs_i, resets_i, i, RESETS: tl.constexpr):
 
 
 @tuned(_WALKS, key=("P", "N", "heads_per_group"))
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def forward_kernel(
     x_ptr, dt_ptr, g_ptr, k_ptr, q_ptr, S_ptr, reset_ptr, o_ptr, last_ptr,
     T, H, P, N, heads_per_group, xb, xt, xh, kb, kt, kg, qb, qt, qg,
@@ -121,7 +121,7 @@ def forward_kernel(
 
 
 @tuned(_WALKS, key=("P", "N", "heads_per_group"))
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def states_kernel(
     x_ptr, dt_ptr, g_ptr, k_ptr, S_ptr, reset_ptr, all_ptr, end_ptr,
     T, H, P, N, heads_per_group, chunks, xb, xt, xh, kb, kt, kg,
@@ -168,7 +168,7 @@ def states_kernel(
 
 
 @tuned(_SUMS, key=("P", "N", "heads_per_group", "READ"))
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def gradients_kernel(
     x_ptr, dt_ptr, g_ptr, k_ptr, q_ptr, reset_ptr, do_ptr, R_ptr, dR_ptr, ddt_in_ptr, dg_in_ptr,
     dx_ptr, ddt_ptr, dg_ptr, dkq_ptr,

@@ -2,10 +2,10 @@
 //
 // What is printed before this text (kernels.matrix_cuda): ROWS and COLUMNS of the matrix, SR and SC (elements from one
 // row, or column, of a state to the next); the tile of a lane, RE rows by CE columns, CE a multiple of 4; CL lanes side
-// by side across the columns; W warps; SPLIT blocks per matrix; TILE (steps that are staged, and between two marks);
-// P (lanes that prepare one step); NU streams and weights; EVEN (whole tiles only), RESET, MARKS, UNROLL; offsets into
-// shared memory in bytes; FORWARD, which kernel is meant; YTYPE and MARK, the types of outputs and marks. After it: the
-// functions that are declared in the middle.
+// by side across the columns; W warps; SPLIT blocks per matrix; RESIDENT blocks for which a multiprocessor has registers;
+// TILE (steps that are staged, and between two marks); P (lanes that prepare one step); NU streams and weights; EVEN
+// (whole tiles only), RESET, MARKS, UNROLL; offsets into shared memory in bytes; FORWARD, which kernel is meant; YTYPE
+// and MARK, the types of outputs and marks. After it: the functions that are declared in the middle.
 //
 // Lanes of a warp: CL neighbours share rows, so that a sum over columns takes log2(CL) shuffles. What depends on inputs
 // alone is computed once per tile, all steps at once, and waits in shared memory.
@@ -251,7 +251,7 @@ __device__ __forceinline__ void prepare(const char* raw, char* shared);
 // h becomes the state after step k, y what is seen of it.
 __device__ __forceinline__ void step(const Place& p, char* shared, int k, Tile h, Row y);
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) forward(const __grid_constant__ Args a) {
     extern __shared__ __align__(16) char shared[];
     const Place p(a);
     float h[RE][CE];
@@ -296,7 +296,7 @@ __device__ __forceinline__ void pull_back(const Args& a, const Place& p, const c
 __device__ __forceinline__ void clear_weights(char* shared);
 __device__ __forceinline__ void store_weights(const Args& a, const Place& p, const char* shared);
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward(const __grid_constant__ Args a) {
     extern __shared__ __align__(16) char shared[];
     const Place p(a);
     float dh[RE][CE];

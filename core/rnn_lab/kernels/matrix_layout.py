@@ -15,7 +15,8 @@ TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 class Tiling:
     """How a matrix is spread: a lane has `rows` by `columns` entries, `across` lanes share rows.
 
-    A block has `warps`, `split` blocks share a matrix, and a mark is kept every `steps` steps.
+    A block has `warps`, `split` blocks share a matrix, and a mark is kept every `steps` steps. The compiler has to leave
+    registers for `resident` blocks on a multiprocessor.
     """
 
     rows: int
@@ -24,6 +25,7 @@ class Tiling:
     warps: int
     split: int
     steps: int
+    resident: int = 1
 
     @property
     def block_rows(self) -> int:
