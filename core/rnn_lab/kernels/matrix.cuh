@@ -81,6 +81,14 @@ __device__ __forceinline__ float total(const float (&x)[ACC]) {
     return ACC == 4 ? (x[0] + x[1 % ACC]) + (x[2 % ACC] + x[3 % ACC]) : ACC == 2 ? x[0] + x[1 % ACC] : x[0];
 }
 
+// The tanh of a whole tile, GROUP numbers at a time.
+__device__ __forceinline__ void tanh_of_tile(float (&x)[RE][CE]) {
+#pragma unroll
+    for (int r = 0; r < RE; ++r)
+#pragma unroll
+        for (int c = 0; c < CE; c += GROUP) close_tanh<GROUP>(&x[r][c]);
+}
+
 // Four floats, moved as one word.
 struct alignas(16) Four { float e[4]; };
 

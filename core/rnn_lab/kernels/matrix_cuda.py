@@ -15,6 +15,8 @@ from rnn_lab.kernels.matrix_source import Program
 _CLOSE = replace(CUDA, operations=CUDA.operations | {"tanh": "close_tanh({0})"})
 """With a tanh whose error, 1e-7, is not relative to its result: enough where inputs are narrow."""
 
+FWD_GROUP, BWD_GROUP = (int(x) for x in __import__("os").environ.get("GROUPS", "4,4").split(","))
+
 
 def source(program: Program, form: Form) -> str:
     """CUDA C++ with the kernel `forward` or `backward`."""
@@ -26,7 +28,7 @@ def source(program: Program, form: Form) -> str:
         "RESIDENT": t.resident,
         "P": layout.prepare_lanes, "NU": max(1, len(layout.streams)), "EVEN": int(form.even), "RESET": int(form.reset),
         "MARKS": int(form.marks), "UNROLL": max(1, min(4, 32 // (t.rows * t.columns))), "RAW": layout.raw_bytes,
-        "STATES": layout.states,
+        "STATES": layout.states, "GROUP": FWD_GROUP if form.forward else BWD_GROUP,
     }  # fmt: skip
     lines = ["// Printed by rnn_lab.kernels.matrix_cuda."]
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]
@@ -44,7 +46,7 @@ def _cell(layout: Layout) -> Iterator[str]:
     yield from _function(f"fetch({place}char* raw, i64 tile)", _fetch(layout))
     yield from _function(f"load_weights({place}char* shared)", _load_weights(layout))
     yield from _function("prepare(const char* raw, char* shared)", _prepare(layout, dialect))
-    lane = Lane(dialect)
+    lane = Lane(dialect, tiled={} if form.exact or (FWD_GROUP if form.forward else BWD_GROUP) == 1 else {"tanh": "tanh_of_tile"})
     update, output = program.forward
     of_step = "const Place& p, char* shared, int k, Tile h"
     if form.forward:
