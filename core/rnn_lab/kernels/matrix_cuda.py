@@ -15,7 +15,7 @@ from rnn_lab.kernels.matrix_source import Program
 _CLOSE = replace(CUDA, operations=CUDA.operations | {"tanh": "close_tanh({0})"})
 """With a tanh whose error, 1e-7, is not relative to its result: enough where inputs are narrow."""
 
-FWD_GROUP, BWD_GROUP = (int(x) for x in __import__("os").environ.get("GROUPS", "4,4").split(","))
+FWD_GROUP, BWD_GROUP = (int(x) for x in __import__("os").environ.get("TGROUP", "4,4").split(","))
 
 
 def source(program: Program, form: Form) -> str:
