@@ -193,7 +193,7 @@ class _Call:
         if name[0] == "w":
             return self._owner(name).float().contiguous()
         x = self._owner(name)
-        return x if not axes(name) or x.stride(-1) == 1 else x.contiguous()
+        return x if (not axes(name) or x.stride(-1) == 1) and x.stride(1) < 2**27 else x.contiguous()
 
     def _owner(self, name: str) -> Tensor:
         return (self.xs if name[0] == "x" else self.ws)[int(name[1:].partition(".")[0])]

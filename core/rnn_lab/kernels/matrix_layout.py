@@ -10,6 +10,9 @@ from rnn_lab.kernels.matrix_source import Program
 
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
+REGISTERS = 64
+"""Most registers of a lane for the states of a tile of steps."""
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -36,6 +39,11 @@ class Tiling:
     def threads(self) -> int:
         """Threads of a block."""
         return 32 * self.warps
+
+    @property
+    def held(self) -> bool:
+        """Whether backward keeps the states of a tile of steps in registers; in shared memory otherwise."""
+        return self.steps * self.rows * self.columns <= REGISTERS
 
     @property
     def mark(self) -> int:
@@ -91,7 +99,7 @@ class Layout:
         if not form.forward:
             self._take_backward()
         self.states = self._size
-        self.bytes = self._size + (0 if form.forward else 128 * t.warps * t.steps * t.rows * t.columns)
+        self.bytes = self._size + (0 if form.forward or t.held else 128 * t.warps * t.steps * t.rows * t.columns)
 
     def _take(self, name: str, floats: int) -> None:
         self.at[name] = self._size

@@ -21,6 +21,12 @@ __device__ __forceinline__ float fast_exp2(float x) {
     return r;
 }
 
+__device__ __forceinline__ float fast_sqrt(float x) {
+    float r;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
 // The lesser, or NaN if one of them is.
 __device__ __forceinline__ float lesser(float x, float y) {
     float r;
