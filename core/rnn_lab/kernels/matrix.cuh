@@ -3,10 +3,10 @@
 // What is printed before this text (kernels.matrix_cuda): ROWS and COLUMNS of the matrix, SR and SC (elements from one
 // row, or column, of a state to the next); the tile of a lane, RE rows by CE columns, CE a multiple of 4; CL lanes side
 // by side across the columns; W warps; SPLIT blocks per matrix; RESIDENT blocks for which a multiprocessor has registers;
-// TILE (steps that are staged, and between two marks); HELD (states of a tile stay in registers); P (lanes that prepare
-// one step); NU streams and weights; EVEN (whole tiles only), RESET, MARKS, UNROLL; offsets into shared memory in bytes;
-// FORWARD, which kernel is meant; YTYPE and MARK, the types of outputs and marks. After it: the functions that are
-// declared in the middle. Steps of one sequence are less than 2 ** 27 numbers apart.
+// TILE (steps that are staged) and SEGMENT (steps between two marks, whose states backward keeps in registers); P (lanes
+// that prepare one step); NU streams and weights; EVEN (whole tiles only), RESET, MARKS, UNROLL; offsets into shared
+// memory in bytes; FORWARD, which kernel is meant; YTYPE and MARK, the types of outputs and marks. After it: the
+// functions that are declared in the middle. Steps of one sequence are less than 2 ** 27 numbers apart.
 //
 // Lanes of a warp: CL neighbours share rows, so that a sum over columns takes log2(CL) shuffles. What depends on inputs
 // alone is computed once per tile, all steps at once, and waits in shared memory.
@@ -202,12 +202,13 @@ __device__ __forceinline__ void store_state(const Args& a, const Place& p, const
             if (p.has_row(r) && p.has_column(c)) a.stop[p.entry(a, r, c)] = h[r][c];
 }
 
-// Marks: what a lane holds before a tile, four entries side by side, lanes next to each other.
+// Marks: what a lane holds before a segment, four entries side by side, lanes next to each other.
 constexpr int MARK_STEP = THREADS * E / 4;
 struct alignas(4 * sizeof(MARK)) Quarter { MARK e[4]; };
 
-__device__ __forceinline__ Quarter* mark(const Args& a, const Place& p, i64 tile) {
-    return reinterpret_cast<Quarter*>(a.marks) + (blockIdx.x * p.tiles + tile) * MARK_STEP + threadIdx.x;
+__device__ __forceinline__ Quarter* mark(const Args& a, i64 segment) {
+    const i64 segments = (a.T + SEGMENT - 1) / SEGMENT;
+    return reinterpret_cast<Quarter*>(a.marks) + (blockIdx.x * segments + segment) * MARK_STEP + threadIdx.x;
 }
 
 __device__ __forceinline__ void store_mark(Quarter* to, const float (&h)[RE][CE]) {
@@ -220,37 +221,14 @@ __device__ __forceinline__ void store_mark(Quarter* to, const float (&h)[RE][CE]
     }
 }
 
-__device__ __forceinline__ void load_mark(const Quarter* from, float (&h)[RE][CE]) {
+__device__ __forceinline__ void load_mark(const Quarter* from, Quarter (&q)[E / 4]) {
 #pragma unroll
-    for (int e = 0; e < E; e += 4) {
-        const Quarter q = from[e / 4 * THREADS];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) h[(e + i) / CE][(e + i) % CE] = wide(q.e[i]);
-    }
+    for (int i = 0; i < E / 4; ++i) q[i] = from[i * THREADS];
 }
 
-// States of a tile in shared memory, 16 bytes of a lane next to those of the others.
-__device__ __forceinline__ float* slot(char* shared, const Place& p, int k) {
-    return reinterpret_cast<float*>(shared + STATES) + (p.warp * TILE + k) * (32 * E) + p.lane * 4;
-}
-
-__device__ __forceinline__ void push(float* to, const float (&h)[RE][CE]) {
+__device__ __forceinline__ void unpack(const Quarter (&q)[E / 4], float (&h)[RE][CE]) {
 #pragma unroll
-    for (int e = 0; e < E; e += 4) {
-        Four four;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) four.e[i] = h[(e + i) / CE][(e + i) % CE];
-        *reinterpret_cast<Four*>(to + e * 32) = four;
-    }
-}
-
-__device__ __forceinline__ void pop(const float* from, float (&h)[RE][CE]) {
-#pragma unroll
-    for (int e = 0; e < E; e += 4) {
-        const Four four = *reinterpret_cast<const Four*>(from + e * 32);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) h[(e + i) / CE][(e + i) % CE] = four.e[i];
-    }
+    for (int e = 0; e < E; ++e) h[e / CE][e % CE] = wide(q[e / 4].e[e % 4]);
 }
 
 __device__ __forceinline__ void set_zero(float (&h)[RE][CE]) {
@@ -295,7 +273,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) forward(const __
     fetch(a, p, w, shared, 0);
     commit();
     bool flag = begins(a, p, 0);
-    Quarter* marks = mark(a, p, 0);
+    Quarter* marks = mark(a, 0);
     const int y_step = int(a.H) * ROWS;
     YTYPE* y_at = static_cast<YTYPE*>(a.y) + (p.b * a.T * a.H + p.h) * ROWS + p.g * NR + p.row;
     for (i64 i = 0; i < p.tiles; ++i) {
@@ -306,12 +284,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) forward(const __
         prepare(shared + i % 2 * RAW, shared);
         const unsigned resets = RESET ? __ballot_sync(~0u, flag) : 0;
         flag = begins(a, p, i + 1);
-        if (MARKS) store_mark(marks, h);
-        marks += MARK_STEP;
         meet();
         const int steps = p.steps(a, i);
 #pragma unroll UNROLL
         for (int k = 0; k < (EVEN ? TILE : steps); ++k) {
+            if (MARKS && k % SEGMENT == 0) {
+                store_mark(marks, h);
+                marks += MARK_STEP;
+            }
             if (RESET && resets >> k & 1) set_zero(h);
             float y[RE];
             step(p, shared, k, h, y);
@@ -348,11 +328,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward(const _
     fetch(a, p, w, shared + (p.tiles - 1) % 2 * RAW, p.tiles - 1);
     commit();
     bool flag = begins(a, p, p.tiles - 1);
-    const Quarter* marks = mark(a, p, p.tiles - 1);
+    const Quarter* marks = mark(a, (a.T - 1) / SEGMENT);
+    Quarter packed[E / 4];
+    load_mark(marks, packed);
     for (i64 i = p.tiles - 1; i >= 0; --i) {
-        float s[RE][CE];
-        load_mark(marks, s);
-        marks -= MARK_STEP;
         arrived<0>();
         meet();
         if (i) fetch(a, p, w, shared + (i - 1) % 2 * RAW, i - 1);
@@ -362,35 +341,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward(const _
         flag = begins(a, p, i - 1);
         meet();
         const int steps = p.steps(a, i);
-        float held[HELD ? TILE : 1][RE][CE];
-#pragma unroll(HELD ? TILE : 1)
-        for (int k = 0; k < (HELD ? TILE : steps); ++k) {
-            if (HELD && k >= steps) break;
-            if constexpr (HELD) {
-                copy(s, held[k]);
-            } else {
-                push(slot(shared, p, k), s);
+#pragma unroll 1
+        for (int first = (steps - 1) / SEGMENT * SEGMENT; first >= 0; first -= SEGMENT) {
+            float s[RE][CE], held[SEGMENT][RE][CE];
+            unpack(packed, s);
+            marks -= MARK_STEP;
+            if (i || first) load_mark(marks, packed);
+#pragma unroll
+            for (int j = 0; j < SEGMENT; ++j) {
+                const int k = first + j;
+                if (!EVEN && k >= steps) break;
+                copy(s, held[j]);
+                if (RESET && resets >> k & 1) set_zero(s);
+                replay(p, shared, k, s);
             }
-            if (RESET && resets >> k & 1) set_zero(s);
-            replay(p, shared, k, s);
-        }
-        __syncwarp();  // sums of the replay are stored by one lane of those that share a row
-#pragma unroll(HELD ? TILE : 1)
-        for (int k = (HELD ? TILE : steps) - 1; k >= 0; --k) {
-            if (HELD && k >= steps) continue;
-            const bool fresh = RESET && resets >> k & 1;
-            float h[RE][CE];
-            if constexpr (HELD) {
-                copy(held[k], h);
-            } else {
-                pop(slot(shared, p, k), h);
+            __syncwarp();  // sums of the replay are stored by one lane of those that share a row
+#pragma unroll
+            for (int j = SEGMENT - 1; j >= 0; --j) {
+                const int k = first + j;
+                if (!EVEN && k >= steps) continue;
+                const bool fresh = RESET && resets >> k & 1;
+                float before[RE][CE];
+                copy(held[j], before);
+                if (fresh) set_zero(before);
+                adjoint(p, shared, k, before, s, dh);
+                if (fresh) set_zero(dh);
+                copy(held[j], s);
             }
-            float before[RE][CE];
-            copy(h, before);
-            if (fresh) set_zero(before);
-            adjoint(p, shared, k, before, s, dh);
-            if (fresh) set_zero(dh);
-            copy(h, s);
         }
         meet();
         pull_back(a, p, w, shared + i % 2 * RAW, shared, i);

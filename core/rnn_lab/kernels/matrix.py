@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rnn_lab.kernels.cuda_jit import Kernel
 from rnn_lab.kernels.matrix_cuda import source
-from rnn_lab.kernels.matrix_layout import Form, Layout, Tiling, axes
+from rnn_lab.kernels.matrix_layout import REGISTERS, Form, Layout, Tiling, axes, power_of_two
 from rnn_lab.kernels.matrix_source import Program, parse
 from rnn_lab.kernels.saving import keep, kept
 from rnn_lab.kernels.triton_support import tried
@@ -58,9 +58,11 @@ def tilings(text: str, shared: int = SHARED) -> tuple[Tiling, ...]:
     for of_lane, most, steps in ((tall, 8, 8), (1, 8, 8), (1, 4, 16)):
         warps = -(-program.rows // (height * of_lane))
         split = -(-warps // most)
-        tiling = Tiling(of_lane, own, lanes, -(-warps // split), split, steps)
+        segment = min(steps, power_of_two(REGISTERS // (of_lane * own) // 2 + 1))
+        tiling = Tiling(of_lane, own, lanes, -(-warps // split), split, steps, segment)
         while tiling.steps > 1 and _bytes(program, tiling) > shared:
-            tiling = replace(tiling, steps=tiling.steps // 2)
+            steps = tiling.steps // 2
+            tiling = replace(tiling, steps=steps, segment=min(steps, segment))
         out.append(tiling)
     return tuple(dict.fromkeys(out))
 
@@ -94,7 +96,7 @@ def _shared(device: torch.device) -> int:
 
 def saved_bytes(program: Program, tiling: Tiling, narrow: bool) -> float:
     """Bytes that one matrix saves per step, besides its inputs."""
-    return tiling.mark * (2 if narrow else 4) / tiling.steps
+    return tiling.mark * (2 if narrow else 4) / tiling.segment
 
 
 def run(
@@ -139,7 +141,7 @@ def _forward(
 
 
 def _marks(matrices: int, T: int, tiling: Tiling) -> tuple[int, ...]:
-    return (matrices * tiling.split * -(-T // tiling.steps) * (tiling.mark // tiling.split),)
+    return (matrices * -(-T // tiling.segment) * tiling.mark,)
 
 
 @_forward.register_fake

@@ -25,10 +25,9 @@ def source(program: Program, form: Form) -> str:
         "ROWS": program.rows, "COLUMNS": program.columns,
         "SR": 1 if program.transposed else program.columns, "SC": program.rows if program.transposed else 1,
         "RE": t.rows, "CE": t.columns, "CL": t.across, "W": t.warps, "SPLIT": t.split, "TILE": t.steps,
-        "RESIDENT": t.resident, "HELD": int(t.held),
+        "SEGMENT": t.segment, "RESIDENT": t.resident,
         "P": layout.prepare_lanes, "NU": max(1, len(layout.streams)), "EVEN": int(form.even), "RESET": int(form.reset),
         "MARKS": int(form.marks), "UNROLL": max(1, min(4, 32 // (t.rows * t.columns))), "RAW": layout.raw_bytes,
-        "STATES": layout.states,
     }  # fmt: skip
     lines = ["// Printed by rnn_lab.kernels.matrix_cuda."]
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]

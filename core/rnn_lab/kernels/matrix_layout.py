@@ -11,15 +11,16 @@ from rnn_lab.kernels.matrix_source import Program
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 REGISTERS = 64
-"""Most registers of a lane for the states of a tile of steps."""
+"""Most registers of a lane for the states of a segment."""
 
 
 @dataclass(frozen=True)
 class Tiling:
     """How a matrix is spread: a lane has `rows` by `columns` entries, `across` lanes share rows.
 
-    A block has `warps`, `split` blocks share a matrix, and a mark is kept every `steps` steps. The compiler has to leave
-    registers for `resident` blocks on a multiprocessor.
+    A block has `warps`, `split` blocks share a matrix. Inputs are staged for `steps` steps at a time; a mark is kept
+    every `segment` of them, whose states backward has in registers. The compiler has to leave registers for `resident`
+    blocks on a multiprocessor.
     """
 
     rows: int
@@ -28,6 +29,7 @@ class Tiling:
     warps: int
     split: int
     steps: int
+    segment: int
     resident: int = 1
 
     @property
@@ -39,11 +41,6 @@ class Tiling:
     def threads(self) -> int:
         """Threads of a block."""
         return 32 * self.warps
-
-    @property
-    def held(self) -> bool:
-        """Whether backward keeps the states of a tile of steps in registers; in shared memory otherwise."""
-        return self.steps * self.rows * self.columns <= REGISTERS
 
     @property
     def mark(self) -> int:
@@ -77,7 +74,7 @@ class Layout:
     def __init__(self, program: Program, form: Form) -> None:
         self.program, self.form, self.tiling = program, form, form.tiling
         t = form.tiling
-        self.prepare_lanes = min(32, max(4, _power_of_two(-(-t.threads // t.steps))))
+        self.prepare_lanes = min(32, max(4, power_of_two(-(-t.threads // t.steps))))
         self.widths = {"r": t.block_rows, "c": program.columns, "": 1}
         """Numbers of a step that a block reads of a stream."""
         self.pitch = {"r": t.block_rows, "c": t.across * t.columns + 4, "": 1}
@@ -98,8 +95,7 @@ class Layout:
             self._take(name, t.steps * self.pitch[axes(name)])
         if not form.forward:
             self._take_backward()
-        self.states = self._size
-        self.bytes = self._size + (0 if form.forward or t.held else 128 * t.warps * t.steps * t.rows * t.columns)
+        self.bytes = self._size
 
     def _take(self, name: str, floats: int) -> None:
         self.at[name] = self._size
@@ -159,5 +155,6 @@ def code(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The least that is no less than n."""
     return 1 << (n - 1).bit_length()
