@@ -328,8 +328,9 @@ def _gather_columns(layout: Layout, name: str) -> Iterator[str]:
     yield "for (int c = 0; c < CJ; ++c) {"
     yield f"    {code(name)}[c] = 0.0f;"
     yield "    const int at = lane + P * c;"
-    yield f"    for (int w = 0; w < W && k < TILE && at < COLUMNS; ++w) {code(name)}[c] += "
-    yield f"        {layout.floats(name)}[(w * TILE + k) * CS + at];"
+    yield "    if (k >= TILE || at >= COLUMNS) continue;"
+    yield "#pragma unroll"
+    yield f"    for (int w = 0; w < W; ++w) {code(name)}[c] += {layout.floats(name)}[(w * TILE + k) * CS + at];"
     yield "}"
 
 

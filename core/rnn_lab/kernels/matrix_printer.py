@@ -1,5 +1,6 @@
 """Expressions over a lane's tile of a matrix as loops in CUDA C++."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -51,6 +52,8 @@ class _Printer:
         self.kind: dict[Node, str] = {}
         self.turn: dict[Node, int] = {}
         self.code: dict[Node, str] = {}
+        self.used = Counter(a for node in self.nodes for a in node.args)
+        self.used.update(outputs.values())
         for node in self.nodes:
             kind(node, self.kind)
             below = max((self.turn[a] for a in node.args), default=0)
@@ -154,6 +157,12 @@ class _Printer:
                 visit(node, turn)
         return kept
 
+    def _terms(self, node: Node) -> list[Node]:
+        """What to add to a sum: each product then takes one instruction."""
+        if node.op != "add" or self.used[node] > 1:
+            return [node]
+        return [term for a in node.args for term in self._terms(a)]
+
     def _cheap(self, node: Node) -> bool:
         """One product or sum of what is there already."""
         return node.op in _CHEAP and all(a.op in ("var", "const") or self.kind[a] != "cr" for a in node.args)
@@ -193,17 +202,17 @@ class _Printer:
                 after.append(f"{self.lane.tiled[node.op]}({name});")
                 continue
             over_columns = node.value == "c"
-            value = ref(node.args[0])
+            values = [ref(term) for term in self._terms(node.args[0])]
             name = self._named(node)
             held = self.lane.has_column if over_columns else self.lane.has_row
             index, own = ("[r][c % ACC]", "r") if over_columns else ("[c]", "c")
             if over_columns:
                 before += [f"float {name}_[{self.lane.rows}][ACC] = {{}};", self._declared(name, own)]
                 after += self._each(own, f"{name}[r] = {self.lane.across}(total({name}_[r]));")
-                body.append(f"{name}_{index} += {held} ? {value} : 0.0f;")
+                body += [f"{name}_{index} += {held} ? {value} : 0.0f;" for value in values]
             else:
                 before.append(self._declared(name, own, " = {}"))
-                body.append(f"{name}{index} += {held} ? {value} : 0.0f;")
+                body += [f"{name}{index} += {held} ? {value} : 0.0f;" for value in values]
         for name, node in self.outputs.items():
             if self.turn[node] == turn and self.kind[node] == "cr" and node not in self.code:
                 body.append(f"{name}[r][c] = {ref(node)};")

@@ -1,6 +1,6 @@
 """tanh of matrices as a function of what is a constant times larger, so that the instruction for exp2 needs no product.
 
-The constant goes into a factor that is no matrix where there is one: a decay, a row's error.
+The constant goes into a factor of which a lane has few where there is one: a decay, a row's error.
 """
 
 import math
@@ -35,6 +35,6 @@ def _scaled(node: Node, kinds: dict[Node, str]) -> Node:
     if node.op in ("add", "sub", "neg"):
         return Node(node.op, tuple(_scaled(a, kinds) for a in node.args))
     if node.op == "mul":
-        small, large = sorted(node.args, key=lambda a: len(kind(a, kinds)))
+        small, large = sorted(node.args, key=lambda a: ("", "r", "c", "cr").index(kind(a, kinds)))
         return mul(_scaled(small, kinds), large)
     return mul(const(TANH_SCALE), node)
