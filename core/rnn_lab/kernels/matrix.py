@@ -2,7 +2,7 @@
 
 Serves every cell whose update and read-out stay inside the language of kernels.matrix_expression, whoever wrote it:
 products of the state with a vector along one axis, outer products, element-wise functions. Saved for backward: the
-inputs, and the state before every tile of steps, in bf16 where the inputs are narrow (`saved_bytes`).
+inputs, and the state every few steps, in 16 bits where the inputs are narrow (`saved_bytes`).
 """
 
 from dataclasses import replace
@@ -134,7 +134,7 @@ def _forward(
     call = _Call(program, h, xs, ws, reset)
     B, T, H, rows = *xs[0].shape[:2], h.shape[1], call.program.rows
     y = h.new_empty((B, T, H, rows), dtype=xs[0].dtype if narrow else torch.float32)
-    marks = h.new_empty(_marks(B * H, T, call.tiling) if marked else (0,), dtype=mark_type(call.used))
+    marks = h.new_empty(_marks(B * H, T, call.tiling) if marked else (0,), dtype=mark_type(call.program, call.used))
     last = torch.empty_like(h, memory_format=torch.contiguous_format)
     call.launch(call.form(y, forward=True, marks=marked), y, h.contiguous(), last, marks, [])
     return y, last, marks
@@ -152,7 +152,7 @@ def _(
     B, T, H = *xs[0].shape[:2], h.shape[1]
     y = h.new_empty((B, T, H, call.program.rows), dtype=xs[0].dtype if narrow else torch.float32)
     marks = _marks(B * H, T, call.tiling) if marked else (0,)
-    return y, h.new_empty(h.shape), h.new_empty(marks, dtype=mark_type(call.used))
+    return y, h.new_empty(h.shape), h.new_empty(marks, dtype=mark_type(call.program, call.used))
 
 
 @torch.library.custom_op("rnn_lab::matrix_backward", mutates_args=())
@@ -175,9 +175,11 @@ def _(
     return [dlast.new_empty(dlast.shape), *(x.new_empty(x.shape) for x in (*xs, *ws))]
 
 
-def mark_type(used: list[Tensor]) -> torch.dtype:
-    """Backward starts each tile from a mark: bf16 where its gradients are narrow anyway."""
-    return torch.float32 if all(x.dtype == torch.float32 for x in used) else torch.bfloat16
+def mark_type(program: Program, used: list[Tensor]) -> torch.dtype:
+    """Backward starts each segment from a mark: of 16 bits where its gradients are narrow anyway."""
+    if all(x.dtype == torch.float32 for x in used):
+        return torch.float32
+    return torch.float16 if program.bounded else torch.bfloat16
 
 
 class _Call:
@@ -207,7 +209,7 @@ class _Call:
         units = tuple(self._unit(name, x) for name, x in zip(names, tensors, strict=True))
         types = tuple(x.dtype for x in tensors)
         even = self.xs[0].shape[1] % self.tiling.steps == 0
-        exact = mark_type(self.used) == torch.float32
+        exact = mark_type(self.program, self.used) == torch.float32
         return Form(forward, self.tiling, types, units, y.dtype, even, self.reset is not None, marks, exact)
 
     def _unit(self, name: str, x: Tensor) -> int:
