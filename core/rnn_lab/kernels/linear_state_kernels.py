@@ -28,8 +28,8 @@ from rnn_lab.kernels.triton_support import tuned
 LEAST_G = tl.constexpr(-30.0)
 """Log decay below which fp32 sees nothing of a state (1e-13): keeps -inf away and differences of running sums exact."""
 
-_WALKS = [triton.Config({"BP": size}, num_warps=4, num_stages=2) for size in (32, 64)]
-# Eight warps touch memory that is not theirs in fp32 (Triton 3.6, H100): see docs/performance.md.
+# Blocks of 32 and eight warps touch memory that is not theirs (Triton 3.6, H100): see docs/performance.md.
+_WALKS = [triton.Config({"BP": 64}, num_warps=4, num_stages=stages) for stages in (2, 3)]
 _SUMS = [triton.Config({}, num_warps=4, num_stages=2)]
 
 

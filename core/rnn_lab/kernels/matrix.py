@@ -24,17 +24,26 @@ BUSY = 128
 """Blocks that keep a GPU busy."""
 WIDEST = 16
 """Columns of a lane."""
-LARGEST = 16
+NARROW = 48
+"""Columns up to which a lane has 4 of them where matrices are few."""
+LARGEST = 24
 """Entries of a lane where matrices are many."""
+DEMANDING = 16
+"""Entries of a lane from which registers, not blocks, decide how many warps a multiprocessor has."""
+FILE = 65536
+"""Registers of a multiprocessor."""
 SHARED = 227 * 1024
 """Bytes of shared memory that a block may have on Hopper; a GPU with less takes shorter tiles of steps."""
 
 
-def across(rows: int, columns: int) -> tuple[int, int] | None:
+def across(rows: int, columns: int, narrow: bool = False) -> tuple[int, int] | None:
     """Lanes that share a row, and columns of each; None where a row is too long.
 
-    As little padding as possible; then 8 columns per lane, or else more, or else fewer.
+    As little padding as possible; then 8 columns per lane, or else more, or else fewer. `narrow` lanes have 4 columns
+    where that is enough, padded or not.
     """
+    if narrow and columns <= NARROW:
+        return power_of_two(-(-columns // 4)), 4
     found = []
     for lanes in (1, 2, 4, 8, 16, 32):
         own = -(-columns // (4 * lanes)) * 4
@@ -47,24 +56,39 @@ def across(rows: int, columns: int) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=256)
 def tilings(text: str, shared: int = SHARED) -> tuple[Tiling, ...]:
-    """Ways to spread a matrix, for many, fewer and few of them: large tiles; small ones; these over several blocks."""
+    """Ways to spread a matrix.
+
+    For many matrices, where instructions count: lanes with many entries, registers for as many warps as hide latency.
+    For fewer: lanes with one row. For few, where latency counts: lanes with few columns, several blocks per matrix.
+    """
     program = parse(text)
-    found = across(program.rows, program.columns)
+    return tuple(
+        dict.fromkeys(
+            _tiling(program, shared, entries, most, narrow)
+            for entries, most, narrow in ((LARGEST, 8, False), (1, 8, False), (1, 4, True))
+        )
+    )
+
+
+def _tiling(program: Program, shared: int, entries: int, most: int, narrow: bool) -> Tiling:
+    """Lanes with as many rows as make `entries` at most, blocks of `most` warps at most."""
+    found = across(program.rows, program.columns, narrow)
     assert found is not None
     lanes, own = found
     height = 32 // lanes
-    tall = max(1, min(LARGEST // own, -(-program.rows // height)))
-    out = []
-    for of_lane, most, steps in ((tall, 8, 8), (1, 8, 8), (1, 4, 16)):
-        warps = -(-program.rows // (height * of_lane))
-        split = -(-warps // most)
-        segment = min(steps, power_of_two(REGISTERS // (of_lane * own) // 2 + 1))
-        tiling = Tiling(of_lane, own, lanes, -(-warps // split), split, steps, segment)
-        while tiling.steps > 1 and _bytes(program, tiling) > shared:
-            steps = tiling.steps // 2
-            tiling = replace(tiling, steps=steps, segment=min(steps, segment))
-        out.append(tiling)
-    return tuple(dict.fromkeys(out))
+    of_lane = max(1, min(power_of_two(entries // own // 2 + 1), -(-program.rows // height)))
+    warps = -(-program.rows // (height * of_lane))
+    split = -(-warps // most)
+    warps = -(-warps // split)
+    size = of_lane * own
+    segment = power_of_two(REGISTERS // size // 2 + 1)
+    steps = 16 if narrow or warps >= most else 8
+    resident = max(1, FILE // (32 * warps * (REGISTERS + 4 * size))) if size >= DEMANDING else 1
+    tiling = Tiling(of_lane, own, lanes, warps, split, steps, min(steps, segment), resident)
+    while tiling.steps > 1 and _bytes(program, tiling) > shared:
+        steps = tiling.steps // 2
+        tiling = replace(tiling, steps=steps, segment=min(steps, segment))
+    return tiling
 
 
 def _bytes(program: Program, tiling: Tiling) -> int:

@@ -25,7 +25,7 @@ def source(program: Program, form: Form) -> str:
         "ROWS": program.rows, "COLUMNS": program.columns,
         "SR": 1 if program.transposed else program.columns, "SC": program.rows if program.transposed else 1,
         "RE": t.rows, "CE": t.columns, "CL": t.across, "W": t.warps, "SPLIT": t.split, "TILE": t.steps,
-        "SEGMENT": t.segment, "RESIDENT": t.resident,
+        "SEGMENT": t.segment, "RESIDENT": form.resident,
         "P": layout.prepare_lanes, "NU": max(1, len(layout.streams)), "EVEN": int(form.even), "RESET": int(form.reset),
         "MARKS": int(form.marks), "UNROLL": max(1, min(4, 32 // (t.rows * t.columns))), "RAW": layout.raw_bytes,
     }  # fmt: skip
@@ -308,8 +308,7 @@ def _pull_back(layout: Layout, dialect: Dialect) -> Iterator[str]:
         yield from _scalars(layout, scalars, dialect)
     for i, name in enumerate(layout.program.uses):
         if name[0] != "w":
-            width = _WIDTH[axes(name)]
-            yield f"w.to[{i}] -= TILE * {width} * int(sizeof({_type_to(layout, name)})) * a.H;"
+            yield f"w.to[{i}] -= TILE * {_WIDTH[axes(name)]} * int(sizeof({_type_to(layout, name)})) * a.H;"
     if layout.weights:
         yield "meet();"
         for name in layout.weights:
@@ -344,7 +343,8 @@ def _scalars(layout: Layout, outputs: dict[str, Node], dialect: Dialect) -> Iter
     for name in names:
         if name[0] == "g":
             yield f"    float {code(name)} = 0.0f;"
-            yield f"    for (int j = lane; j < {rows}; j += {lanes}) {code(name)} += {layout.floats(name)}[k * {rows} + j];"
+            yield f"    for (int j = lane; j < {rows}; j += {lanes})"
+            yield f"        {code(name)} += {layout.floats(name)}[k * {rows} + j];"
             yield f"    {code(name)} = across<{lanes}>({code(name)});"
         else:
             yield f"    const float {code(name)} = {layout.read(name, 'k', '0')};"

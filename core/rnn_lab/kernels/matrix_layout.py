@@ -20,7 +20,7 @@ class Tiling:
 
     A block has `warps`, `split` blocks share a matrix. Inputs are staged for `steps` steps at a time; a mark is kept
     every `segment` of them, whose states backward has in registers. The compiler has to leave registers for `resident`
-    blocks on a multiprocessor.
+    blocks on a multiprocessor, where that costs no more than a few spilled numbers (`Form.resident`).
     """
 
     rows: int
@@ -66,6 +66,11 @@ class Form:
     reset: bool
     marks: bool
     exact: bool
+
+    @property
+    def resident(self) -> int:
+        """Blocks for which a multiprocessor has to have registers."""
+        return self.tiling.resident if self.even and not self.exact else 1
 
 
 class Layout:
