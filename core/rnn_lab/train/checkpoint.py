@@ -22,6 +22,8 @@ from rnn_lab.atomic import fsync_dir, write_bytes_atomic
 from rnn_lab.errors import CheckpointError
 
 MANIFEST = "sha256.json"
+REPLACED = ".replaced"
+"""End of the name of a checkpoint that another one of the same step replaces."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final = folder / f"step_{checkpoint.step}"
-    temporary = folder / f".step_{checkpoint.step}.tmp"
+    temporary, before = folder / f".step_{checkpoint.step}.tmp", folder / f".step_{checkpoint.step}{REPLACED}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -59,21 +61,31 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             manifest = {name: found.result() for name, found in sums.items()}
         write_bytes_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         if final.exists():
-            shutil.rmtree(final)
+            shutil.rmtree(before, ignore_errors=True)
+            final.rename(before)
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_dir(folder)
+    shutil.rmtree(before, ignore_errors=True)
     for _, old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in `folder`, oldest first; intact or not."""
-    found = [path for path in folder.glob("step_*") if path.name[5:].isdigit()] if folder.is_dir() else []
-    return sorted((int(path.name[5:]), path) for path in found)
+    """(step, path) of the checkpoints in `folder`, oldest first; intact or not.
+
+    One that was about to be replaced by another of its step stands for both until the other has its name.
+    """
+    found: dict[int, Path] = {}
+    for pattern, end in ((f".step_*{REPLACED}", REPLACED), ("step_*", "")):
+        for path in folder.glob(pattern) if folder.is_dir() else ():
+            step = path.name.removesuffix(end).rpartition("step_")[2]
+            if step.isdigit():
+                found[int(step)] = path
+    return sorted(found.items())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
