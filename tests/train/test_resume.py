@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from rnn_lab.errors import CheckpointError, ConfigError, RnnLabError
-from rnn_lab.train.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from rnn_lab.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rnn_lab.train.metrics import read_metrics
-from rnn_lab.train.rundir import RunDir
+from rnn_lab.train.rundir import RunDir, list_checkpoints
 
 from .conftest import Recorder, resume, run
 

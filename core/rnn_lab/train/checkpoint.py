@@ -20,10 +20,9 @@ from torch import Tensor
 
 from rnn_lab.atomic import fsync_dir, write_bytes_atomic
 from rnn_lab.errors import CheckpointError
+from rnn_lab.train.rundir import REPLACED, list_checkpoints
 
 MANIFEST = "sha256.json"
-REPLACED = ".replaced"
-"""End of the name of a checkpoint that another one of the same step replaces."""
 
 
 @dataclass
@@ -72,20 +71,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for _, old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in `folder`, oldest first; intact or not.
-
-    One that was about to be replaced by another of its step stands for both until the other has its name.
-    """
-    found: dict[int, Path] = {}
-    for pattern, end in ((f".step_*{REPLACED}", REPLACED), ("step_*", "")):
-        for path in folder.glob(pattern) if folder.is_dir() else ():
-            step = path.name.removesuffix(end).rpartition("step_")[2]
-            if step.isdigit():
-                found[int(step)] = path
-    return sorted(found.items())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
