@@ -8,9 +8,11 @@ from rnn_lab.hookspecs import hookimpl
 
 @hookimpl
 def register_optimizers(register: Callable[..., None]) -> None:
-    """Schedule-free AdamW (the default) and AdamW."""
+    """Schedule-free AdamW (the default), AdamW, and those that treat matrices as matrices."""
     register("schedulefree", "rnn_lab.train.optimizers:schedule_free_adamw")
     register("adamw", "rnn_lab.train.optimizers:adamw")
+    for name in ("muon", "muon8bit", "galore_muon", "galore_adamw"):
+        register(name, f"rnn_lab.optim.factories:{name}")
 
 
 @hookimpl

@@ -96,6 +96,37 @@ class OptimizerSection(StrictModel):
     eps: float = Field(1e-8, gt=0, le=1, description="term that keeps the denominator from zero")
     warmup_steps: int = Field(0, ge=0, le=10**9, description="steps of linear learning-rate warm-up")
     decay: Literal["all", "matrices"] = Field("all", description="parameters that weight decay acts on")
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="decay of Muon's momentum (Nesterov)")
+    muon_scale: Literal["original", "match_rms_adamw"] = Field(
+        "original", description="length of Muon's steps: sqrt(max(1, m/n)), or 0.2 sqrt(max(m, n)) as AdamW's are"
+    )
+    muon_heads: bool = Field(False, description="orthogonalise parameters of three axes too, head by head")
+    ns_steps: int = Field(5, ge=1, le=20, description="Newton-Schulz iterations")
+    orthogonalizer: Literal["ns", "polar_express"] = Field("ns", description="polynomials of the iterations")
+    bits: Literal[8, 32] | None = Field(None, description="of a value of Muon's momentum; left open: by the name")
+    block_size: int = Field(256, ge=16, le=2**20, description="values per scale of 8-bit momentum")
+    quant: Literal["linear", "dynamic"] = Field("linear", description="spacing of 8-bit momentum")
+    galore_rank: Literal["auto"] | Annotated[int, Field(ge=1, le=2**17)] = Field(
+        "auto", description="rank r of GaLore's subspaces; auto: a quarter of a matrix's shorter side"
+    )
+    galore_update_freq: int = Field(200, ge=1, le=10**9, description="steps between new subspaces")
+    galore_scale: float | None = Field(
+        None, gt=0, le=100, description="factor of projected steps; left open: 1 for Muon, 0.25 for AdamW"
+    )
+    galore_on_refresh: Literal["reproject", "keep", "reset"] = Field(
+        "reproject", description="what becomes of the momentum in a new subspace"
+    )
+    galore_min_dim: int = Field(256, ge=1, le=2**17, description="matrices with a shorter side are not projected")
+    galore_force: bool = Field(False, description="project even where nothing is saved")
+    galore_adaptive: bool = Field(False, description="also refresh a subspace that has lost the gradient")
+    galore_proj_dtype: Literal["fp32", "bf16"] | None = Field(
+        None, description="of the stored subspace; left open: bf16 beside 8-bit momentum, else fp32"
+    )
+    galore_debias: Literal["none", "gum"] = Field("none", description="gum: full-rank periods at random, unbiased")
+    galore_gum_share: float = Field(0.1, gt=0, lt=1, description="probability q of a full-rank period under gum")
+    aux_lr: float = Field(3e-4, gt=0, le=100, description="AdamW's rate for what Muon and GaLore leave")
+    aux_8bit: bool = Field(False, description="keep AdamW's moments for those in 8 bits")
+    aux_library: Literal["own", "bitsandbytes"] = Field("own", description="who updates 8-bit moments")
 
     @field_validator("betas")
     @classmethod

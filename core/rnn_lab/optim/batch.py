@@ -1,0 +1,107 @@
+"""Matrices of one shape in one batch: gradients in, steps out, and the state of each under its parameter's name."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rnn_lab.optim.routing import Piece
+
+MOST = 2**26
+"""Values in one batch at most: its temporary copies stay below a few hundred MiB."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One piece of a parameter.
+
+    Attributes:
+        parameter: its owner.
+        piece: where its matrices are.
+        slot: which piece of the parameter it is: the prefix of its state's names.
+
+    """
+
+    parameter: nn.Parameter
+    piece: Piece
+    slot: int
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What one step is told, as scalars on the device.
+
+    Attributes:
+        scale: factor of the gradients.
+        skipped: bool; where true the step changes nothing.
+        going: 1, or 0 where the step is skipped.
+        lr: rate of this step, 0 where it is skipped.
+
+    """
+
+    scale: Tensor
+    skipped: Tensor
+    going: Tensor
+    lr: Tensor
+
+
+class MatrixBatch:
+    """Members of one shape, transposed to `[K, m, n]` with m <= n."""
+
+    def __init__(self, members: list[Member]) -> None:
+        self.members = members
+        piece, first = members[0].piece, members[0].parameter
+        self.rows, self.columns = piece.rows, piece.columns
+        self.dtype, self.device = torch.promote_types(first.dtype, torch.float32), first.device
+        counts = [member.piece.count for member in members]
+        self.spans = [(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
+        self.shape = (sum(counts), *piece.shape[1:])
+
+    def __iter__(self) -> Iterator[tuple[Member, slice]]:
+        return ((member, slice(*span)) for member, span in zip(self.members, self.spans, strict=True))
+
+    def gradients(self, now: Signals) -> Tensor:
+        """Unscaled gradients `[K, m, n]`, fp32 or wider; zeros where there is none and in a skipped step."""
+        found = []
+        for member in self.members:
+            grad = member.parameter.grad
+            like = member.parameter if grad is None else grad
+            view = member.piece.view(like)
+            found.append(torch.zeros_like(view) if grad is None else view)
+        # A skipped step's gradients may hold NaN, which no factor of zero takes away.
+        return torch.cat(found).to(self.dtype).masked_fill_(now.skipped, 0.0)
+
+    def apply(self, step_Kmn: Tensor, now: Signals, weight_decay: float, factor: float) -> None:
+        """W <- (1 - lr wd) W - lr factor step, for members with a gradient."""
+        step_Kmn = step_Kmn.to(self.dtype) * (-factor * now.lr).to(self.dtype)
+        views, steps = [], []
+        for member, span in self:
+            if member.parameter.grad is not None:
+                views.append(member.piece.view(member.parameter.detach()))
+                steps.append(step_Kmn[span].to(member.parameter.dtype))
+        if not views:
+            return
+        if weight_decay:
+            torch._foreach_mul_(views, (1 - weight_decay * now.lr).to(views[0].dtype))
+        torch._foreach_add_(views, steps)
+
+    def states(self, tensors: dict[str, Tensor]) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
+        """Each member's share of tensors `[K, ...]` as (parameter, name, view)."""
+        for member, span in self:
+            for name, tensor in tensors.items():
+                yield member.parameter, f"{member.slot}.{name}", tensor[span]
+
+
+def batches(members: Iterable[Member]) -> list[list[Member]]:
+    """Members of one shape, dtype and device together, no more than MOST values at a time."""
+    groups: dict[object, list[list[Member]]] = {}
+    for member in members:
+        piece, parameter = member.piece, member.parameter
+        kind = (piece.rows, piece.columns, parameter.dtype, parameter.device)
+        lists = groups.setdefault(kind, [[]])
+        taken = sum(other.piece.count for other in lists[-1])
+        if lists[-1] and (taken + piece.count) * piece.rows * piece.columns > MOST:
+            lists.append([])
+        lists[-1].append(member)
+    return [members for lists in groups.values() for members in lists]
