@@ -9,6 +9,7 @@ COMMANDS = {
     "show": ("show:show", "One model: mathematics, fields, state, sizes, kernels usable here."),
     "presets": ("presets:presets", "Named configurations: the seeds' published rows, counted again."),
     "size": ("size:size", "Shape of a model at a parameter target, with its certificate."),
+    "memory": ("memory:memory", "Bytes of weights, gradients and optimizer state, per optimizer, before training."),
     "fit": ("fit:fit", "Train a model."),
     "search": ("search:search", "Search shapes and optimizer settings, every trial on the parameter target."),
     "search-curve": ("search_curve:search_curve", "Compare searches at equal tuning: best loss against trials."),

@@ -21,7 +21,6 @@ from rnn_lab.kernels.causal_conv import CAUSAL_CONV
 from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.spectral import ClippedMatrix, FreeMatrix, ScaledOrthogonal, SpectralMatrix, SpectralProduct
 
-
 Matrices = dict[str, tuple[int, ...]]
 """Parameters of a part that are matrices, by name within it, with the heights of what is stacked in their rows."""
 

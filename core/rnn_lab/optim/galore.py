@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rnn_lab.optim.adamw import AdamRule, direction
 from rnn_lab.optim.batch import MatrixBatch, Member, Signals
-from rnn_lab.optim.moments import Momentum, PlainMomentum, momentum
+from rnn_lab.optim.moments import Momentum, momentum
 from rnn_lab.optim.muon import MuonRule, advance
 from rnn_lab.optim.projector import energy, leading_vectors, overlap
 

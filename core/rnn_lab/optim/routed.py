@@ -21,8 +21,6 @@ from rnn_lab.optim.muon import MuonBatch
 from rnn_lab.optim.routing import Route, routing_table
 
 Rule = MuonBatch | GaLoreBatch | GumBatch | AdamBatch | Adam8bit | LibraryAdam
-_OWN = ("steps_taken", "scheduled_lr")
-"""What a parameter group knows of progress."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ class RoutedOptimizer(torch.optim.Optimizer):
 
     """
 
-    def __init__(
-        self, groups: list[dict[str, Any]], assigned: Sequence[Assigned], settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, groups: list[dict[str, Any]], assigned: Sequence[Assigned], settings: dict[str, Any]) -> None:
         self.rules: list[tuple[int, Rule]] = [(i, rule) for i, group in enumerate(groups) for rule in group["rules"]]
         plain = [{key: value for key, value in group.items() if key != "rules"} for group in groups]
         super().__init__(plain, {})

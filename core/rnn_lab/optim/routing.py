@@ -98,9 +98,7 @@ def routes(model: nn.Module, heads: bool = False) -> dict[str, Route]:
     return found
 
 
-def _declarations(
-    prefix: str, layer: nn.Module, declared: dict[str, tuple[int, ...]], undeclared: set[str]
-) -> None:
+def _declarations(prefix: str, layer: nn.Module, declared: dict[str, tuple[int, ...]], undeclared: set[str]) -> None:
     """Names of matrices with heights of their stacks, and of weights that the default rule takes."""
     of_layer = getattr(type(layer), "parts", None)
     parts: dict[str, Any] = of_layer(layer.cfg) if of_layer is not None and hasattr(layer, "cfg") else {}
@@ -126,9 +124,7 @@ def _linear_weights(prefix: str, module: object) -> set[str]:
     }
 
 
-def _pieces(
-    name: str, shape: tuple[int, ...], stacked: tuple[int, ...], heads: bool
-) -> tuple[tuple[Piece, ...], str]:
+def _pieces(name: str, shape: tuple[int, ...], stacked: tuple[int, ...], heads: bool) -> tuple[tuple[Piece, ...], str]:
     """The matrices of a declared parameter, and why."""
     if len(shape) == 3:
         if not heads:

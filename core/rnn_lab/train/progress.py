@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_lab.config import RunConfig
+from rnn_lab.config import OptimizerSection, RunConfig, TrainSection
 from rnn_lab.data.chain import OffsetChain, fingerprint
 from rnn_lab.data.corpus import Split
 from rnn_lab.errors import CheckpointError
@@ -48,6 +48,17 @@ def identity(cfg: RunConfig, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def _defaults() -> dict[str, Any]:
+    """Identity of a configuration in which nothing but the model is set."""
+    tables = {"train": TrainSection().model_dump(mode="json"), "optimizer": OptimizerSection().model_dump(mode="json")}
+    return {
+        f"{section}.{key}": value
+        for section, table in tables.items()
+        for key, value in table.items()
+        if f"{section}.{key}" not in _FREE and value is not None
+    }
+
+
 def restore(
     saved: ckpt.Checkpoint, *, cfg: RunConfig, spec: ModelSpec, run: RunDir, split: Split, model: LM,
     optimizer: torch.optim.Optimizer,
@@ -58,7 +69,8 @@ def restore(
         CheckpointError: it belongs to another model or other data.
 
     """
-    before, now = saved.state["identity"], identity(cfg, spec)
+    # A run that was begun before a key existed was trained as that key's default has it.
+    before, now = {**_defaults(), **saved.state["identity"]}, identity(cfg, spec)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise CheckpointError(

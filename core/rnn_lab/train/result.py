@@ -3,6 +3,7 @@
 from typing import Any
 
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.optim.state_bytes import measured, predicted
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import peak_memory_bytes
 from rnn_lab.train.loop import Trainer
@@ -28,6 +29,7 @@ def result_of(
     names = (
         "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "tokens_per_s", "mfu",
         "peak_memory_bytes", "device", "dtype", "data", "data_chain", "backends", "graph",
+        "optimizer_state",
     )  # fmt: skip
     result |= dict.fromkeys(names)
     if trainer is None:
@@ -56,5 +58,21 @@ def result_of(
         "data_chain": trainer.chain.hexdigest,
         "backends": trainer.trained_by,
         "graph": trainer.executor.graph,
+        "optimizer_state": _optimizer_state(trainer),
     }
     return result
+
+
+def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
+    """Bytes of the optimizer's state by category, and what shapes predict; null for an optimizer of others."""
+    found = measured(trainer.optimizer)
+    section = trainer.cfg.optimizer
+    try:
+        foreseen = predicted(trainer.model, section.name, section, trainer.step)
+    except KeyError:
+        foreseen = None
+    return {
+        "bytes": sum(found.values()),
+        "by_category": found,
+        "predicted_bytes": None if foreseen is None else sum(foreseen.values()),
+    }

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from rnn_lab.config import Layer, ModelSection, Resolved, RunConfig, resolve
+from rnn_lab.config import Layer, ModelSection, OptimizerSection, Resolved, RunConfig, resolve
 from rnn_lab.data.corpus import open_split
 from rnn_lab.data.default import default_corpus
 from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
+from rnn_lab.optim.routed import RoutedOptimizer
 from rnn_lab.registry import Registry
 from rnn_lab.tensors import is_out_of_memory
 from rnn_lab.train import checkpoint as ckpt
@@ -82,6 +83,7 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
     if asked.data.path is None:
         corpus = str(default_corpus())
         defaults.append(Layer("default (embedded corpus)", {"data": {"path": corpus}}))
+    defaults += optimizer_defaults(asked.optimizer, found)
     resolved = _with_absolute_paths(resolve([*defaults, *layers]))
     cfg = resolved.config
     if cfg.train.batch_size % cfg.train.grad_accum:
@@ -90,11 +92,16 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
         )
     if cfg.train.graph == "on" and pick_device(cfg.train.device).type != "cuda":
         raise ConfigError("train.graph = on needs a CUDA device: `-o train.graph=auto` uses a graph where it can")
-    found.load("optimizers", cfg.optimizer.name)
     for name in cfg.log.trackers:
         found.load("trackers", name)
     Budget.of(cfg.train)
     return Plan(resolved, model_spec(cfg.model, found, resolved.origins))
+
+
+def optimizer_defaults(asked: OptimizerSection, found: Registry) -> list[Layer]:
+    """The layer of values that an optimizer has where nothing sets them, such as its rate; none where it has no own."""
+    own = getattr(found.load("optimizers", asked.name), "defaults", None)
+    return [] if own is None else [Layer(f"default of {asked.name}", {"optimizer": own(asked)})]
 
 
 def _with_absolute_paths(resolved: Resolved) -> Resolved:
@@ -176,6 +183,9 @@ def execute(
     previous = _terminate_as_interrupt()
     try:
         model, optimizer = build(plan, found)
+        if saved is None and isinstance(optimizer, RoutedOptimizer):
+            for row in optimizer.routing():
+                observer.note("routing: {0} [{1}], {2:,} parameters: {3} ({4})".format(*row))
         dtype = pick_dtype(cfg.train.dtype, pick_device(cfg.train.device))
         progress = Progress()
         if saved is not None:
