@@ -28,7 +28,7 @@ class AdamRule:
 
 
 class AdamBatch:
-    """Parameters of one dtype, device and weight decay, by torch's fused kernel; they keep their moments as they are."""
+    """Parameters of one dtype, device and weight decay, by torch's fused kernel, with moments in that dtype."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], rule: AdamRule) -> None:
         self.parameters, self.rule = list(parameters), rule

@@ -24,8 +24,8 @@ def bitsandbytes() -> Any:
         return importlib.import_module("bitsandbytes")
     except Exception as error:
         raise ConfigError(
-            f"optimizer.aux_library = bitsandbytes, and it cannot be imported ({type(error).__name__}: {error}): install "
-            f"it with {EXTRA}, or leave the key out: `own` needs no library"
+            f"optimizer.aux_library = bitsandbytes, and it cannot be imported ({type(error).__name__}: {error}): "
+            f"install it with {EXTRA}, or leave the key out: `own` needs no library"
         ) from error
 
 

@@ -53,7 +53,7 @@ class Blockwise:
         flat = x.float().flatten(1)
         padding = -flat.shape[1] % self.block
         flat = torch.nn.functional.pad(flat, (0, padding)) if padding else flat
-        x_Knb = flat.unflatten(1, (-1, self.block))
+        x_Knb = flat.view(flat.shape[0], -1, self.block)
         top = x_Knb.abs().amax(-1)
         scale = top / 127 if self.kind == "linear" else top
         scale = scale.masked_fill(top == 0, 1.0)
@@ -66,7 +66,7 @@ class Blockwise:
 
     def decode(self, codes: Tensor, scale: Tensor, shape: tuple[int, ...]) -> Tensor:
         """fp32 values of `shape` `[K, ...]`."""
-        codes_Knb = codes.unflatten(1, (-1, self.block))
+        codes_Knb = codes.reshape(codes.shape[0], -1, self.block)
         values = codes_Knb.float() if self.kind == "linear" else _map(self.kind, codes.device)[codes_Knb.int()]
         flat = (values * scale.unsqueeze(-1)).flatten(1)
         numel = 1
@@ -80,7 +80,7 @@ class Blockwise:
         Rounding is off by up to half a step and uniform within it, so by scale² / 12 in the mean square; values that
         are all zero have no error.
         """
-        codes_Knb = codes.unflatten(1, (-1, self.block)).float()
+        codes_Knb = codes.reshape(codes.shape[0], -1, self.block).float()
         if self.kind != "linear":
             raise ValueError(f"the error of {self.kind} codes does not follow from the codes")
         error = (scale.square() * self.block / 12).sum(-1)

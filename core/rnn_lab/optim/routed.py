@@ -1,11 +1,11 @@
 """One torch optimizer over everything: matrices by Muon or GaLore, the rest by AdamW, each parameter by its route.
 
 Its counters are on the device, so that a step can be left out by a flag. Where every rule can be left out so, the
-optimizer is a `GatedRouted`, whose step a CUDA graph may replay; a refresh of GaLore's subspaces is the host's decision.
+optimizer is a `GatedRouted`, whose step a CUDA graph may replay; when to refresh GaLore's subspaces, the host decides.
 State is allocated at construction: what memory it takes is known before the first step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class RoutedOptimizer(torch.optim.Optimizer):
     """Rules by group of parameters.
 
     Args:
-        groups: parameter groups with `params`, `lr`, `weight_decay`, `warmup_steps`, and under `rules` what updates them.
+        groups: parameter groups: `params`, `lr`, `weight_decay`, `warmup_steps`, and `rules`: what updates them.
         assigned: every parameter's route.
         settings: what the state's form depends on; a state saved under others is refused.
 
@@ -76,7 +76,7 @@ class RoutedOptimizer(torch.optim.Optimizer):
         return routing_table((each.route, each.rule, each.reason) for each in self.assigned)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         """One update from the gradients in place."""
         loss = None
         if closure is not None:

@@ -73,7 +73,9 @@ def predicted(model: nn.Module, name: str, cfg: OptimizerSection, taken: int = 0
         # Two moments, or one and the sequence z; AdamW counts its steps per tensor, in fp32.
         counters = 4 * len(trained) if name == "adamw" else 0
         return {AUX: sum(2 * p.numel() * p.element_size() for p in trained) + counters}
-    kind = {each: each for each in KINDS}[name]  # type: ignore[misc]
+    kind = next((each for each in KINDS if each == name), None)
+    if kind is None:
+        raise KeyError(name)
     cfg = settled(kind, cfg)
     found: dict[str, int] = {}
     sizes = {each: parameter.element_size() for each, parameter in model.named_parameters()}

@@ -185,7 +185,7 @@ def execute(
         model, optimizer = build(plan, found)
         if saved is None and isinstance(optimizer, RoutedOptimizer):
             for row in optimizer.routing():
-                observer.note("routing: {0} [{1}], {2:,} parameters: {3} ({4})".format(*row))
+                observer.note("routing: {} [{}], {:,} parameters: {} ({})".format(*row))
         dtype = pick_dtype(cfg.train.dtype, pick_device(cfg.train.device))
         progress = Progress()
         if saved is not None:
