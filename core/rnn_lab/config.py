@@ -106,8 +106,8 @@ class OptimizerSection(StrictModel):
     bits: Literal[8, 32] | None = Field(None, description="of a value of Muon's momentum; left open: by the name")
     block_size: int = Field(256, ge=16, le=2**20, description="values per scale of 8-bit momentum")
     quant: Literal["linear", "dynamic"] = Field("linear", description="spacing of 8-bit momentum")
-    galore_rank: Literal["auto"] | Annotated[int, Field(ge=1, le=2**17)] = Field(
-        "auto", description="rank r of GaLore's subspaces; auto: a quarter of a matrix's shorter side"
+    galore_rank: int | None = Field(
+        None, ge=1, le=2**17, description="rank r of GaLore's subspaces; auto or left open: a quarter of a shorter side"
     )
     galore_update_freq: int = Field(200, ge=1, le=10**9, description="steps between new subspaces")
     galore_scale: float | None = Field(
@@ -127,6 +127,11 @@ class OptimizerSection(StrictModel):
     aux_lr: float = Field(3e-4, gt=0, le=100, description="AdamW's rate for what Muon and GaLore leave")
     aux_8bit: bool = Field(False, description="keep AdamW's moments for those in 8 bits")
     aux_library: Literal["own", "bitsandbytes"] = Field("own", description="who updates 8-bit moments")
+
+    @field_validator("galore_rank", mode="before")
+    @classmethod
+    def _auto(cls, rank: object) -> object:
+        return None if rank == "auto" else rank
 
     @field_validator("betas")
     @classmethod

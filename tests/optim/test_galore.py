@@ -74,7 +74,9 @@ def test_bytes_are_four_r_times_m_plus_n():
 def test_what_saves_nothing_is_not_projected():
     assert not saves(256, 512, 512) and saves(256, 768, 768) and not saves(512, 1024, 1024)
     rows = {row[0]: row[3:] for row in made("galore_muon", galore_min_dim=4, galore_rank=10)[1].routing()}
-    assert rows["layers.*.square.weight"][0] == "Muon" and "saves nothing of 16 x 16" in rows["layers.*.square.weight"][1]
+    assert (
+        rows["layers.*.square.weight"][0] == "Muon" and "saves nothing of 16 x 16" in rows["layers.*.square.weight"][1]
+    )
     rows = {row[0]: row[3:] for row in made("galore_muon")[1].routing()}
     assert "below galore_min_dim 256" in rows["layers.*.up.weight"][1]
     rows = {row[0]: row[3:] for row in made("galore_adamw", galore_min_dim=4)[1].routing()}
@@ -159,7 +161,7 @@ def test_an_adaptive_refresh_follows_the_gradient():
 
 
 def test_gum_is_unbiased():
-    """Expected increments of R in the full space are those of plain momentum: q (G - UU'G) / q + (1 - q) UU'G / (1 - q)."""
+    """In the full space R grows by q (G - UU'G) / q + (1 - q) UU'G / (1 - q) = G in the mean."""
     q, seen = 0.5, {}
     for period in range(12):
         settings = {"galore_debias": "gum", "galore_gum_share": q, "galore_update_freq": 1, "galore_rank": 4}

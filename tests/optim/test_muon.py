@@ -67,8 +67,8 @@ def test_the_definition_in_fp64():
         gradients(model, step)
         g = weight.grad.clone()
         m = 0.95 * m + 0.05 * g
-        O = orthogonalise((0.05 * g + 0.95 * m).unsqueeze(0)).squeeze(0)
-        W = (1 - 0.02 * 0.1) * W - 0.02 * (24 / 16) ** 0.5 * O
+        direction = orthogonalise((0.05 * g + 0.95 * m).unsqueeze(0)).squeeze(0)
+        W = (1 - 0.02 * 0.1) * W - 0.02 * (24 / 16) ** 0.5 * direction
         optimizer.step()
     torch.testing.assert_close(weight.detach(), W, rtol=1e-12, atol=1e-12)
 

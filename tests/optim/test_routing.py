@@ -58,7 +58,8 @@ def test_the_default_rule_is_the_module():
 
 def test_a_declaration_that_does_not_fit_is_an_error():
     class Part:
-        matrices = {"weight": (3, 4)}
+        def __init__(self):
+            self.matrices = {"weight": (3, 4)}
 
     class Wrong(nn.Linear):
         cfg = None

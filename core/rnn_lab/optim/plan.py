@@ -87,7 +87,7 @@ def decisions(model: nn.Module, kind: Kind, cfg: OptimizerSection) -> dict[str, 
 def rank_of(piece: Piece, cfg: OptimizerSection) -> tuple[int | None, str]:
     """The rank that a matrix is projected to, or None and why not."""
     _, m, n = piece.shape
-    rank = max(1, m // 4) if cfg.galore_rank == "auto" else min(cfg.galore_rank, m)
+    rank = max(1, m // 4) if cfg.galore_rank is None else min(cfg.galore_rank, m)
     if not cfg.galore_force and m < cfg.galore_min_dim:
         return None, f"not projected: a side of {m} is below galore_min_dim {cfg.galore_min_dim}"
     if not cfg.galore_force and not saves(rank, m, n):

@@ -106,6 +106,8 @@ class RoutedOptimizer(torch.optim.Optimizer):
                 rule.step(now, group["weight_decay"], self._done)
             else:
                 rule.step(now, group["weight_decay"], self._taken)
+        if any(isinstance(rule, GumBatch) for _, rule in self.rules):
+            self._show_state()  # a period may have begun, whose momentum has another shape
 
     def states(self) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
         """(parameter, name, tensor) of everything that is stored between steps."""
