@@ -61,16 +61,17 @@ class MatrixBatch:
     def __iter__(self) -> Iterator[tuple[Member, slice]]:
         return ((member, slice(*span)) for member, span in zip(self.members, self.spans, strict=True))
 
-    def gradients(self, now: Signals) -> Tensor:
-        """Unscaled gradients `[K, m, n]`, fp32 or wider; zeros where there is none and in a skipped step."""
+    def gradients(self, now: Signals, masked: bool = True) -> Tensor:
+        """Unscaled gradients `[K, m, n]`, fp32 or wider; zeros where there is none and, `masked`, in a skipped step."""
         found = []
         for member in self.members:
             grad = member.parameter.grad
             like = member.parameter if grad is None else grad
             view = member.piece.view(like)
             found.append(torch.zeros_like(view) if grad is None else view)
+        grad_Kmn = torch.cat(found).to(self.dtype)
         # A skipped step's gradients may hold NaN, which no factor of zero takes away.
-        return torch.cat(found).to(self.dtype).masked_fill_(now.skipped, 0.0)
+        return grad_Kmn.masked_fill_(now.skipped, 0.0) if masked else grad_Kmn
 
     def apply(self, step_Kmn: Tensor, now: Signals, weight_decay: float, factor: float) -> None:
         """W <- (1 - lr wd) W - lr factor step, for members with a gradient."""

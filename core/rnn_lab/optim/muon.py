@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rnn_lab.kernels.triton_support import refuses_triton
 from rnn_lab.optim.batch import MatrixBatch, Member, Signals
-from rnn_lab.optim.moments import momentum
-from rnn_lab.optim.newton_schulz import orthogonalise
+from rnn_lab.optim.moments import CodedMomentum, momentum
+from rnn_lab.optim.newton_schulz import orthogonalise, product_dtype
 from rnn_lab.optim.quantise import Blockwise
 
 
@@ -55,6 +56,10 @@ class MuonBatch(MatrixBatch):
         super().__init__(members)
         self.rule = rule
         self.momentum = momentum(self.shape, rule.codec, self.dtype, self.device)
+        kept = self.momentum
+        linear = not isinstance(kept, CodedMomentum) or kept.codec.kind == "linear"
+        self.fused = linear and self.dtype == torch.float32 and refuses_triton(*kept.tensors.values()) is None
+        """Whether one kernel does all before the orthogonalisation."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -63,11 +68,27 @@ class MuonBatch(MatrixBatch):
 
     def step(self, now: Signals, weight_decay: float) -> None:
         """One update, or none where the step is skipped."""
-        grad_Kmn = self.gradients(now)
-        m_Kmn = self.momentum.read()
-        u_Kmn = advance(m_Kmn, grad_Kmn, self.rule.beta, now)
-        self.momentum.write(m_Kmn, now.skipped)
+        grad_Kmn = self.gradients(now, masked=not self.fused)
+        if self.fused:
+            u_Kmn = self._advance_fused(grad_Kmn, now)
+        else:
+            m_Kmn = self.momentum.read()
+            u_Kmn = advance(m_Kmn, grad_Kmn, self.rule.beta, now)
+            self.momentum.write(m_Kmn, now.skipped)
         self.apply(self.rule.direction(u_Kmn), now, weight_decay, self.rule.factor(self.rows, self.columns))
+
+    def _advance_fused(self, grad_Kmn: Tensor, now: Signals) -> Tensor:
+        """As `advance` between reading and writing the momentum, in one pass over memory."""
+        from rnn_lab.kernels import muon_triton as kernels
+
+        kept, beta = self.momentum, self.rule.beta
+        u_Kmn = torch.empty_like(grad_Kmn, dtype=self.rule.product_dtype or product_dtype(grad_Kmn))
+        gain, skipped = ((1 - beta) * now.scale).float(), now.skipped.to(torch.int8)
+        if isinstance(kept, CodedMomentum):
+            kernels.coded(kept.codes, kept.scales, grad_Kmn, u_Kmn, gain, skipped, beta, kept.codec.block)
+        else:
+            kernels.plain(kept.read(), grad_Kmn, u_Kmn, gain, skipped, beta)
+        return u_Kmn
 
 
 def advance(m: Tensor, grad: Tensor, beta: float, now: Signals) -> Tensor:
