@@ -60,3 +60,23 @@ def test_a_skipped_pass_writes_nothing(codec):
     batch.step(signals(torch.nan, skipped=True), 0.1)
     assert all(torch.equal(a, b) for a, b in zip(before, batch.tensors.values(), strict=True))
     assert all(torch.equal(a, m.parameter) for a, m in zip(weights, batch.members, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("piece", [Piece(0, 1, 40, 70), Piece(40, 1, 66, 70), Piece(0, 1, 106, 70)])
+def test_a_step_is_applied_to_rows_wide_and_tall(dtype, piece):
+    torch.manual_seed(0)
+    first = torch.randn(106, 70, device=DEVICE).to(dtype)
+    weights = [first.clone(), first.clone()]
+    step = torch.randn(piece.shape, device=DEVICE).to(torch.bfloat16)
+    for weight, fused in zip(weights, (True, False), strict=True):
+        parameter = nn.Parameter(weight)
+        parameter.grad = torch.zeros_like(parameter)
+        batch = MuonBatch([Member(parameter, piece, 0)], MuonRule())
+        batch.fused_apply = fused
+        batch.apply(step, signals(), 0.1, 1.5)
+    exact = {"rtol": 1e-6, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(weights[0], weights[1], **exact)
+    untouched = torch.ones(106, dtype=torch.bool)
+    untouched[piece.start : piece.start + piece.rows] = False
+    assert torch.equal(weights[0][untouched], weights[1][untouched])

@@ -12,6 +12,8 @@ from torch import Tensor
 
 ELEMENTS = 1024
 """Per program of `plain`."""
+TILE = (32, 64)
+"""Rows and columns per program of `apply`: a square enough tile, for W may be transposed."""
 
 
 @triton.jit
@@ -53,6 +55,18 @@ def _plain(momentum, grad, u, gain, skipped, beta, numel, ELEMENTS: tl.constexpr
         tl.store(u + at, m * beta + g, inside)
 
 
+@triton.jit
+def _apply(W, step, decay, factor, m, n, w_k, w_m, w_n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    k = tl.program_id(2).to(tl.int64)
+    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    inside = (row < m) & (column < n)
+    at = W + k * w_k + row * w_m + column * w_n
+    old = tl.load(at, inside, other=0.0).to(tl.float32)
+    moved = tl.load(step + k * m * n + row * n + column, inside, other=0.0).to(tl.float32)
+    tl.store(at, old * tl.load(decay) + moved * tl.load(factor), inside)
+
+
 def coded(
     codes: Tensor,
     scales: Tensor,
@@ -89,3 +103,18 @@ def plain(momentum_Kmn: Tensor, grad_Kmn: Tensor, u_Kmn: Tensor, gain: Tensor, s
     _plain[(triton.cdiv(numel, ELEMENTS),)](
         momentum_Kmn, grad_Kmn, u_Kmn, gain, skipped, beta, numel, ELEMENTS=ELEMENTS, num_warps=4
     )
+
+
+def apply(W_kmn: Tensor, step_kmn: Tensor, decay: Tensor, factor: Tensor) -> None:
+    """W <- decay W + factor step, in place.
+
+    Args:
+        W_kmn: any dtype and strides.
+        step_kmn: contiguous, any dtype.
+        decay: fp32 scalar on the device.
+        factor: fp32 scalar on the device.
+
+    """
+    k, m, n = W_kmn.shape
+    grid = (triton.cdiv(n, TILE[1]), triton.cdiv(m, TILE[0]), k)
+    _apply[grid](W_kmn, step_kmn, decay, factor, m, n, *W_kmn.stride(), ROWS=TILE[0], COLUMNS=TILE[1], num_warps=4)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rnn_lab.kernels.triton_support import refuses_triton
 from rnn_lab.optim.routing import Piece
 
-MOST = 2**26
-"""Values in one batch at most: its temporary copies stay below a few hundred MiB."""
+MOST = 2**25
+"""Values in one batch at most: its temporary copies stay below half a GiB."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class MatrixBatch:
         counts = [member.piece.count for member in members]
         self.spans = [(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
         self.shape = (sum(counts), *piece.shape[1:])
+        self.fused_apply = refuses_triton(first) is None
+        """Whether one kernel reads a step and its parameter and writes the parameter."""
 
     def __iter__(self) -> Iterator[tuple[Member, slice]]:
         return ((member, slice(*span)) for member, span in zip(self.members, self.spans, strict=True))
@@ -75,6 +78,15 @@ class MatrixBatch:
 
     def apply(self, step_Kmn: Tensor, now: Signals, weight_decay: float, factor: float) -> None:
         """W <- (1 - lr wd) W - lr factor step, for members with a gradient."""
+        if self.fused_apply:
+            from rnn_lab.kernels import muon_triton as kernels
+
+            keep, move = (1 - weight_decay * now.lr).float(), (-factor * now.lr).float()
+            step_Kmn = step_Kmn.contiguous()
+            for member, span in self:
+                if member.parameter.grad is not None:
+                    kernels.apply(member.piece.view(member.parameter.detach()), step_Kmn[span], keep, move)
+            return
         step_Kmn = step_Kmn.to(self.dtype) * (-factor * now.lr).to(self.dtype)
         views, steps = [], []
         for member, span in self:
