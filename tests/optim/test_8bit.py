@@ -190,3 +190,29 @@ def test_bitsandbytes_updates_and_resumes():
     train(*after, range(3, 6))
     assert_equal(whole[0], after[0])
     torch.testing.assert_close(own[0].embedding.weight, whole[0].embedding.weight, rtol=0, atol=2e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_8bit_adamw_has_torchaos_codes():
+    from rnn_lab.optim.adamw import Adam8bit, AdamRule
+    from rnn_lab.optim.batch import Signals
+    from torchao.optim.adam import single_param_adam
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    p = nn.Parameter(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
+    theirs, taken = p.detach().clone(), torch.zeros(())
+    m, v = (OptimState8bit.zeros((64, 128), signed, 256) for signed in (True, False))
+    ours, one = Adam8bit(p, AdamRule()), torch.ones((), dtype=torch.float64)
+    for step in range(5):
+        p.grad = torch.randn(64, 128, generator=torch.Generator().manual_seed(step))
+        taken += 1
+        with torch.no_grad():
+            single_param_adam(
+                theirs, p.grad.clone(), taken, m, v, None, torch.tensor(1e-3), 0.9, 0.999, 0.1, 1e-8, True, False
+            )
+            ours.step(Signals(one, torch.tensor(False), one, one * 1e-3), 0.1, taken)
+        assert torch.equal(ours.first.view(-1), m.codes.view(-1)) and torch.equal(
+            ours.second.view(-1), v.codes.view(-1)
+        )
+    torch.testing.assert_close(p.detach(), theirs, rtol=1e-5, atol=1e-6)

@@ -252,3 +252,14 @@ def test_adamw_warms_up_linearly(tiny, tmp_path):
     run(tiny(train={"steps": 6}, optimizer={"name": "adamw", "warmup_steps": 4, "lr": 0.4e-3}), tmp_path / "r")
     lrs = [line["lr"] for line in read_metrics(tmp_path / "r" / "metrics.jsonl")]
     assert lrs == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4, 4e-4, 4e-4])
+
+
+def test_an_optimizer_tells_of_its_state_now_and_then(tiny, tmp_path, monkeypatch):
+    from rnn_lab.train import loop
+
+    monkeypatch.setattr(loop, "DIAGNOSE_EVERY", 3)
+    monkeypatch.setattr(loop, "COARSE", 1e-4)
+    observer = Recorder()
+    run(tiny(model={"dim": 64}, train={"steps": 7}, optimizer={"name": "muon8bit"}), tmp_path / "r", observer)
+    told = [line["step"] for line in observer.lines if "quant/rel_err_max" in line]
+    assert told == [3, 6] and sum("8-bit momentum is off by" in note for note in observer.notes) == 1

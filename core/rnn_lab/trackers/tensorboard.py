@@ -52,6 +52,9 @@ class TensorBoardTracker:
         for key, tag in TAGS.items():
             if line.get(key) is not None:
                 self.writer.add_scalar(tag, line[key], step)
+        for key, value in line.items():
+            if "/" in key:  # figures that come with a tag of their own, as an optimizer's do
+                self.writer.add_scalar(key, value, step)
 
     def close(self, result: dict[str, Any]) -> None:
         """The run's settings beside its final figures, in the HPARAMS tab; seeds are a group."""

@@ -12,6 +12,7 @@ from rnn_lab.data.corpus import Split
 from rnn_lab.errors import BudgetTooSmall, Diverged
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.optim.routed import RoutedOptimizer
 from rnn_lab.signals import asked_to_stop
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
@@ -27,6 +28,10 @@ from rnn_lab.train.rundir import RunDir
 from rnn_lab.train.step import Executor, Outcome, TrainStep, backends
 
 AUTO_CHECKPOINT_SECONDS = 120.0
+DIAGNOSE_EVERY = 100
+"""Steps between lines that hold what an optimizer tells of its state."""
+COARSE = 0.05
+"""Relative error of 8-bit momentum that a person hears of."""
 SEEN = 2
 """Steps of a session whose backends are recorded; a CUDA graph replays them afterwards."""
 
@@ -93,6 +98,7 @@ class Trainer:
         )
         self._submitted = self._saved_step = self.step
         self._step_seconds = 0.0
+        self._warned = False
         self.trained_by: list[dict[str, Any]] | None = None
         set_mode(optimizer, "train")
 
@@ -114,7 +120,8 @@ class Trainer:
                     self.trained_by = backends(self.model)
                 due = self._checkpoint_due(last_save)
                 # Weights are read behind this very step: nothing may be queued after it.
-                alone = due or self._validates(self._submitted) or self.timed_steps == 0
+                read = self._validates(self._submitted) or self._diagnoses(self._submitted)
+                alone = due or read or self.timed_steps == 0
                 self._collect(0 if alone else self.executor.depth)
                 if due:
                     self.save()
@@ -182,6 +189,8 @@ class Trainer:
         }
         if self._validates(self.step):
             line |= self.validate()
+        if self._diagnoses(self.step):
+            line |= self._diagnosis()
         self.metrics.write(line)
         for tracker in self.trackers:
             tracker.log(self.step, line)
@@ -199,6 +208,22 @@ class Trainer:
     def _validates(self, step: int) -> bool:
         every = self.cfg.eval.every
         return every is not None and step % every == 0
+
+    def _diagnoses(self, step: int) -> bool:
+        return step % DIAGNOSE_EVERY == 0 and isinstance(self.optimizer, RoutedOptimizer)
+
+    def _diagnosis(self) -> dict[str, float]:
+        """What the optimizer tells of its state, and a note the first time that its codes are too coarse."""
+        assert isinstance(self.optimizer, RoutedOptimizer)
+        found = self.optimizer.diagnostics()
+        worst = found.get("quant/rel_err_max", 0.0)
+        if worst > COARSE and not self._warned:
+            self._warned = True
+            self.observer.note(
+                f"step {self.step}: 8-bit momentum is off by {worst:.1%} in one matrix: a smaller "
+                "optimizer.block_size, or optimizer.quant = dynamic, keeps more of it"
+            )
+        return found
 
     def validate(self) -> dict[str, float | None]:
         """Validation loss and bits per byte with the averaged weights."""
