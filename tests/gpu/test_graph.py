@@ -64,6 +64,8 @@ CASES = [
     {"name": "llama"},
     {"name": "e61", "carry_state": True, "grad_accum": 2, "model": {"use_conv": True}},
     {"name": "e61", "optimizer": {"name": "adamw"}},
+    {"name": "e61", "optimizer": {"name": "muon"}},
+    {"name": "e1", "optimizer": {"name": "muon8bit", "aux_8bit": True}},
     {"name": "e61", "optimizer": {"decay": "matrices", "betas": (0.9, 0.95)}, "clip": 0.1},
 ]
 
