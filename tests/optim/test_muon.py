@@ -92,8 +92,8 @@ def test_heads_are_orthogonalised_one_by_one_where_asked():
 def test_rate_warm_up_and_schedule():
     model, optimizer = made("muon", warmup_steps=4)
     seen = []
-    for step, factor in enumerate([1.0, 1.0, 1.0, 0.5, 0.25]):
-        optimizer.set_rate(factor)
+    for step, factor in enumerate([None, 1.0, 1.0, 0.5, 0.25]):
+        optimizer.lr_factor = None if factor is None else torch.tensor(factor, dtype=torch.float64)
         train(model, optimizer, [step])
         seen.append(current_lr(optimizer))
     assert seen == pytest.approx([0.005, 0.01, 0.015, 0.01, 0.005])

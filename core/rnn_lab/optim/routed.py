@@ -57,8 +57,8 @@ class RoutedOptimizer(torch.optim.Optimizer):
         super().__init__(plain, {})
         self.assigned, self.settings = tuple(assigned), settings
         device = self.param_groups[0]["params"][0].device
-        self.rate = torch.ones((), dtype=torch.float64, device=device)
-        """Factor of every rate in the next step; see `set_rate`."""
+        self.lr_factor: Tensor | None = None
+        """Factor of a schedule, a scalar on the device that every rate, after its warm-up, is multiplied by."""
         self._taken = torch.zeros((), dtype=torch.float64, device=device)
         self._lrs = torch.zeros(len(groups), dtype=torch.float64, device=device)
         self._one, self._zero = torch.ones((), device=device), torch.zeros((), device=device)
@@ -66,10 +66,6 @@ class RoutedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             group.update(steps_taken=0, scheduled_lr=0.0)
         self._show_state()
-
-    def set_rate(self, factor: float) -> None:
-        """Multiply every rate, after its warm-up, by this in the steps that follow; a schedule calls it before each."""
-        self.rate.fill_(factor)
 
     def routing(self) -> list[tuple[str, str, int, str, str]]:
         """Rows of (name, shape, parameters, rule, reason)."""
@@ -96,7 +92,8 @@ class RoutedOptimizer(torch.optim.Optimizer):
         self._taken += going
         for i, group in enumerate(self.param_groups):
             ramp = (self._taken / max(1, group["warmup_steps"])).clamp(max=1.0)
-            self._lrs[i].copy_(torch.where(skipped, self._lrs[i], group["lr"] * ramp * self.rate))
+            rate = group["lr"] * ramp if self.lr_factor is None else group["lr"] * ramp * self.lr_factor
+            self._lrs[i].copy_(torch.where(skipped, self._lrs[i], rate))
         for i, rule in self.rules:
             group = self.param_groups[i]
             now = Signals(scale.double(), skipped, going, self._lrs[i] * going)
