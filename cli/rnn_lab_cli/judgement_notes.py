@@ -25,12 +25,12 @@ def reversals(judgement: "Judgement") -> Iterator[str]:
 
 def notes(judgement: "Judgement") -> Iterator[str]:
     """One line per model that lost runs, one per budget, one per kind of anything else."""
-    for group in judgement.groups:
-        yield from _lost(group)
+    yield from lost(judgement.groups)
     for one in judgement.axes:
         if one.short:
             yield f"at equal {one.axis} too few steps for the window, so nothing is judged of {', '.join(one.short)}"
         yield from _dependent(one)
+        yield from _doubts(one)
     yield from _of_pairs(judgement)
     by_what: dict[str, list[str]] = {}
     for label, found in judgement.confounds.items():
@@ -48,9 +48,15 @@ def few(texts: Sequence[str]) -> str:
     return ", ".join(shown)
 
 
+def lost(groups: "Iterable[Group]") -> Iterator[str]:
+    """A line or two for each group that has runs which are not judged, or did not end."""
+    for group in groups:
+        yield from _lost(group)
+
+
 def _lost(group: "Group") -> Iterator[str]:
     """What became of the runs of a model that did not end well."""
-    lost = ", ".join(f"{run.name} {run.status}" for run in group.lost)
+    lost = ", ".join(f"{run.name} {run.fate}" for run in group.lost)
     if lost and group.judged:
         yield f"{group.label} is judged without {lost}"
     elif lost:
@@ -68,6 +74,17 @@ def _dependent(one: "AxisVerdicts") -> Iterator[str]:
         yield (
             f"at equal {one.axis} too few independent steps for {few(worth)}: take a longer window (--window), or seeds"
         )
+
+
+def _doubts(one: "AxisVerdicts") -> Iterator[str]:
+    """What is wrong with clocks and seeds, each reason once."""
+    texts = dict.fromkeys(text for pair in one.pairs for text in pair.notes)
+    yield from (text for text in texts if text.startswith("at equal seconds "))
+    alike = [pair for pair in one.pairs if any(text.startswith("the seeds agree") for text in pair.notes)]
+    if alike:
+        at = "by validation loss" if one.budget is None else f"at equal {one.axis}"
+        which = few([_about(pair) for pair in alike])
+        yield f"{at} nothing is shown for {which}: {next(text for text in texts if text.startswith('the seeds agree'))}"
 
 
 def _of_pairs(judgement: "Judgement") -> Iterator[str]:

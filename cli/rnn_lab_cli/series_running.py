@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +27,18 @@ def run_series(
     The folder is let go at the end.
 
     Raises:
-        ConfigError: the folder does not fit, or the series there is another than `plan` gives.
+        ConfigError: the folder does not fit, the series there is another than `plan` gives, or a GPU is not there.
         RnnLabError: it cannot go on; what ran is kept.
     """
-    from rnn_lab.lab.local import LocalExecutor, places
+    from rnn_lab.lab.local import LocalExecutor, devices, places
     from rnn_lab.lab.scheduler import Scheduler
 
-    series = _taken_up(out, plan) if options["resume"] else _begun(out, plan)
+    where = places(options["gpus"], options["slots"])  # before the folder is claimed
+    series = _taken_up(out, plan) if options["resume"] else _begun(out, plan, devices(where))
     try:
         meta = series.read_plan()
         stall = options["stall"] or meta["stall_minutes"]
-        executor = LocalExecutor(
-            [sys.executable, "-m", "rnn_lab_cli"], places(options["gpus"], options["slots"]), series.locks()
-        )
+        executor = LocalExecutor([sys.executable, "-m", "rnn_lab_cli"], where, series.locks())
         with watching_series(quiet=options["quiet"]) as watcher:
             scheduler = Scheduler(series, executor, watcher, stall=60 * stall)
             scheduler.run()
@@ -48,7 +47,7 @@ def run_series(
     return scheduler, series
 
 
-def _begun(out: Path, make_plan: "Callable[[], SeriesPlan]") -> "SeriesDir":
+def _begun(out: Path, make_plan: "Callable[[], SeriesPlan]", devices: Sequence[str]) -> "SeriesDir":
     from rnn_lab.lab.noise import stored_noise
     from rnn_lab.lab.series import SeriesDir
     from rnn_lab.train.rundir import default_command
@@ -58,7 +57,7 @@ def _begun(out: Path, make_plan: "Callable[[], SeriesPlan]") -> "SeriesDir":
     for text in plan.notes:
         note(f"warning: {text}")
     return SeriesDir.create(
-        out, plan, command=default_command(), version=version(), noise=stored_noise(plan),
+        out, plan, command=default_command(), version=version(), noise=stored_noise(plan, devices),
         stall_minutes=plan.protocol.series.stall_minutes,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from rnn_lab.differences import AXES, ENDED, FAILED, TOLERANCE, TOPICS, Differen
 from rnn_lab.errors import ConfigError, RunError
 from rnn_lab.records import RunRecord, Series1D
 from rnn_lab.stats import LEVEL, MIN_WINDOW, Estimate, mean_of_seeds, mean_of_steps
+from rnn_lab.timing import clock_doubt, clock_error, clock_note, with_clocks
 from rnn_lab.train.metrics import WINDOW
 
 Verdict = Literal["better", "worse", "indistinguishable", "inconclusive", "failed", "refused"]
@@ -79,17 +80,20 @@ class Group:
     @property
     def judged(self) -> tuple[RunRecord, ...]:
         """Those that have losses to judge."""
-        return tuple(run for run in self.runs if run.status not in FAILED and (self.killed or run.status != "killed"))
+        return tuple(run for run in self.runs if self._has_losses(run))
 
     @property
     def lost(self) -> tuple[RunRecord, ...]:
         """The others."""
-        return tuple(run for run in self.runs if run not in self.judged)
+        return tuple(run for run in self.runs if not self._has_losses(run))
+
+    def _has_losses(self, run: RunRecord) -> bool:
+        return run.status not in FAILED and (self.killed or run.status != "killed") and run.edited is None
 
     @property
     def params(self) -> int | None:
         """Parameters of its runs."""
-        return next((run.params for run in self.runs if run.params is not None), None)
+        return next((run.params for run in self.runs if run.params is not None and run.edited is None), None)
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ class Comparison:
         baseline, subject: labels; `effect` is the loss of the subject less that of the baseline.
         axis, budget: what is equal, and how much of it; VALIDATION where validation losses were compared.
         verdict: on the subject. indistinguishable: no difference was shown, which does not mean that there is none;
-            inconclusive: too few steps for their autocorrelation, or for the window; failed: it has no losses;
-            refused: `told` stands in the way.
+            inconclusive: too few steps for their autocorrelation or for the window, seeds that agree to the last digit,
+            or a clock that shows nothing; failed: it has no losses; refused: `told` stands in the way.
         losses: of baseline and subject, nats per byte.
         effect, interval: nats per byte; the interval is of this comparison alone.
         p, p_adjusted: two-sided; adjusted by Holm where several were judged together, which then decides the verdict.
@@ -144,12 +148,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Reading:
-    """A run at a budget: its interpolated loss, and the losses of the window before it."""
+    """A run at a budget: its interpolated loss, the losses of the window before it, and the error of its clock."""
 
     loss: float
     window: Series1D
     last_step: int
     exact: bool
+    clock: Estimate | None = None
 
 
 def compare_runs(
@@ -173,7 +178,7 @@ def compare_runs(
     one, other = as_group(a, rules), as_group(b, rules)
     if not one.judged or not other.judged:
         dead = other if not other.judged else one
-        why = "; ".join(f"{run.name}: {run.status}" for run in dead.runs)
+        why = "; ".join(f"{run.name}: {run.fate}" for run in dead.runs)
         return Comparison(one.label, other.label, axis, None, "failed", notes=(why,))
     told = _obstacles(one, other, axis, rules)
     if refused := [item for item in told if item.topic not in rules.allow]:
@@ -196,6 +201,12 @@ def compare_runs(
         why = "one seed: nobody knows how far apart validation losses of other seeds would lie"
         effect = losses[1] - losses[0]
         return replace(base, losses=losses, effect=effect, method="one run each", label=ONE_SEED, notes=(*notes, why))
+    if axis == "seconds" and (doubt := clock_doubt(*used, f"{other.label} and {one.label}")):
+        method, label = ("one run each", ONE_SEED) if len(full[0]) < 2 else ("seeds", f"{len(full[0])} seeds")
+        effect = losses[1] - losses[0]
+        return replace(base, losses=losses, effect=effect, method=method, label=label, notes=(*notes, doubt))
+    if axis == "seconds":
+        base = replace(base, notes=(*notes, *clock_note(*used)))
     estimate, method, label = _estimate(full[0], full[1], paired=not unpaired)
     return _judged(replace(base, losses=losses, method=method, label=label), estimate, rules)
 
@@ -241,7 +252,9 @@ def _judged(base: Comparison, estimate: Estimate, rules: Rules) -> Comparison:
     effect, p = estimate.value, estimate.p()
     notes = base.notes
     if not estimate.conclusive:
-        notes = (*notes, f"the steps are worth {estimate.n_eff:.1f} independent ones: take a longer window, or seeds")
+        notes = (*notes, _weakness(estimate))
+    if not estimate.conclusive and estimate.se == 0:
+        return replace(base, effect=effect, n=estimate.n, df=estimate.df, notes=notes)
     return replace(
         base,
         verdict=verdict_of(effect, p, estimate.conclusive, rules.level),
@@ -259,6 +272,13 @@ def _judged(base: Comparison, estimate: Estimate, rules: Rules) -> Comparison:
     )
 
 
+def _weakness(estimate: Estimate) -> str:
+    """Why nothing is concluded from it."""
+    if estimate.n_eff is not None:
+        return f"the steps are worth {estimate.n_eff:.1f} independent ones: take a longer window, or seeds"
+    return "the seeds agree to the last digit, which independent runs do not: nothing shows how far apart others lie"
+
+
 def _estimate(one: list[Reading], other: list[Reading], *, paired: bool) -> tuple[Estimate, str, str]:
     """Difference of the subject to the baseline, how it was made, and what it speaks about."""
     if paired and len(one) >= 2:
@@ -269,9 +289,9 @@ def _estimate(one: list[Reading], other: list[Reading], *, paired: bool) -> tupl
         return second.minus(first), "unpaired seeds", f"{len(one)} and {len(other)} seeds"
     a, b = one[0], other[0]
     if paired and a.exact and b.exact and a.last_step == b.last_step:
-        return mean_of_steps(b.window - a.window), "paired steps", ONE_SEED
+        return with_clocks(mean_of_steps(b.window - a.window), (a.clock, b.clock)), "paired steps", ONE_SEED
     first, second = (replace(mean_of_steps(reading.window), value=reading.loss) for reading in (a, b))
-    return second.minus(first), "unpaired windows", ONE_SEED
+    return with_clocks(second.minus(first), (a.clock, b.clock)), "unpaired windows", ONE_SEED
 
 
 def _used(one: Group, other: Group, *, paired: bool) -> tuple[tuple[RunRecord, ...], tuple[RunRecord, ...]]:
@@ -332,11 +352,12 @@ def _reading(run: RunRecord, axis: str, budget: float | None, window: int) -> Re
         return None
     losses = loss_n[done - window : done]
     at = float(losses.mean())
+    clock = clock_error(x_n, loss_n, done, window) if axis == "seconds" else None
     if done == len(x_n) or x_n[done - 1] == budget:
-        return Reading(at, losses, done, exact=True)
+        return Reading(at, losses, done, exact=True, clock=clock)
     share = (budget - x_n[done - 1]) / (x_n[done] - x_n[done - 1])
     following = float(loss_n[done - window + 1 : done + 1].mean())
-    return Reading(at + float(share) * (following - at), losses, done, exact=False)
+    return Reading(at + float(share) * (following - at), losses, done, exact=False, clock=clock)
 
 
 def _mean(readings: Sequence[Reading]) -> float:
@@ -347,7 +368,7 @@ def _failures(one: Group, other: Group) -> tuple[str, ...]:
     lost = [run for group in (one, other) for run in group.lost]
     short = [run for group in (one, other) for run in group.judged if run.status not in ENDED]
     return (
-        *(f"{run.name} {run.status}: judged without it" for run in lost),
+        *(f"{run.name} {run.fate}: judged without it" for run in lost),
         *(f"{run.name} did not end ({run.status})" for run in short),
     )
 

@@ -83,7 +83,15 @@ class Judgement:
                 {
                     "label": group.label,
                     "params": group.params,
-                    "runs": [{"path": str(run.path), "seed": run.seed, "status": run.status} for run in group.runs],
+                    "runs": [
+                        {
+                            "path": str(run.path),
+                            "seed": run.seed,
+                            "status": run.status,
+                            "problem": run.problem or run.edited,
+                        }
+                        for run in group.runs
+                    ],
                 }
                 for group in self.groups
             ],

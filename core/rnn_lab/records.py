@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rnn_lab.clocks import beside
 from rnn_lab.config import read_toml
 from rnn_lab.errors import CheckpointError, RnnLabError, RunError
+from rnn_lab.integrity import edited
 from rnn_lab.train.metrics import WINDOW, read_metrics
 from rnn_lab.train.rundir import RunDir
 
@@ -134,6 +136,25 @@ class RunRecord:
         """
         values = (line.get(column) for line in self.lines)
         return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+    @cached_property
+    def edited(self) -> str | None:
+        """Why a run that ended well counts for nothing: its files are not what was written; None where they are.
+
+        Raises:
+            RunError: see `lines`.
+        """
+        return edited(self)
+
+    @property
+    def fate(self) -> str:
+        """What became of the run: its status, or what is wrong with its files."""
+        return self.problem or self.edited or self.status
+
+    @cached_property
+    def beside(self) -> tuple[str, ...] | None:
+        """Jobs of its series that ran on the same CPU meanwhile; None where nothing tells, as for a run by itself."""
+        return beside(self.path.resolve().parent.parent / "jobs", self.job)
 
     @property
     def last100(self) -> float | None:
@@ -303,8 +324,9 @@ def _job(series: Path, name: str, planned: Mapping[str, Any], keep_damaged: bool
         run = _whole(folder, str(planned.get("model"))) if keep_damaged else read_run(folder)
         status = state if run.status == "killed" and state in ("failed", "timeout", "oom", "diverged") else run.status
     else:
-        run = RunRecord(folder, name, name, str(planned.get("model")), planned.get("seed"))
-        status = state
+        gone = f"gone though its job is done: no folder {folder}" if state == "done" else None
+        run = RunRecord(folder, name, name, str(planned.get("model")), planned.get("seed"), problem=gone)
+        status = "damaged" if gone else state
     label, group = planned.get("label"), planned.get("group")
     return replace(run, name=name, label=str(label or run.label), group=group, job=job, status=status)
 

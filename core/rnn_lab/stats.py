@@ -31,6 +31,7 @@ MAX_FREQUENCIES, MIN_FREQUENCIES, MAX_BIAS = 8, 3, 0.15
 MIN_WINDOW = 21
 """Fewer steps than this leave less than three frequencies, whatever their autocorrelation."""
 _PHI_MAX = 0.995
+ROUNDING = 1e-13
 Floats = NDArray[np.float64]
 
 
@@ -43,7 +44,8 @@ class Estimate:
         se: its standard error.
         df: degrees of freedom of Student's t.
         n: values that it rests on: steps, or seeds.
-        conclusive: False where the values are too few for their autocorrelation; the interval then is no basis.
+        conclusive: False where the values are too few for their autocorrelation, or seeds agree to the last digit; the
+            interval then is no basis.
         n_eff: independent values that the steps are worth; None for seeds.
         slope: change per step of the value within the window; None for seeds.
     """
@@ -63,6 +65,8 @@ class Estimate:
 
     def p(self, reference: float = 0.0) -> float:
         """Two-sided p-value against `reference`."""
+        if self.se == 0 and not self.conclusive:
+            return 1.0
         if self.se == 0:
             return 1.0 if self.value == reference else 0.0
         return 2 * t_below(-abs(self.value - reference) / self.se, self.df)
@@ -125,7 +129,7 @@ def means_of_steps(x_Rn: Floats) -> dict[str, NDArray[Any]]:
     slope_R = rest_Rn @ time_n / (time_n @ time_n)
     rest_Rn = rest_Rn - slope_R[:, None] * time_n
     # Rounding of the mean leaves crumbs in a window of equal values, which are no noise.
-    rest_Rn[np.abs(rest_Rn).max(axis=1) <= 1e-13 * np.abs(x_Rn).max(axis=1)] = 0
+    rest_Rn[np.abs(rest_Rn).max(axis=1) <= ROUNDING * np.abs(x_Rn).max(axis=1)] = 0
     phi_R = _autoregression(rest_Rn)
     most = min(MAX_FREQUENCIES, int(0.4 * n ** (2 / 3)))
     angle_v = np.pi * np.arange(2, most + 2) / n
@@ -169,24 +173,32 @@ def _autoregression(rest_Rn: Floats) -> Floats:
 def mean_of_seeds(values: Sequence[float]) -> Estimate:
     """Mean of independent runs, or of their paired differences: Student's t.
 
+    Values that agree to the last digit show no spread of seeds at all, so nothing is concluded from them.
+
     Raises:
         ConfigError: fewer than two values.
     """
     if len(values) < 2:
         raise ConfigError("one run says nothing about how runs differ: at least two seeds")
     sd = float(np.std(values, ddof=1))
-    return Estimate(math.fsum(values) / len(values), sd / math.sqrt(len(values)), len(values) - 1, len(values))
+    mean = math.fsum(values) / len(values)
+    if sd <= ROUNDING * max(map(abs, values)):
+        return Estimate(mean, 0.0, len(values) - 1, len(values), conclusive=False)
+    return Estimate(mean, sd / math.sqrt(len(values)), len(values) - 1, len(values))
 
 
 @dataclass(frozen=True)
 class OneSample:
-    """Runs against a published figure: mean, sample SD, Student's t and its p-value."""
+    """Runs against a published figure: mean, sample SD, Student's t and its p-value.
+
+    Both are None where the runs agree to the last digit: that shows no spread, so nothing is tested.
+    """
 
     mean: float
     sd: float
     n: int
-    t: float
-    p: float
+    t: float | None
+    p: float | None
     alternative: Literal["less", "greater", "two-sided"]
 
 
@@ -202,7 +214,9 @@ def against_figure(
     """
     mean = mean_of_seeds(values)
     gap = mean.value - figure
-    t = gap / mean.se if mean.se else math.copysign(math.inf, gap) if gap else 0.0
+    if not mean.conclusive:
+        return OneSample(mean.value, 0.0, mean.n, None, None, alternative)
+    t = gap / mean.se
     lower = t_below(t, mean.df)
     p = {"less": lower, "greater": t_below(-t, mean.df), "two-sided": 2 * min(lower, t_below(-t, mean.df))}
     return OneSample(mean.value, mean.se * math.sqrt(mean.n), mean.n, t, p[alternative], alternative)

@@ -94,3 +94,11 @@ def test_noise_plans_one_model_with_n_seeds(rnn_lab, corpus):
     argv = ["--protocol", "micro", "--model", "e61", "--n", "4", "--data", str(corpus), "--dry-run", "--json"]
     jobs = json.loads(rnn_lab("noise", *argv).out)["jobs"]
     assert [job["seed"] for job in jobs] == [42, 43, 44, 45] and {job["label"] for job in jobs} == {"e61"}
+
+
+@pytest.mark.parametrize("option", [["--gpus", "7"], ["--gpus", "0,0"]])
+def test_a_gpu_that_is_not_there_claims_no_folder(rnn_lab, corpus, tmp_path, option):
+    out = tmp_path / "s"
+    done = rnn_lab("protocol", "run", "micro", "--models", "e61", "--data", str(corpus), "--out", str(out), *option)
+    assert done.code == 2 and f"--gpus {option[1]}: {option[1][0]} is named twice or is not there" in done.err
+    assert not out.exists()

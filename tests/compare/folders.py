@@ -1,6 +1,7 @@
 """Run folders as `fit` writes them, with losses that a test chooses."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ def curve(n: int, seed: int = 0) -> np.ndarray:
     return 2 + 2 / np.sqrt(1 + np.arange(n) / 50) + noise(n, 1000 + seed, scale=0.05)
 
 
+def last100(loss: Any, step: int) -> float | None:
+    """Mean loss of the hundred steps up to `step`."""
+    return math.fsum(float(value) for value in loss[step - 100 : step]) / 100 if step >= 100 else None
+
+
 def write_run(
     path: Path, loss: Any, *, model: str = "e61", seed: int = 1, step_seconds: float = 0.01, step_flops: int = 1000,
     params: int = 50_000, status: str = "ok", train: dict[str, Any] | None = None, result: dict[str, Any] | None = None,
@@ -37,7 +43,7 @@ def write_run(
     tokens = section["batch_size"] * section["seq_len"]
     lines = [
         {"step": k, "tokens": k * tokens, "flops": k * step_flops, "seconds": (k - 1) * step_seconds,
-         "loss": float(value), "grad_norm": 1.0}
+         "loss": float(value), "bpb": float(value) / math.log(2), "last100": last100(loss, k), "grad_norm": 1.0}
         for k, value in enumerate(loss, 1)
     ]  # fmt: skip
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -46,7 +52,11 @@ def write_run(
     )
     sampler = "contiguous-streams" if section["carry_state"] else "random-windows"
     source = (sampler, BYTES, FINGERPRINT, seed, section["batch_size"], section["seq_len"])
+    mean, val_loss = last100(loss, len(lines)), (result or {}).get("val_loss")
     known = {
+        "loss": lines[-1]["loss"] if lines else None,
+        "last100": mean, "bpb": None if mean is None else mean / math.log(2),
+        "val_bpb": None if val_loss is None else val_loss / math.log(2),
         "status": status, "error": None, "model": model, "seed": seed, "params": params, "steps": len(lines),
         "tokens": len(lines) * tokens, "flops": len(lines) * step_flops, "device": "cuda", "dtype": "bfloat16",
         "data": {"path": "/d", "fingerprint": FINGERPRINT, "bytes": BYTES}, "data_chain": replayed(source, len(lines)),

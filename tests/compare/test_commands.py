@@ -1,8 +1,11 @@
 """`compare` and `diff` as a user types them."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
+from rnn_lab.integrity import sha256
 from rnn_lab_cli.main import main
 
 from .folders import curve, noise, write_run
@@ -133,6 +136,55 @@ def test_a_crash_costs_the_others_nothing_and_one_line(rnn_lab, runs, tmp_path):
     code, out, err = rnn_lab("compare", series / "runs")
     assert code == 0 and "fault cannot be judged: crash killed" in err and "\nfault\t\t\t\t\tfailed" in out
     assert rnn_lab("compare", series, "--allow", "unfinished")[0] == 2  # still unpaired, and of unknown data
+
+
+def test_edited_swapped_and_missing_runs_are_not_judged(rnn_lab, runs):
+    """The words are those of a report; the other seed of a model is judged."""
+    names = [f"{letter}{seed}" for seed in (1, 2, 3) for letter in "abcd"]
+    for name in names:
+        shift, kept = "abcd".index(name[0]), (runs / name).is_dir()
+        path = runs / "runs" / name
+        if kept:
+            shutil.rmtree(runs / name)
+        loss = curve(120, int(name[1])) + 0.1 * shift + noise(120, 10 * shift + int(name[1]), scale=0.01)
+        write_run(path, loss, model=f"m{name[0]}", seed=int(name[1]))
+    (runs / "jobs").mkdir()
+    for name in names:
+        sums = {"metrics.jsonl": sha256(runs / "runs" / name / "metrics.jsonl")} if name[0] != "c" else {}
+        (runs / "jobs" / f"{name}.json").write_text(json.dumps({"name": name, "state": "done", "sums": sums}))
+    jobs = [{"name": name, "label": name[0], "group": name[0], "model": "m", "seed": int(name[1])} for name in names]
+    (runs / "series.json").write_text(json.dumps({"jobs": jobs}))
+    result = runs / "runs" / "c1" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"certificate": {"params": 99_000}}))
+    metrics = runs / "runs" / "b1" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"grad_norm": 1.0', '"grad_norm": 2.0', 1))
+    shutil.rmtree(runs / "runs" / "a2")
+    shutil.copytree(runs / "runs" / "b2", runs / "runs" / "a2")
+    shutil.rmtree(runs / "runs" / "d1")
+    code, out, err = rnn_lab("compare", runs, "--axis", "steps")
+    assert code == 0 and len([line for line in out.splitlines() if "1 seeds" in line or "one seed" in line]) == 3
+    assert err.splitlines()[:4] == [
+        "a is judged without a2 edited or damaged after it ended: metrics.jsonl",
+        "b is judged without b1 edited or damaged after it ended: metrics.jsonl",
+        "c is judged without c1 edited or damaged: result.json: params 50000, but the certificate counts 99000",
+        f"d is judged without d1 gone though its job is done: no folder {runs / 'runs' / 'd1'}",
+    ]
+    code, out, err = rnn_lab("compare", runs / "runs" / "a1", runs / "runs" / "b1", "--json")
+    page = json.loads(out)
+    assert page["axes"][0]["pairs"][0]["verdict"] == "failed" and page["groups"][1]["params"] is None
+    assert page["groups"][1]["runs"][0]["problem"] == "edited or damaged after it ended: metrics.jsonl"
+    assert "b judged" not in err and rnn_lab("compare", runs, "--against", "3")[2].count("judged without") == 4
+
+
+def test_seeds_that_agree_to_the_last_digit_show_nothing(rnn_lab, tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"a{seed}", np.full(120, 3.27), seed=seed)
+        write_run(tmp_path / f"b{seed}", np.full(120, 3.26), seed=seed, model="e1")
+    (pair,) = json.loads(rnn_lab("compare", tmp_path, "--axis", "steps", "--json")[1])["axes"][0]["pairs"]
+    assert (pair["verdict"], pair["interval"], pair["p"]) == ("inconclusive", None, None)
+    assert "agree to the last digit" in rnn_lab("compare", tmp_path, "--axis", "steps")[2]
+    (row, _) = json.loads(rnn_lab("compare", tmp_path, "--against", "3.28", "--json")[1])
+    assert row["p_less"] is None and row["verdict"] == "inconclusive: the seeds agree to the last digit"
 
 
 def test_notes_of_many_models_are_few(rnn_lab, tmp_path):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import scipy.stats
-from rnn_lab.compare import ONE_SEED, VALIDATION, Group, Refused, Rules, compare_runs
+from rnn_lab.compare import ONE_SEED, VALIDATION, Comparison, Group, Refused, Rules, compare_runs
 from rnn_lab.differences import differences, kernels_of, obstacles
 from rnn_lab.errors import ConfigError, RunError
 from rnn_lab.pairing import unpaired_because
-from rnn_lab.ranking import group_runs, judge
+from rnn_lab.ranking import AxisVerdicts, _reversals, group_runs, judge
 from rnn_lab.records import read_run, read_runs
 
 from .folders import BATCH, curve, noise, write_run
@@ -283,3 +283,23 @@ def test_validation_losses_need_seeds_and_equal_ends(make):
     assert compare_runs(a.runs[0], longer).verdict == "indistinguishable"
     without = compare_runs(a, Group("c", (make("c", curve(200, 1), seed=1, model="e1"),)), VALIDATION)
     assert without.verdict == "inconclusive" and without.notes[-1] == "c has no validation loss"
+
+
+def test_between_two_steps_losses_are_interpolated_and_windows_not_paired(make):
+    base = curve(300)
+    a, b = make("a", base), make("b", base - 0.003 + noise(300, 1, 0.5, 0.002), model="e1")
+    found = compare_runs(a, b, "tokens", budget=250.25 * BATCH * 16)
+    gaps = b.series("loss") - a.series("loss")
+    before, after = (np.mean(gaps[end - 100 : end]) for end in (250, 251))
+    assert found.method == "unpaired windows" and found.effect == pytest.approx(0.75 * before + 0.25 * after)
+    assert compare_runs(a, b, "tokens", budget=250 * BATCH * 16).method == "paired steps"
+
+
+@pytest.mark.parametrize("other", ["better", "indistinguishable"])
+def test_a_reversal_is_decided_only_where_both_orders_are_verdicts(other):
+    said = {"steps": Comparison("a", "b", "steps", 1, "worse", effect=0.1)}
+    said["seconds"] = Comparison("a", "b", "seconds", 1, other, effect=-0.1)
+    axes = [AxisVerdicts(axis, 1.0, {}, (), (pair,)) for axis, pair in said.items()]
+    (found,) = _reversals([Group("a", ()), Group("b", ())], axes)
+    assert (found.a_ahead, found.b_ahead) == (("steps",), ("seconds",))
+    assert found.decided == (other == "better")

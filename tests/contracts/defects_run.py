@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 from rnn_lab.kernels.dispatch import Backend
-from rnn_lab.kernels.recurrence import RECURRENCE, Cell, reference
+from rnn_lab.kernels.recurrence import RECURRENCE, reference
 from rnn_lab.parts import CausalConv
 
 from .planting import Ground, defect
@@ -206,7 +206,7 @@ def state_rounded_to_bf16_inside(ground: Ground):
                 S = cell.update(S, *args)
                 return S.bfloat16().float() if self.low else S
 
-            return Cell(rounded, cell.read)
+            return replace(cell, update=rounded)
 
         def forward(self, *args):
             self.low = torch.is_autocast_enabled("cpu")

@@ -1,5 +1,6 @@
 """What a certificate keeps, and what it does not."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -52,6 +53,15 @@ def test_any_other_error_is_found_out_once():
     certificates._known.clear()
     op.select(x)
     assert len(calls) == 1 and len(stored()) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_is_no_reason_to_distrust():
+    def run(x):
+        warnings.warn("so it was in the old days", DeprecationWarning, stacklevel=2)
+        return x * x
+
+    assert certificates.distrust(squares(run), squares(run).backends[0], (torch.ones(2, 3),)) is None
 
 
 class WrongBackward(torch.autograd.Function):

@@ -79,6 +79,15 @@ def test_equal_values_have_no_error():
     assert same.p() == 0 and stats.mean_of_steps(np.zeros(100)).p() == 1
 
 
+def test_seeds_that_agree_to_the_last_digit_show_nothing():
+    for values in ([-0.01, -0.01], [0.1 + 0.2, 0.3, 0.3], [0.0, 0.0]):
+        same = stats.mean_of_seeds(values)
+        assert not same.conclusive and same.p() == 1 and not same.below(1.0)
+    assert not stats.mean_of_seeds([1.0, 2.0]).minus(same).conclusive
+    test = stats.against_figure([3.27, 3.27], 3.28, "less")
+    assert (test.mean, test.t, test.p) == (3.27, None, None)
+
+
 @pytest.mark.parametrize("values", [np.zeros(stats.MIN_WINDOW - 1), [1.0] * 50 + [np.nan]])
 def test_unusable_windows_are_refused(values):
     with pytest.raises(ConfigError):

@@ -43,7 +43,8 @@ def steps(folder: Path, first: int, last: int, pause: float = 0.0) -> None:
 
 
 def end(folder: Path, status: str, error: str | None, code: int) -> None:
-    result = {"status": status, "error": error, "model": "e61", "last100": 2.0 + int(folder.name[-2:]) / 1000}
+    result = {"status": status, "error": error, "model": "e61", "device": "cpu"}
+    result["last100"] = 2.0 + int(folder.name[-2:]) / 1000
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "running").unlink()
     if error:

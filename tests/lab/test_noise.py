@@ -46,13 +46,16 @@ def test_it_is_measured_kept_and_found_by_later_series_of_the_same_settings(lab,
         and found["unit"] == "nats per byte"
     )
     same, other = plan_of(job("x")), plan_of(job("x"))
-    assert stored_noise(same) is None
+    assert stored_noise(same, ["cpu"]) is None
     path = store(found)
-    assert path == tmp_path / "data/noise/p.json" and stored_noise(same) == found
+    assert path == tmp_path / "data/noise/p.json" and stored_noise(same, ["cpu"]) == found
     object.__setattr__(other, "overrides", ("train.minutes=1",))
-    assert stored_noise(other) is None, "measured under other settings"
+    assert stored_noise(other, ["cpu"]) is None, "measured under other settings"
+    assert stored_noise(same, ["NVIDIA H100"]) is None, "measured on another device"
     store({**found, "model": "other", "floor": 9.0})
     store({**found, "mean": 0.0})
-    assert stored_noise(same)["floor"] == 9.0, "the most careful of several models"
+    assert stored_noise(same, ["cpu"])["floor"] == 9.0, "the most careful of several models"
+    store({**found, "devices": ["NVIDIA H100"], "floor": 7.0})
+    assert stored_noise(same, ["NVIDIA H100"])["floor"] == 7.0 and stored_noise(same, ["cpu"])["floor"] == 9.0
     path.write_text("{")
-    assert stored_noise(same) is None
+    assert stored_noise(same, ["cpu"]) is None

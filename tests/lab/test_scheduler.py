@@ -231,6 +231,11 @@ def test_exit_codes_and_results_are_judged(code, result, log, state, says):
     assert judge(code, result, log)[1] == says if says is None else says in judge(code, result, log)[1]
 
 
+def test_who_killed_a_run_is_not_guessed():
+    said = judge(137, None, "")[1]
+    assert said == "killed by signal 9: by somebody, or by the system, whose log then says so (out of memory)"
+
+
 def test_a_job_file_says_what_readers_are_promised(lab):
     lab.run(lab.begin(a="ok"))
     record = json.loads((lab.path / "jobs/a-s42.json").read_text())

@@ -283,3 +283,66 @@ def test_the_command_shows_and_counts(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
     assert main(["import", str(LADDER), str(LADDER), "--out", str(tmp_path / "x")]) == 2
     assert main(["import", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
+
+
+def test_seeds_of_one_model_are_a_group_that_a_figure_is_tested_against(tmp_path, capsys):
+    losses = [3.2781, 3.2790, 3.2770]
+    rows = [{"model": "e61", "seed": seed, "last100": loss, "time_s": 5.0 + seed} for seed, loss in enumerate(losses)]
+    path = tmp_path / "seeds.json"
+    path.write_text(json.dumps([*rows, {"model": "e61", "seed": 3, "last100": 9.0, "lr": 1e-2}]))
+    runs = imported(path, window=100)
+    assert list(runs) == ["e61-s0", "e61-s1", "e61-s2", "e61-lr-0.01-s3"]
+    assert [run.result["seed"] for run in runs.values()] == [0, 1, 2, 3]
+    write_runs(list(runs.values()), tmp_path / "out")
+    assert main(["compare", str(tmp_path / "out"), "--against", "3.28", "--json"]) == 0
+    found = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {label: row["seeds"] for label, row in found.items()} == {"e61": 3, "e61 lr=0.01": 1}
+    assert found["e61"]["mean"] == pytest.approx(sum(losses) / 3)
+
+
+def test_seeds_in_a_table_of_a_document(tmp_path):
+    path = tmp_path / "seeds.md"
+    path.write_text("| model | seed | loss |\n|---|---|---|\n| e61 | 1 | 1.5 |\n| e61 | two | 1.6 |\n")
+    one, other = imported(path).values()
+    assert (one.result["seed"], other.result["seed"]) == (1, None)
+    assert other.result["stated"]["other"] == {"seed": "two"}
+
+
+@pytest.mark.parametrize("name", ["each.jsonl", "each.json"])
+def test_losses_of_single_steps_are_called_so(tmp_path, name):
+    losses = [5.0 - i / 50 for i in range(120)]
+    rows = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(losses, 1))
+    path = tmp_path / name
+    path.write_text(rows if name.endswith("jsonl") else json.dumps({"model": "e61", "losses": losses}))
+    (run,) = imported(path).values()
+    assert run.result["figures"]["last printed loss"]["is"] == "the loss of one step"
+    assert run.result["last100_from"] == "the losses of the last 100 steps"
+
+
+@pytest.mark.parametrize("at", [50, 119])
+@pytest.mark.parametrize("name", ["each.jsonl", "each.json"])
+def test_null_is_a_loss_that_nobody_kept_and_no_divergence(tmp_path, name, at):
+    losses = [None if i == at else 2.0 for i in range(120)]
+    rows = "".join(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(losses, 1))
+    path = tmp_path / name
+    path.write_text(rows if name.endswith("jsonl") else json.dumps({"model": "e61", "losses": losses}))
+    (run,) = imported(path).values()
+    assert run.result["status"] == ("interrupted" if name.endswith("jsonl") else "ok")
+    assert run.result["steps"] == 120 and len(run.points) == 119 and not run.per_step
+    path.write_text('{"model": "e61", "loss": null, "last100": 2.5}')
+    (run,) = imported(path, format_name="json").values()
+    assert (run.result["status"], list(run.result["figures"])) == ("ok", ["last100"])
+
+
+@pytest.mark.parametrize(("window", "known"), [(100, 2.5), (10, None), (1, None), (None, None)])
+def test_one_mean_is_last100_only_over_a_hundred_steps(tmp_path, window, known):
+    path = tmp_path / "one.json"
+    path.write_text('{"model": "e61", "last100": 2.5}')
+    assert imported(path, window=window)["e61"].result["last100"] == known
+
+
+def test_a_run_that_diverged_has_no_metrics_though_every_step_was_printed(tmp_path):
+    path = tmp_path / "each.jsonl"
+    path.write_text("".join(f'{{"step": {i}, "loss": {"NaN" if i == 150 else 2.0}}}\n' for i in range(1, 151)))
+    (run,) = imported(path).values()
+    assert run.result["status"] == "diverged" and not run.per_step and run.result["last100"] is None

@@ -11,6 +11,7 @@ from compare.folders import curve, noise, write_run
 
 STEPS = 400
 OFFSETS = {"e61": 0.0, "e68": 0.002, "e1": 0.15, "gru": 0.3}
+NOISE = {"e61": 3, "e68": 4, "e1": 2, "gru": 5}
 SPEEDS = {"e61": 0.01, "e68": 0.02, "e1": 0.04, "gru": 0.005}
 CERTIFICATE = {"embedding": 4096, "layers.in_proj": 45_904}
 
@@ -54,7 +55,7 @@ def write_series(path: Path, seeds: int = 2, **meta: Any) -> Path:
     for model, offset in OFFSETS.items():
         for seed in range(1, seeds + 1):
             name = f"{model}-s{seed}"
-            loss = curve(STEPS, seed) + offset + noise(STEPS, 10 * seed + len(model), scale=0.004)
+            loss = curve(STEPS, seed) + offset + noise(STEPS, 10 * seed + NOISE[model], scale=0.004)
             speed = SPEEDS[model]
             complete(write_run(path / "runs" / name, loss, model=model, seed=seed, step_seconds=speed))
             write_job(path, name, "done")

@@ -13,6 +13,7 @@ from rnn_lab.report.build import facts
 from rnn_lab.report.facts import settled
 from rnn_lab.report.published import agreement
 from rnn_lab.report.ranking import front, groups
+from rnn_lab.report.render import markdown
 from rnn_lab.report.write import MARKDOWN, pages
 
 from .folders import OFFSETS, complete, copy, losses, write_job, write_series
@@ -78,6 +79,7 @@ def test_curves_end_where_the_runs_end_and_at_their_loss(report, reported):
 
 
 def test_milestones_are_at_equal_amounts(report):
+    assert [m.at for m in report.milestones if m.axis == "steps"] == [(100.0, 200.0, 300.0, 400.0)]
     seconds = next(m for m in report.milestones if m.axis == "seconds")
     assert seconds.at[-1] == pytest.approx(399 * 0.005)
     assert seconds.losses["E1"][-1] > seconds.losses["GRU"][-1]
@@ -196,6 +198,15 @@ def test_a_figure_edited_by_hand_contradicts_another(reported, tmp_path, file, k
     assert said in row.problem
 
 
+def test_a_clock_that_somebody_made_faster_contradicts_the_sum_of_its_seconds(reported, tmp_path):
+    series = copy(reported, tmp_path / "s")
+    path = series / "runs" / "e61-s1" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"seconds": line["seconds"] / 10}) + "\n" for line in lines))
+    (row,) = [run for run in facts(series).failures if run.name == "e61-s1"]
+    assert "s of training, but the clock of metrics.jsonl ends at 0.399" in row.problem
+
+
 def test_sums_kept_by_the_scheduler_are_held_against_the_files(reported, tmp_path):
     series = copy(reported, tmp_path / "s")
     write_job(series, "e61-s1", "done", sums={"metrics.jsonl": "0" * 64})
@@ -224,6 +235,9 @@ def test_a_run_that_brought_no_steps_is_ranked_and_stops_no_other(tmp_path):
     assert found["old", "a"].verdict == "inconclusive" and found["old", "a"].effect is None
     assert report.findings[0].endswith("1.5000 nats per byte; it could not be judged against a and b.")
     assert found["old", "a"].notes == ("old has no loss for every step along steps",)
+    page = markdown(report).splitlines()
+    (row,) = [line for line in page if line.startswith("| old | a | training loss at equal steps")]
+    assert row.endswith("| old has no loss for every step along steps |")
 
 
 def test_what_nobody_recorded_is_unknown_and_neither_equal_nor_other(tmp_path):
@@ -271,3 +285,58 @@ def test_a_protocol_that_compares_validation_losses_is_ranked_by_them(tmp_path, 
         assert report.standings[3].group > 1
     page = pages(report)[MARKDOWN]
     assert "validation loss at the end, over seeds" in page and "| training loss at equal steps |" in page
+
+
+def test_the_head_says_what_the_runs_were_given_not_what_the_protocol_says(report, reported, tmp_path):
+    assert (report.description, report.budgets) == ("A small series", ("1,000 steps",))
+    series = copy(reported, tmp_path / "s")
+    plan = json.loads((series / "series.json").read_text())
+    overrides = ["train.steps=110", 'data.path="/x"']
+    (series / "series.json").write_text(json.dumps(plan | {"overrides": overrides}))
+    for run in (series / "runs").iterdir():
+        path = run / "config.toml"
+        path.write_text(path.read_text().replace("[train]", "[train]\nsteps = 110\nminutes = 0.5"))
+    changed = facts(series)
+    assert changed.description == (
+        "Changed from the protocol: train.steps = 110. As written the protocol is: A small series"
+    )
+    assert changed.budgets == ("110 steps or 0.5 minutes",)
+    assert "Each run was given 110 steps or 0.5 minutes." in markdown(changed)
+
+
+def test_the_head_names_the_data_and_how_often_it_was_read(reported, tmp_path):
+    series = copy(reported, tmp_path / "s")
+    (one,) = facts(series).data
+    assert (one.name, one.bytes, one.read) == ("d", 100_000, (400 * 64, 400 * 64))
+    assert one.passes == (0.256, 0.256) and one.runs.startswith("e61-s1, e61-s2")
+    path = series / "runs" / "e1-s1" / "result.json"
+    known = json.loads(path.read_text())
+    known["data"] = {"path": "/far/other.bin", "fingerprint": "cd" * 32, "bytes": 200_000}
+    path.write_text(json.dumps(known))
+    report = facts(series)
+    other = next(one for one in report.data if one.runs == "e1-s1")
+    assert (other.name, other.passes) == ("other.bin", (0.128, 0.128)) and len(report.data) == 2
+    assert "Data of e1-s1: other.bin, 200,000 bytes, fingerprint cdcd" in markdown(report)
+
+
+def test_one_failure_is_singular_and_a_step_is_whole(tmp_path):
+    for name, n in (("a", 110), ("b", 110), ("short", 60)):
+        complete(write_run(tmp_path / name, curve(n), model=name))
+    report = facts(tmp_path)
+    assert report.findings[-1] == "1 run of 3 counts for nothing: short."
+    assert [m.at for m in report.milestones if m.axis == "steps"] == [(27.0, 55.0, 82.0, 110.0)]
+
+
+def test_a_gap_within_the_noise_floor_shows_nothing(report, reported):
+    assert "E68 is within the noise floor of 0.0050 of the best: such a gap shows nothing." in report.findings
+    assert "A smaller gap shows nothing." in (reported / MARKDOWN).read_text()
+
+
+def test_seconds_that_do_not_sum_to_the_total_are_a_contradiction(reported, tmp_path):
+    series = copy(reported, tmp_path / "s")
+    path = series / "runs" / "e61-s1" / "result.json"
+    known = json.loads(path.read_text())
+    known["clock"]["total"] += 1
+    path.write_text(json.dumps(known))
+    (row,) = [run for run in facts(series).failures if run.name == "e61-s1"]
+    assert "the clock's buckets sum to" in row.problem

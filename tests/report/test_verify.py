@@ -76,6 +76,15 @@ def test_any_digit_of_a_run(series, edited, file):
     assert f"run e68-s2: {file} was changed since the report was written" in verify(series)[0]
 
 
+def test_any_change_of_plan_and_jobs(series, edited):
+    table = json.loads((series / "series.json").read_text())
+    edited(series / "series.json", json.dumps(table | {"args": ["fit"]}))
+    table = json.loads((series / "jobs" / "e61-s1.json").read_text())
+    edited(series / "jobs" / "e61-s1.json", json.dumps(table | {"attempts": [{"command": ["x"], "exit_code": 0}]}))
+    changed = [f"{file} was changed since the report was written" for file in ("jobs/e61-s1.json", "series.json")]
+    assert verify(series)[:2] == changed
+
+
 def test_a_run_that_is_gone_or_new(series, reported, tmp_path):
     fewer = copy(reported, tmp_path / "s")
     (fewer / "runs" / "gru-s1" / "result.json").unlink()

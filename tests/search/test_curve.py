@@ -95,3 +95,7 @@ def test_a_curve_needs_trials():
         curve_of("e61", SEARCH, rows(("ok", 1.0)))
     with pytest.raises(ConfigError, match="finite"):
         expected_best([1.0, math.nan])
+
+
+def test_a_trial_that_diverged_is_worth_what_a_model_knows_that_knows_nothing():
+    assert pytest.approx(5.545177444479562) == UNIFORM

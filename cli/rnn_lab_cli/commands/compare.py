@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rnn_lab.errors import ConfigError
 
-from rnn_lab_cli.judgement_notes import notes, reversals
+from rnn_lab_cli.judgement_notes import lost, notes, reversals
 from rnn_lab_cli.output import emit_json, heading, json_option, note, table
 
 if TYPE_CHECKING:
@@ -169,6 +169,9 @@ def _against(groups: "Sequence[Group]", figure: float, rules: "Rules", as_json: 
         for alternative in ("two-sided", "less", "greater"):
             test = against_figure(known, figure, alternative)
             row |= {"mean": test.mean, "sd": test.sd, "t": test.t, f"p_{alternative}".replace("-", "_"): test.p}
+        if row["p_two_sided"] is None:
+            rows.append(row | {"verdict": "inconclusive: the seeds agree to the last digit"})
+            continue
         sure = row["p_two_sided"] < 1 - rules.level
         row["verdict"] = ("better" if row["mean"] < figure else "worse") if sure else "indistinguishable"
         rows.append(row)
@@ -179,6 +182,8 @@ def _against(groups: "Sequence[Group]", figure: float, rules: "Rules", as_json: 
     else:
         columns = list(rows[0])
         table(columns, [[_shortened(c, v) for c, v in row.items()] for row in rows])
+    for text in lost(groups):
+        note(text)
     note("a published figure is taken as exact, and as measured on equal terms, which nobody can check")
 
 

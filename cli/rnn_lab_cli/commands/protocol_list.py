@@ -29,6 +29,7 @@ def list_(as_json: bool) -> None:
 def protocol_row(name: str, found: Registry) -> dict[str, Any]:
     """One row of `protocol list --json`."""
     from rnn_lab.protocol import find_protocol
+    from rnn_lab.train.budget import budget_text
 
     row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "protocol": name, "problem": None}
     try:
@@ -46,12 +47,3 @@ def protocol_row(name: str, found: Registry) -> dict[str, Any]:
         "metric": protocol.series.metric,
         "description": protocol.description,
     }
-
-
-def budget_text(train: dict[str, Any]) -> str:
-    """`1,000 steps`, `10 minutes`, or both; what a run has that names none."""
-    from rnn_lab.train.budget import DEFAULT_STEPS
-
-    names = {"steps": "steps", "tokens": "bytes", "minutes": "minutes"}
-    limits = [f"{train[key]:,g} {unit}" for key, unit in names.items() if train.get(key) is not None]
-    return " or ".join(limits) or f"{DEFAULT_STEPS:,} steps"

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from rnn_lab.registry import registry
 
-from rnn_lab_cli.commands.protocol_list import budget_text
 from rnn_lab_cli.names import complete_protocol
 from rnn_lab_cli.output import emit_json, heading, json_option, note, pairs, table
 
@@ -24,6 +23,7 @@ def show(name: str, as_json: bool) -> None:
     """
     from rnn_lab.external import external_rows
     from rnn_lab.protocol import find_protocol
+    from rnn_lab.train.budget import budget_text
 
     found = registry()
     protocol = find_protocol(name, found)

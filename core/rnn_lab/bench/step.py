@@ -41,14 +41,14 @@ def make_step(model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, l
 
     run: Callable[[], None] = body
     body()  # the first pass compiles and tunes, and tells the backends
-    if not graph:
-        body()  # as often as before a graph, so that losses after as many steps can be compared
-    else:
+    if graph:
         if reason := next(uncapturable(model), None):
             raise GraphUnavailable(reason)
         run = captured([body]).replay
         if isinstance(optimizer, GatedOptimizer):
             optimizer.bind()
+    else:
+        body()  # as often as before a graph, so that losses after as many steps can be compared
 
     def step(bytes_BT1: Tensor) -> Tensor:
         batch_BT1.copy_(bytes_BT1)

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
@@ -176,7 +177,8 @@ def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> d
     """Errors of a small run in every configuration that tuning may choose, and what they mean."""
     assert op.probe is not None
     forward = gradient = 0.0
-    with torch.random.fork_rng(), torch.autocast(_tensors(args)[0].device.type, enabled=False):
+    with torch.random.fork_rng(), torch.autocast(_tensors(args)[0].device.type, enabled=False), catch_warnings():
+        simplefilter("ignore")  # a warning is no fault of the kernel, though it may raise where the user asks for that
         torch.manual_seed(0)
         made = op.probe(*args)
         calls = made if isinstance(made, list) else [made]

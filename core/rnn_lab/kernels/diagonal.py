@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.diagonal_source import TILE, Program
+from rnn_lab.kernels.saving import keep, kept
 
 FILL = 2**15
 """Channels times parts that keep a GPU busy: a linear recurrence is split in time until it has as many."""
@@ -149,16 +150,11 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.backend, ctx.program, _, xs, ws, reset, _, _, ctx.parts = inputs
-    ctx.counts, ctx.reset = (len(xs), len(ws)), reset is not None
-    ctx.save_for_backward(output[2], *xs, *ws, *(() if reset is None else (reset,)))
-    ctx.set_materialize_grads(True)
+    keep(ctx, output[2], xs, ws, reset)
 
 
 def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Any, ...]:
-    marks, *rest = ctx.saved_tensors
-    n_x, n_w = ctx.counts
-    xs, ws = rest[:n_x], rest[n_x : n_x + n_w]
-    reset = rest[-1] if ctx.reset else None
+    marks, xs, ws, reset = kept(ctx)
     dh, *dxs, dws = _backward(ctx.backend, ctx.program, xs, ws, reset, marks, dy, dlast, ctx.parts)
     narrow = [dw.to(w.dtype) for w, dw in zip(ws, dws, strict=True)]
     return None, None, dh, dxs, narrow, None, None, None, None

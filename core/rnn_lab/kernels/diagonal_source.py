@@ -7,7 +7,6 @@ of the sequence at once, each from zero, and return what a carry needs: its end 
 Where all streams are bf16 in even rows, a thread has two channels side by side and loads them as one word (`PAIRS`).
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -17,9 +16,10 @@ from rnn_lab.kernels.expression import (
     ONE,
     Node,
     add,
+    as_json,
+    from_json,
     gradients,
     mul,
-    ordered,
     substitute,
     var,
     variables,
@@ -45,10 +45,7 @@ class Program:
     @cached_property
     def text(self) -> str:
         """The program as JSON, equal for equal programs."""
-        nodes = ordered([self.update, self.output])
-        index = {node: i for i, node in enumerate(nodes)}
-        rows = [[n.op, [index[a] for a in n.args], n.value] for n in nodes]
-        return json.dumps([self.n_x, self.n_w, index[self.update], index[self.output], rows])
+        return as_json([self.n_x, self.n_w], self.update, self.output)
 
     @cached_property
     def factor(self) -> Node | None:
@@ -70,11 +67,7 @@ class Program:
 @lru_cache(maxsize=256)
 def parse(text: str) -> Program:
     """The program of `Program.text`."""
-    n_x, n_w, update, output, rows = json.loads(text)
-    nodes: list[Node] = []
-    for op, args, value in rows:
-        nodes.append(Node(op, tuple(nodes[i] for i in args), value))
-    return Program(n_x, n_w, nodes[update], nodes[output])
+    return Program(*from_json(text, roots=2))
 
 
 def source(program: Program) -> str:

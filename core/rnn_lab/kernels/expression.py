@@ -7,6 +7,7 @@ What a function may use to be traced, and nothing else (docs/add-a-kernel.md):
     to, float and detach-free casts, which change nothing: a kernel computes in fp32
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -303,6 +304,23 @@ def ordered(roots: Iterable[Node]) -> list[Node]:
     for root in roots:
         visit(root)
     return list(seen)
+
+
+def as_json(head: Sequence[Any], *roots: Node) -> str:
+    """`head` and the roots as JSON, equal for equal expressions; see from_json."""
+    nodes = ordered(roots)
+    index = {node: i for i, node in enumerate(nodes)}
+    rows = [[n.op, [index[a] for a in n.args], n.value] for n in nodes]
+    return json.dumps([*head, *(index[root] for root in roots), rows])
+
+
+def from_json(text: str, roots: int) -> tuple[Any, ...]:
+    """The head's values and then as many roots, from what as_json wrote."""
+    *head, rows = json.loads(text)
+    nodes: list[Node] = []
+    for op, args, value in rows:
+        nodes.append(Node(op, tuple(nodes[i] for i in args), value))
+    return (*head[:-roots], *(nodes[i] for i in head[-roots:]))
 
 
 def variables(roots: Iterable[Node]) -> set[str]:

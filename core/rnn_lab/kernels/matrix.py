@@ -17,6 +17,7 @@ from rnn_lab.kernels.cuda_jit import Kernel
 from rnn_lab.kernels.matrix_cuda import source
 from rnn_lab.kernels.matrix_layout import Form, Layout, Tiling, axes
 from rnn_lab.kernels.matrix_source import Program, parse
+from rnn_lab.kernels.saving import keep, kept
 from rnn_lab.kernels.triton_support import tried
 
 BUSY = 128
@@ -278,18 +279,13 @@ def kernel(text: str, form: Form) -> tuple[Kernel, int]:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.program, _, xs, ws, reset, _, _ = inputs
-    ctx.counts, ctx.reset = (len(xs), len(ws)), reset is not None
-    ctx.save_for_backward(output[2], *xs, *ws, *(() if reset is None else (reset,)))
-    ctx.set_materialize_grads(True)
+    keep(ctx, output[2], xs, ws, reset)
 
 
 def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, _: Tensor) -> tuple[Any, ...]:
-    marks, *rest = ctx.saved_tensors
-    n_x, n_w = ctx.counts
-    xs, ws = rest[:n_x], rest[n_x : n_x + n_w]
-    reset = rest[-1] if ctx.reset else None
+    marks, xs, ws, reset = kept(ctx)
     dh, *grads = _backward(ctx.program, xs, ws, reset, marks, dy, dlast)
-    return None, dh, grads[:n_x], grads[n_x:], None, None, None
+    return None, dh, grads[: len(xs)], grads[len(xs) :], None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

@@ -5,13 +5,23 @@ after a step, `h.cr` and `s.cr`; prepared values `p0.c`; sums that backward take
 of s that arrives, `d.cr`, and that of the output, `dy.r`; gradients by prepared values that arrive, `g0.c`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rnn_lab.kernels.expression import ZERO, Node, NotElementwise, add, ordered, substitute, var, variables
+from rnn_lab.kernels.expression import (
+    ZERO,
+    Node,
+    NotElementwise,
+    add,
+    as_json,
+    from_json,
+    ordered,
+    substitute,
+    var,
+    variables,
+)
 from rnn_lab.kernels.matrix_expression import (
     Labelled,
     RowsMeet,
@@ -58,10 +68,7 @@ class Program:
     @cached_property
     def text(self) -> str:
         """The program as JSON, equal for equal programs."""
-        nodes = ordered([self.update, self.output])
-        index = {node: i for i, node in enumerate(nodes)}
-        rows = [[n.op, [index[a] for a in n.args], n.value] for n in nodes]
-        return json.dumps([self.rows, self.columns, self.transposed, index[self.update], index[self.output], rows])
+        return as_json([self.rows, self.columns, self.transposed], self.update, self.output)
 
     @cached_property
     def uses(self) -> list[str]:
@@ -125,11 +132,7 @@ class Program:
 @lru_cache(maxsize=256)
 def parse(text: str) -> Program:
     """The program of `Program.text`."""
-    rows, columns, transposed, update, output, parts = json.loads(text)
-    nodes: list[Node] = []
-    for op, args, value in parts:
-        nodes.append(Node(op, tuple(nodes[i] for i in args), value))
-    return Program(rows, columns, transposed, nodes[update], nodes[output])
+    return Program(*from_json(text, roots=2))
 
 
 Shapes = tuple[tuple[int, ...], ...]

@@ -71,6 +71,16 @@ def places(gpus: str | None, slots: int | None) -> list[Place]:
     return gpu_places(named or known)
 
 
+def devices(where: Sequence[Place]) -> list[str]:
+    """What runs in these places may run on: `cpu`, and the names of this machine's GPUs."""
+    import torch
+
+    names = {"cpu"} if any(place.gpu is None for place in where) else set()
+    if any(place.gpu is not None for place in where):
+        names |= {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return sorted(names)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -12,7 +12,8 @@ single runs says nothing. With few runs t is large: n = 3 gives 6.1 s, n = 5 giv
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def measure(series: SeriesDir) -> dict[str, Any]:
         "formula": "t * sd * sqrt(2)",
         "values": {str(seed): value for seed, value in figures.items()},
         **noise_floor(list(figures.values())),
-        "devices": sorted({str(_result(series, job.name).get("device")) for job in jobs}),
+        "devices": sorted({_device(series, job.name) for job in jobs if job.seed in figures}),
         "measured": now(),
         "series": str(series.path.resolve()),
     }
@@ -86,10 +87,16 @@ def store(noise: dict[str, Any]) -> Path:
     return path
 
 
-def stored_noise(plan: SeriesPlan) -> dict[str, Any] | None:
-    """The floor of a planned series: the largest of its metric under the very same settings; None without one."""
-    wanted = {"fingerprint": plan.protocol.fingerprint(), "overrides": list(plan.overrides)}
-    wanted["metric"] = plan.protocol.series.metric
+def stored_noise(plan: SeriesPlan, devices: Collection[str]) -> dict[str, Any] | None:
+    """The floor of a planned series: the largest of its metric under the very same settings; None without one.
+
+    Args:
+        plan: the series.
+        devices: that it will run on, by names of GPUs or `cpu`; a floor of others is another, since a budget of time
+            and the precision depend on them.
+    """
+    wanted: dict[str, Any] = {"fingerprint": plan.protocol.fingerprint(), "overrides": list(plan.overrides)}
+    wanted |= {"metric": plan.protocol.series.metric, "devices": sorted(devices)}
     fitting = [old for old in _read(_file(plan.name)) if {key: old.get(key) for key in wanted} == wanted]
     return max(fitting, key=lambda noise: float(noise["floor"]), default=None)
 
@@ -108,13 +115,23 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _key(noise: dict[str, Any]) -> tuple[Any, ...]:
-    return noise.get("fingerprint"), json.dumps(noise.get("overrides")), noise.get("model"), noise.get("metric")
+    settings = json.dumps([noise.get("overrides"), noise.get("devices")])
+    return noise.get("fingerprint"), settings, noise.get("model"), noise.get("metric")
 
 
 def _figure(series: SeriesDir, job: str, metric: str) -> float | None:
     result = _result(series, job)
     value = result.get(metric)
     return float(value) if result.get("status") == "ok" and isinstance(value, int | float) else None
+
+
+def _device(series: SeriesDir, job: str) -> str:
+    """Name of the GPU that a run was on, or `cpu`."""
+    with suppress(OSError, ValueError, AttributeError):
+        gpu = json.loads((series.run(job) / "env.json").read_text(encoding="utf-8")).get("gpu")
+        if gpu and _result(series, job).get("device") != "cpu":
+            return str(gpu)
+    return str(_result(series, job).get("device"))
 
 
 def _result(series: SeriesDir, job: str) -> dict[str, Any]:

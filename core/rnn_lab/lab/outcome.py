@@ -29,7 +29,8 @@ def judge(exit_code: int, result: dict[str, Any] | None, log: str) -> tuple[str,
     if status in ("diverged", "oom"):
         return str(status), said
     if exit_code > 128 and exit_code != 130:
-        hint = ": often the system, for want of memory" if exit_code == 128 + signal.SIGKILL else ""
+        who = ": by somebody, or by the system, whose log then says so (out of memory)"
+        hint = who if exit_code == 128 + signal.SIGKILL else ""
         return "failed", f"killed by signal {exit_code - 128}{hint}"
     if exit_code == 130:
         return "failed", "interrupted from outside"

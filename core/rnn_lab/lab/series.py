@@ -9,7 +9,6 @@ noise.json             of `rnn-lab noise`
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -23,10 +22,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rnn_lab.atomic import write_text_atomic
 from rnn_lab.errors import ConfigError, RnnLabError, RunError
+from rnn_lab.integrity import sha256
 from rnn_lab.lab.plan import Job, SeriesPlan
 
 STATES = ("pending", "running", "done", "failed", "diverged", "timeout", "oom")
-SUMMED = ("config.toml", "metrics.jsonl", "result.json")
+SUMMED = ("config.toml", "metrics.jsonl", "result.json", "env.json")
 """Files of a run that do not change once it has ended; their sha256 is kept with the job."""
 
 
@@ -252,7 +252,7 @@ class SeriesDir:
     def sums(self, name: str) -> dict[str, str]:
         """sha256 of the files of a run that ended."""
         paths = [(key, self.run(name) / key) for key in SUMMED]
-        return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths if path.is_file()}
+        return {key: found for key, path in paths if (found := sha256(path)) is not None}
 
 
 def now() -> str:

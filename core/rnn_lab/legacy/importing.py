@@ -8,6 +8,7 @@ only where the printed means are exactly that; any other mean stands under `figu
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +31,15 @@ FORMATS = (*LOG_FORMATS, "markdown", "json", "jsonl")
 _MAX_BYTES = 2**28
 _SUFFIXES = {".md": "markdown", ".json": "json", ".jsonl": "jsonl"}
 _UNSTATED = "mean over an unstated window"
-_OWN = ("model", "params", "tokens", "tokens_per_s", "total_seconds", "peak_memory_bytes", "device", "dtype", "steps")
+_OWN = (
+    "model", "seed", "params", "tokens", "tokens_per_s", "total_seconds", "peak_memory_bytes", "device", "dtype",
+    "steps",
+)  # fmt: skip
+_MEASURED = {
+    "bpb", "date", "error", "flops", "grad", "hours", "id", "loss", "mem", "memory", "mfu", "minutes", "perplexity",
+    "ppl", "run", "seconds", "status", "time",
+}  # fmt: skip
+"""Words in a column's name that tell what came out from what was set."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,8 @@ def external_runs(source: Source, found: Registry, window: int | None) -> list[I
     """
     digest = hashlib.sha256(source.path.read_bytes()).hexdigest()
     imported = []
-    for run in source.runs:
+    labels = _labels(source.runs)
+    for run, label in zip(source.runs, labels, strict=True):
         per_step = _per_step(run, window)
         value, why = _last100(run, 1 if per_step else window)
         model = _model(run, found)
@@ -105,7 +115,7 @@ def external_runs(source: Source, found: Registry, window: int | None) -> list[I
             "status": status,
             "error": error,
             "external": True,
-            "label": run.label,
+            "label": label,
             **stated,
             "model": model,
             "steps": run.steps,
@@ -113,7 +123,7 @@ def external_runs(source: Source, found: Registry, window: int | None) -> list[I
             "last100_from": why,
             "bpb": bits_per_byte(value),
             "clock": {} if seconds is None else {"buckets": {}, "total": seconds, "budget": None},
-            "figures": _figures(run, window),
+            "figures": _figures(run, window, per_step),
             "stated": _plain({key: text for key, text in run.stated.items() if key not in _OWN}),
             "source": {
                 "file": str(source.path),
@@ -136,7 +146,8 @@ def external_runs(source: Source, found: Registry, window: int | None) -> list[I
             }
             for p in run.points
         ]
-        imported.append(Imported(slug(run.label), result, points, per_step))
+        name = slug(label) if stated["seed"] is None else f"{slug(label)}-s{stated['seed']}"
+        imported.append(Imported(name, result, points, per_step))
     return _with_unique_names(imported)
 
 
@@ -203,9 +214,32 @@ def _last100(run: FoundRun, window: int | None) -> tuple[float | None, str | Non
     return None, None
 
 
-def _figures(run: FoundRun, window: int | None) -> dict[str, Any]:
+def _labels(runs: Sequence[FoundRun]) -> list[str]:
+    """What to call each run: seeds of one label are one model, unless something else that was set differs, too."""
+    tables = [_set(run) for run in runs]
+    labels = []
+    for run, table in zip(runs, tables, strict=True):
+        alike = [other for known, other in zip(runs, tables, strict=True) if known.label == run.label]
+        seeds = [other for other in alike if other is not None]
+        differs = [key for key, value in (table or {}).items() if any(other.get(key) != value for other in seeds)]
+        labels.append(" ".join([run.label, *(f"{key}={(table or {})[key]}" for key in differs)]))
+    return labels
+
+
+def _set(run: FoundRun) -> dict[str, Any] | None:
+    """What the source says was set, of a run whose seed it states; None for another, which is in no group."""
+    if "seed" not in run.stated:
+        return None
+    kept = {key: run.stated[key] for key in ("table", "params", "printed_params", "steps") if key in run.stated}
+    other = run.stated.get("other", {}).items()
+    return kept | {key: value for key, value in other if not _MEASURED & set(re.split(r"[^a-z]+", key.lower()))}
+
+
+def _figures(run: FoundRun, window: int | None, per_step: bool) -> dict[str, Any]:
     """Losses by the source's names, with what is known of the mean that each is."""
     given = _UNSTATED if window is None else f"mean of {window} steps, as given by --window"
+    if per_step:
+        given = "the loss of one step"
     figures: dict[str, Any] = {}
     if run.points:
         final = run.points[-1]
@@ -219,7 +253,7 @@ def _figures(run: FoundRun, window: int | None) -> dict[str, Any]:
         same = not run.points or loss == run.points[-1].loss
         # What is called last100 may be a mean of 100 log lines that are means themselves.
         unknown = f"{_UNSTATED}; the source calls it {name}"
-        known = given if same and window is not None else unknown
+        known = given if same and (window is not None or per_step) else unknown
         figures[name] = {"loss": _finite(loss), "is": known, "line": line}
     return figures
 

@@ -104,6 +104,7 @@ def read_json(path: Path, text: str) -> Source:
         losses = _first(list(lowered), _LOSSES)
         if losses is not None:
             run.points = list(_points(path, first, lowered[losses]))
+            run.stated.setdefault("steps", len(lowered[losses]))
         if not run.points and not run.figures:
             source.ignore("object whose loss is no number", first)
             continue
@@ -126,12 +127,16 @@ def read_json_lines(path: Path, lines: list[str]) -> Source:
         try:
             row = json.loads(line)
             printed, step = row["loss"], row["step"]
-            loss = float("nan" if printed is None else "no loss" if isinstance(printed, bool) else printed)
+            loss = None if printed is None else float("no loss" if isinstance(printed, bool) else printed)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise log_error(path, at, f"expected an object with step and loss: {line!r:.90}") from error
         step = _steps(path, at, "step", step)
-        if run.points and step <= run.points[-1].step:
-            raise log_error(path, at, f"step {step} after step {run.points[-1].step}")
+        if run.steps is not None and step <= run.steps:
+            raise log_error(path, at, f"step {step} after step {run.steps}")
+        run.stated["steps"] = step
+        if loss is None:
+            source.ignore("step whose loss is null", at)
+            continue
         known = ("lr", "grad_norm", "tokens_per_s", "seconds")
         run.points.append(Point(step, loss, at, {k: float(row[k]) for k in known if _is_finite(row.get(k))}))
     source.runs = [run] if run.points else []
@@ -146,7 +151,7 @@ def _row(
     label = str(table[str(used["label"])])
     run = FoundRun(label, at, at, complete=True, stated={"table": heading} if heading else {})
     for key, value in table.items():
-        if key in _LOSS and not (isinstance(value, str) and _says_nothing(value)):
+        if key in _LOSS and not (value is None or (isinstance(value, str) and _says_nothing(value))):
             run.figures[(titles or {}).get(key, key)] = (_loss(path, at, key, value), at)
         elif key == used["rate"]:
             run.stated["tokens_per_s"] = _count(path, at, key, str(value).partition(" tok/s")[0])
@@ -154,6 +159,8 @@ def _row(
             run.stated["printed_params" if isinstance(value, str) else "params"] = value
         elif key == used["steps"]:
             run.stated["steps"] = _steps(path, at, key, value)
+        elif key == "seed" and str(value).isdecimal():
+            run.stated["seed"] = int(value)
         elif key != used["label"] and key not in _LOSSES and key != "model":
             run.stated.setdefault("other", {})[key] = value
     run.stated["model"] = label
@@ -166,9 +173,9 @@ def _says_nothing(cell: str) -> bool:
 
 
 def _loss(path: Path, at: int, key: str, value: Any) -> float:
-    """A printed loss; NaN for `nan`, and for null, which JSON has in its place."""
+    """A printed loss; NaN for `nan`."""
     try:
-        return math.nan if value is None else number(str(value))
+        return number(str(value))
     except ValueError as error:
         raise log_error(path, at, f"{key} = {value!r} is no loss") from error
 
@@ -198,13 +205,15 @@ def _objects(data: Any, stem: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _points(path: Path, at: int, losses: Any) -> Iterator[Point]:
-    """Losses of single steps, the first of step 1."""
+    """Losses of single steps, the first of step 1; null is a step whose loss nobody kept."""
     if not isinstance(losses, list):
         raise log_error(path, at, "losses: expected a list with one loss per step")
     for step, loss in enumerate(losses, 1):
-        if not _is_number(loss) and loss is not None:
+        if loss is None:
+            continue
+        if not _is_number(loss):
             raise log_error(path, at, f"losses[{step - 1}] = {loss!r:.40} is no number")
-        yield Point(step, math.nan if loss is None else float(loss), at)
+        yield Point(step, float(loss), at)
 
 
 def _first(names: list[str], wanted: tuple[str, ...]) -> str | None:

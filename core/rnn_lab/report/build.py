@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rnn_lab.compare import VALIDATION, held_equal
 from rnn_lab.errors import RunError
-from rnn_lab.records import Series, read_series
-from rnn_lab.report import charts, details
+from rnn_lab.integrity import sha256
+from rnn_lab.records import SERIES, Series, read_series
+from rnn_lab.report import charts, details, opening
 from rnn_lab.report.contestants import METRICS, Contestant, contestants, run_rows
 from rnn_lab.report.curves import curves, milestones
 from rnn_lab.report.facts import Report, settled
@@ -45,8 +46,10 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
     places = standings(field, metric, along(found, decides), noise)
     beside = published(series.external, field, places)
     report = Report(
-        title=_title(series, field),
-        description=str(series.meta.get("description") or ""),
+        title=opening.title(series, field),
+        description=opening.description(series.meta),
+        budgets=opening.budgets(field),
+        data=opening.corpora(field),
         metric=METRICS.get(metric, metric),
         axis=axis,
         decides=decides,
@@ -70,6 +73,7 @@ def facts(folder: Path, allow: Iterable[str] = ()) -> Report:
         unrecorded=setup.unrecorded,
         noise=noise,
         commands=details.commands(series),
+        sources=sources(folder, [run.name for run in series.runs]),
         environment={"dates": details.dates(field), **setup.environment},
     )
     return settled(findings(settled(report)))
@@ -80,18 +84,16 @@ def made_with() -> dict[str, str]:
     return {name: metadata.version(name) for name in _LIBRARIES} | charts.versions()
 
 
+def sources(folder: Path, jobs: Iterable[str]) -> dict[str, str]:
+    """sha256 of the files of a series that are no run's, by their place in it; none for a plain folder of runs."""
+    names = (SERIES, "noise.json", *(f"jobs/{job}.json" for job in jobs))
+    files = {name: folder / name for name in names} if (folder / SERIES).is_file() else {}
+    return {name: found for name, path in files.items() if (found := sha256(path)) is not None}
+
+
 def _metric(series: Series) -> str:
     """The figure of result.json that the protocol compares."""
     return str(series.meta.get("metric") or "last100")
-
-
-def _title(series: Series, field: Sequence[Contestant]) -> str:
-    """Name of the protocol, a file's without its place; the contestants where there is none."""
-    if series.meta.get("protocol"):
-        return Path(str(series.meta["protocol"])).stem
-    labels = [one.label for one in field]
-    more = f" and {len(labels) - 3} more" if len(labels) > 4 else ""
-    return ", ".join(labels[: 3 if more else 4]) + more or "No finished run"
 
 
 def _notes(series: Series) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """From runs to contestants: one configuration with all its seeds."""
 
-import hashlib
 import json
 import math
 import shlex
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lab.compare import Group
+from rnn_lab.integrity import sha256
 from rnn_lab.ranking import group_runs
 from rnn_lab.records import RunRecord
 from rnn_lab.report.facts import Run
-from rnn_lab.report.integrity import contradiction
 
 FILES = ("config.toml", "env.json", "metrics.jsonl", "result.json")
 METRICS = {"last100": "Last100", "val_loss": "validation loss"}
@@ -83,7 +82,7 @@ def _row(folder: Path, run: RunRecord, metric: str) -> Run:
     result: Mapping[str, Any] = run.result
     lines = [] if damaged else run.lines
     last = lines[-1] if lines else {}
-    files = {name: _sha256(run.path / name) for name in FILES if (run.path / name).is_file()}
+    files = {name: sum_ for name in FILES if (sum_ := sha256(run.path / name)) is not None}
     buckets = {str(key): float(value) for key, value in (run.clock.get("buckets") or {}).items()}
     others = [seconds for key, seconds in buckets.items() if key not in ("train", "warmup")]
     return Run(
@@ -105,7 +104,7 @@ def _row(folder: Path, run: RunRecord, metric: str) -> Run:
         device=run.env.get("gpu") or result.get("device"),
         buckets=buckets,
         attempts=tuple(_attempt(attempt) for attempt in run.job.get("attempts", ())),
-        problem=_problem(folder, run, metric, files),
+        problem=_problem(folder, run, metric),
         command=shlex.join(str(word) for word in _command(run)),
         chain=run.chain,
         files=files,
@@ -113,7 +112,7 @@ def _row(folder: Path, run: RunRecord, metric: str) -> Run:
     )
 
 
-def _problem(folder: Path, run: RunRecord, metric: str, files: Mapping[str, str]) -> str | None:
+def _problem(folder: Path, run: RunRecord, metric: str) -> str | None:
     """Why a run counts for nothing, in one line; None where it counts."""
     if run.problem is not None:
         return " ".join(run.problem.replace(f"{folder}/", "").split())
@@ -121,13 +120,8 @@ def _problem(folder: Path, run: RunRecord, metric: str, files: Mapping[str, str]
         attempts = run.job.get("attempts") or [{}]
         reason = run.result.get("error") or run.job.get("reason") or attempts[-1].get("reason")
         return " ".join(str(reason or _ABSENT.get(run.status, run.status)).split())
-    sums = run.job.get("sums") or {}
-    edited = [name for name, known in sums.items() if files.get(name) != known]
-    if edited:
-        return f"edited or damaged after it ended: {', '.join(edited)}"
-    wrong = contradiction(run)
-    if wrong is not None:
-        return f"edited or damaged: {wrong}"
+    if run.edited is not None:
+        return run.edited
     if score_of(run, metric) is None:
         return f"too short: it has no {METRICS.get(metric, metric)}"
     return None
@@ -162,8 +156,3 @@ def _command(run: RunRecord) -> Sequence[str]:
         given = attempts[-1].get("command") or ()
         command = shlex.split(given) if isinstance(given, str) else [str(word) for word in given]
     return ["rnn-lab", *command[1:]] if command and command[0] in ("__main__.py", "rnn-lab") else command
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

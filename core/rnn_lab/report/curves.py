@@ -54,7 +54,7 @@ def _curve(label: str, axis: str, pairs: Sequence[tuple[Array, Array]], window: 
 
 
 def milestones(field: Sequence[Contestant], window: int) -> tuple[Milestones, ...]:
-    """Losses at a quarter, half, three quarters and all of what every contestant reached, per axis.
+    """Losses at a quarter, half, three quarters and all of what every contestant reached, per axis, in whole units.
 
     Each is the mean of the `window` steps before that point, over all seeds; None where there were fewer.
     """
@@ -64,7 +64,8 @@ def milestones(field: Sequence[Contestant], window: int) -> tuple[Milestones, ..
         reached = [float(at[-1]) for known in pairs.values() for at, _ in known]
         if not reached or not all(pairs.values()):
             continue
-        marks = tuple(min(reached) * share for share in MARKS)
+        # There is no half step, byte or FLOP.
+        marks = tuple(at if axis == "seconds" else float(math.floor(at)) for at in (min(reached) * s for s in MARKS))
         losses = {label: tuple(_loss_before(known, mark, window) for mark in marks) for label, known in pairs.items()}
         found.append(Milestones(axis, marks, losses))
     return tuple(found)

@@ -205,6 +205,22 @@ class Unrecorded:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """Bytes that `runs` read: the file's name without its place, its size, and the fingerprint of its content.
+
+    `read` are the fewest and the most bytes that one run read, `passes` the same as shares of the file; windows that
+    overlap count each time.
+    """
+
+    name: str
+    bytes: int
+    fingerprint: str
+    read: tuple[int, int] | None
+    passes: tuple[float, float] | None
+    runs: str
+
+
+@dataclass(frozen=True)
 class Noise:
     """The noise floor: what the same configuration differs by when only the seed changes."""
 
@@ -218,13 +234,16 @@ class Noise:
 class Report:
     """Everything; see the parts.
 
+    `budgets` are those that the runs had, whatever the protocol says.
     `axis` is what the runs were given an equal amount of, `decides` the axis of the verdicts that part the groups of
     the ranking (`val_loss` for validation losses), `window` the steps that losses along the way are means of,
-    `allowed` are obstacles that pairs are compared in spite of.
+    `allowed` are obstacles that pairs are compared in spite of, `sources` sha256 sums of plan, noise floor and jobs.
     """
 
     title: str
     description: str
+    budgets: tuple[str, ...]
+    data: tuple[Corpus, ...]
     metric: str
     axis: str
     decides: str
@@ -248,6 +267,7 @@ class Report:
     unrecorded: tuple[Unrecorded, ...]
     noise: Noise | None
     commands: tuple[str, ...]
+    sources: Mapping[str, str]
     environment: Mapping[str, str]
 
     @property

@@ -30,7 +30,8 @@ def _sentences(report: Report) -> Iterator[str]:
     yield from _correlations(report)
     if report.failures:
         names = [run.name for run in report.failures]
-        yield f"{_count(len(names), 'run')} of {len(report.runs)} count for nothing: {_few(names)}."
+        counts = "counts" if len(names) == 1 else "count"
+        yield f"{_count(len(names), 'run')} of {len(report.runs)} {counts} for nothing: {_few(names)}."
 
 
 def _ranking(report: Report) -> Iterator[str]:
@@ -49,8 +50,8 @@ def _ranking(report: Report) -> Iterator[str]:
     yield f"{text}."
     below = [one.label for one in others if one.below_noise]
     if below and report.noise:
-        verb = "is" if len(below) == 1 else "are"
-        yield f"{_few(below)} {verb} within the noise floor of {report.noise.floor:.4f} of the best: no difference."
+        verb, floor = "is" if len(below) == 1 else "are", f"{report.noise.floor:.4f}"
+        yield f"{_few(below)} {verb} within the noise floor of {floor} of the best: such a gap shows nothing."
     refused = [v for v in report.verdicts if v.verdict == "refused" and v.axis == report.decides]
     if refused:
         yield (
@@ -78,8 +79,8 @@ def _speed(report: Report) -> Iterator[str]:
     rate, fastest = max(known, key=lambda pair: pair[0])
     ahead = [one.label for one in report.standings if one.on_front]
     yield (
-        f"{fastest.label} trains fastest, {rate:,.0f} bytes per second. "
-        f"Nobody beats {_few(ahead)} in both loss and speed."
+        f"By means alone, which no test backs, {fastest.label} trained fastest, {rate:,.0f} bytes per second, and "
+        f"nobody was ahead of {_few(ahead)} in both loss and speed."
     )
 
 

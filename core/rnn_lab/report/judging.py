@@ -68,7 +68,10 @@ def estimate(one: Contestant, metric: str) -> Estimate:
     scores = one.scores(metric)
     value = mean(scores)
     if len(scores) > 1:
-        low, high = mean_of_seeds(scores).interval()
+        seeds = mean_of_seeds(scores)
+        if not seeds.conclusive:
+            return Estimate(value, None, None, "none: the seeds agree to the last digit")
+        low, high = seeds.interval()
         return Estimate(value, low, high, f"Student's t over {len(scores)} seeds")
     if metric != "last100":
         return Estimate(value, None, None, "none: one seed")

@@ -46,7 +46,7 @@ def _environment(autoescape: bool) -> Environment:
     environment.filters |= {
         "loss": loss, "signed": signed, "si": si, "whole": whole, "share": share, "memory": memory, "md": md,
         "spread": spread, "pm": pm, "duration": duration, "given": given, "line": line, "percent": percent,
-        "pvalue": pvalue,
+        "pvalue": pvalue, "extent": extent, "reason": reason,
     }  # fmt: skip
     return environment
 
@@ -169,6 +169,17 @@ def pm(verdict: Verdict) -> str:
     if verdict.effect is None:
         return MISSING
     return signed(verdict.effect) + ("" if verdict.half is None else f" ± {verdict.half:.4f}")
+
+
+def reason(verdict: Verdict) -> str:
+    """Why a pair was not judged at all; nothing of one that was."""
+    return verdict.refusal or ("" if verdict.method else "; ".join(verdict.notes))
+
+
+def extent(bounds: Sequence[float], form: str) -> str:
+    """Least and most, in the form `si` or `whole`; one figure where they look the same."""
+    shown = [{"si": si, "whole": whole}[form](value) for value in bounds]
+    return " to ".join(dict.fromkeys(shown))
 
 
 def line(value: object) -> str:

@@ -100,16 +100,21 @@ def _read(path: Path) -> str:
 
 
 def _changed_files(stored: Any, known: Mapping[str, Any]) -> Iterator[str]:
-    """Files of runs that are not those the report was written from."""
+    """Files of the series and its runs that are not those the report was written from."""
+    yield from _other_sums("", stored.get("sources") or {}, known["sources"], "")
     rows = stored.get("runs")
     before = {run["name"]: run for run in rows if isinstance(run, dict) and "name" in run} if rows else {}
     for run in known["runs"]:
         files = before.get(run["name"], {}).get("files", {})
-        for name in sorted(files.keys() | run["files"].keys()):
-            if files.get(name) != run["files"].get(name):
-                what = "is gone" if name not in run["files"] else "is new" if name not in files else "was changed"
-                why = f" ({run['problem']})" if run["problem"] else ""
-                yield f"run {run['name']}: {name} {what} since the report was written{why}"
+        why = f" ({run['problem']})" if run["problem"] else ""
+        yield from _other_sums(f"run {run['name']}: ", files, run["files"], why)
+
+
+def _other_sums(whose: str, before: Mapping[str, str], now: Mapping[str, str], why: str) -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            what = "is gone" if name not in now else "is new" if name not in before else "was changed"
+            yield f"{whose}{name} {what} since the report was written{why}"
 
 
 def _tree(stored: Any, known: Any, where: str) -> Iterator[str]:

@@ -56,12 +56,12 @@ def confirm(plan: SearchPlan, worker: Worker, rows: Sequence[TrialRow], count: i
 
 
 def paired_gain(default: Sequence[float], best: Sequence[float]) -> dict[str, Any]:
-    """Mean of default - best over seeds, with its 95 % Student t-interval; no interval for a single seed."""
+    """Mean of default - best over seeds, with its 95 % t-interval (Student); none for one seed, or for equal gains."""
     differences = [d - b for d, b in zip(default, best, strict=True)]
     if len(differences) < 2:
         return {"mean": differences[0], "low": None, "high": None, "n": 1}
     mean = mean_of_seeds(differences)
-    low, high = mean.interval()
+    low, high = mean.interval() if mean.conclusive else (None, None)
     return {"mean": mean.value, "low": low, "high": high, "n": mean.n}
 
 

@@ -1,6 +1,8 @@
 """How long a run may go on: steps, bytes read, or minutes of the training clock, whichever ends first."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rnn_lab.config import TrainSection
 from rnn_lab.errors import BudgetTooSmall
@@ -64,3 +66,10 @@ class Budget:
                 f"train.minutes allows {self.seconds:.3g} s, and one step takes {step_seconds:.3g} s: give at least "
                 f"--minutes {2 * step_seconds / 60:.2g}, or lower --batch-size, --seq-len or --target"
             )
+
+
+def budget_text(train: Mapping[str, Any]) -> str:
+    """The limits in a [train] table: `1,000 steps`, `10 minutes`, or both; what a run has that names none."""
+    names = {"steps": "steps", "tokens": "bytes", "minutes": "minutes"}
+    limits = [f"{train[key]:,g} {unit}" for key, unit in names.items() if train.get(key) is not None]
+    return " or ".join(limits) or f"{DEFAULT_STEPS:,} steps"

@@ -14,6 +14,8 @@ PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e1
 def pick_device(name: str) -> torch.device:
     """The device called `name`; `auto` is CUDA where there is one.
 
+    A GPU with a number becomes torch's current one, where kernels are launched.
+
     Raises:
         ConfigError: no such device here.
     """
@@ -27,6 +29,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"train.device = {name!r}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"train.device = {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
