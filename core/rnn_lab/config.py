@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from rnn_lab.errors import ConfigError, did_you_mean
-from rnn_lab.objective_config import ObjectiveSection, ScheduleSection
+from rnn_lab.sections import LoaderSection, ObjectiveSection, ScheduleSection
 from rnn_lab.strict import StrictModel
 
 M = TypeVar("M", bound=BaseModel)
@@ -61,8 +61,6 @@ class DataSection(StrictModel):
     val_path: str | None = Field(
         None, min_length=1, description="validation bytes; default: the corpus's own part or its last 1 %"
     )
-    workers: int = Field(0, ge=0, le=256, description="threads that read batches ahead; 0: read when needed")
-    prefetch: int = Field(8, ge=1, le=10**4, description="batches that threads read ahead")
 
 
 class TrainSection(StrictModel):
@@ -138,6 +136,7 @@ class RunConfig(StrictModel):
     optimizer: OptimizerSection = OptimizerSection()
     objective: ObjectiveSection = ObjectiveSection()
     schedule: ScheduleSection = ScheduleSection()
+    loader: LoaderSection = LoaderSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()

@@ -1,6 +1,6 @@
-"""`[objective]` and `[schedule]`: what is back-propagated besides next-byte cross-entropy, and the learning rate.
+"""`[objective]`, `[schedule]` and `[loader]`: what is back-propagated, the rate over the run, who reads batches.
 
-At their defaults both change nothing. docs/objectives.md has the formulas and what to expect of them.
+At their defaults they change nothing. docs/objectives.md has the formulas and what to expect of them.
 """
 
 from typing import Literal
@@ -89,3 +89,10 @@ class ScheduleSection(StrictModel):
         if self.type == "none" and self.warmup:
             raise ValueError("type = none leaves the warm-up to optimizer.warmup_steps: set that, or another type")
         return self
+
+
+class LoaderSection(StrictModel):
+    """`[loader]`: who reads the batches. They are the same whoever reads them."""
+
+    workers: int = Field(0, ge=0, le=256, description="threads that read batches ahead; 0: read when needed")
+    prefetch: int = Field(8, ge=1, le=10**4, description="batches that threads read ahead")
