@@ -214,7 +214,7 @@ def random_scores(like_BT: Tensor, seed: int, step: Tensor | None, first_row: in
     x = row + torch.arange(T, device=device)
     k = torch.zeros((), dtype=torch.int64, device=device) if step is None else step.long()
     x = _mixed(x + _mixed(k + seed % (1 << 62)))
-    return (x >> 11).double() * 2.0**-53
+    return _shifted(x, 11).double() * 2.0**-53
 
 
 def _mixed(x: Tensor) -> Tensor:
