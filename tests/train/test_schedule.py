@@ -57,9 +57,7 @@ def test_averaging_optimizers_follow_none(tiny, tmp_path):
 
 def test_the_rate_is_set_before_the_step(tiny, tmp_path):
     seen = Recorder()
-    plan = tiny(
-        train={"steps": 10}, optimizer={"name": "adamw", "lr": 0.001}, schedule={"type": "wsd", "warmup": 0.4}
-    )
+    plan = tiny(train={"steps": 10}, optimizer={"name": "adamw", "lr": 0.001}, schedule={"type": "wsd", "warmup": 0.4})
     run(plan, tmp_path / "r", seen)
     rates = [line["lr"] for line in seen.lines]
     assert rates == pytest.approx([0.001 * plan_factor for plan_factor in (0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 0.55)])

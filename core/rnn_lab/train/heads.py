@@ -74,6 +74,14 @@ class Heads(nn.Module):
             made = [Block(model, self.variant == "sequential") for _ in range(extra)]
         self.horizons, self.extra = nn.ModuleList(made), extra
 
+    def flops_per_token(self, model: LM, seq_len: int) -> int:
+        """Forward FLOPs per token, counted as Layer.flops_per_token does."""
+        dim, each = int(model.layer_cfg.dim), 2 * VOCAB * int(model.layer_cfg.dim)
+        if self.variant in ("layer", "sequential"):
+            each += model.layer_cls.flops_per_token(model.layer_cfg, seq_len)
+            each += 4 * dim * dim if self.variant == "sequential" else 0
+        return 0 if self.variant == "shared" else self.extra * each
+
     def forward(
         self, model: LM, stream_BTD: Tensor, x_BTD: Tensor, window: Tensor, states: list[State] | None,
         reset_BT: Tensor | None, logits_BTV: Tensor,

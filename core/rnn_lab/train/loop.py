@@ -22,6 +22,7 @@ from rnn_lab.train.device import peak_flops, peak_memory_bytes
 from rnn_lab.train.diagnose import advice
 from rnn_lab.train.evaluate import averaged_weights, evaluate
 from rnn_lab.train.graph import executor
+from rnn_lab.train.heads import Heads
 from rnn_lab.train.metrics import MetricsLog, bits_per_byte
 from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.progress import Progress, flatten_states, identity
@@ -85,7 +86,8 @@ class Trainer:
         self.sampler: Sampler = make_sampler(cfg, split.train)
         self.chain = progress.chain or self.sampler.chain()
         self.data_fingerprint = fingerprint(split.train)
-        self.step_flops = 3 * spec.flops_per_token(train.seq_len) * self.budget.tokens_per_step
+        ahead = model.heads.flops_per_token(model, train.seq_len) if isinstance(model.heads, Heads) else 0
+        self.step_flops = 3 * (spec.flops_per_token(train.seq_len) + ahead) * self.budget.tokens_per_step
         self.peak = peak_flops(self.device)
         self.step, self.timed_steps = progress.step, progress.timed_steps
         self.last_line: dict[str, Any] = {}

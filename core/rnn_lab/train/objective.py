@@ -135,9 +135,7 @@ class Objective:
             mean = over_kept(per_position(logits_BTV, targets_BT), held)
         return mean
 
-    def _regularised(
-        self, ce: Tensor, logits_BTV: Tensor, held: TokenFilter | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _regularised(self, ce: Tensor, logits_BTV: Tensor, held: TokenFilter | None) -> tuple[Tensor, Tensor | None]:
         """(1 - eps) CE + eps mean_v(-log p_v) - w H of the main head, and H."""
         cfg = self.cfg
         if not cfg.label_smoothing and not cfg.entropy_weight:

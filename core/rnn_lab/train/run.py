@@ -97,7 +97,7 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
         found.load("trackers", name)
     Budget.of(cfg.train)
     check(cfg)
-    return Plan(resolved, matched(model_spec(cfg.model, found, resolved.origins), cfg.objective))
+    return Plan(*matched(resolved, model_spec(cfg.model, found, resolved.origins)))
 
 
 def _with_absolute_paths(resolved: Resolved) -> Resolved:

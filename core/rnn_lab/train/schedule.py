@@ -69,7 +69,7 @@ class Schedule:
 
     def _by_share(self, k: int, share: float) -> float:
         warmup = self.cfg.warmup
-        if 1 <= warmup and k < warmup:
+        if warmup >= 1 and k < warmup:
             return (k + 1) / warmup
         if 0 < warmup < 1 and share < warmup:
             return max(LEAST, share / warmup)

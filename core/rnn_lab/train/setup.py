@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rnn_lab.config import RunConfig
+from rnn_lab.config import Resolved, RunConfig
 from rnn_lab.data.ahead import ReadAhead
 from rnn_lab.data.batches import ContiguousStreams, RandomWindows, Sampler
 from rnn_lab.data.corpus import Region
@@ -35,15 +35,18 @@ def check(cfg: RunConfig) -> None:
         raise ConfigError("train.checkpoint_chunk needs train.checkpoint_every: how many blocks are computed again")
 
 
-def matched(spec: ModelSpec, objective: ObjectiveSection) -> ModelSpec:
+def matched(resolved: Resolved, spec: ModelSpec) -> tuple[Resolved, ModelSpec]:
     """The model with the trunk that leaves room for the heads' blocks, where `mtp_match_params` asks for that.
+
+    The configuration then says what the trunk is and asks no more, so that it builds the same model again.
 
     Raises:
         ConfigError: the trunk has no layer to spare.
 
     """
+    objective = resolved.config.objective
     if not (objective.use_mtp and objective.mtp_match_params):
-        return spec
+        return resolved, spec
     depth = spec.lm_cfg.depth - (objective.horizons - 1)
     if depth < 1:
         raise ConfigError(
@@ -52,8 +55,14 @@ def matched(spec: ModelSpec, objective: ObjectiveSection) -> ModelSpec:
         )
     lm_cfg = spec.lm_cfg.model_copy(update={"depth": depth})
     certificate = certify(spec.layer_cls, spec.layer_cfg, lm_cfg, None)
-    origins = {**spec.origins, "depth": "objective.mtp_match_params"}
-    return replace(spec, lm_cfg=lm_cfg, certificate=certificate, origins=origins)
+    config = resolved.config.model_copy(
+        update={
+            "model": resolved.config.model.model_copy(update={"depth": depth, "target": None}),
+            "objective": objective.model_copy(update={"mtp_match_params": False}),
+        }
+    )
+    origins = {**resolved.origins, "model.depth": "objective.mtp_match_params"}
+    return Resolved(config, origins), replace(spec, lm_cfg=lm_cfg, certificate=certificate)
 
 
 def effective(cfg: RunConfig, dim: int, note: Callable[[str], None]) -> ObjectiveSection:
