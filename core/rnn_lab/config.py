@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.sections import LoaderSection, ObjectiveSection, ScheduleSection
-from rnn_lab.strict import StrictModel
+from rnn_lab.strict import StrictModel as StrictModel
 
 M = TypeVar("M", bound=BaseModel)
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbgt]?)\s*$", re.IGNORECASE)

@@ -147,4 +147,4 @@ def exponent(loss: ArrayLike, spent: ArrayLike, window: int = WINDOW) -> float:
 
 def as_loss(gain: float, b: float) -> float:
     """Share of the loss that an efficiency of `gain` takes away where loss ~ spent^-b."""
-    return 1 - gain**-b
+    return 1 - math.exp(-b * math.log(gain))

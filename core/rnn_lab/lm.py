@@ -21,7 +21,7 @@ from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
 from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.kernels.residual_norm import RESIDUAL_NORM, compute_dtype
 from rnn_lab.layer import Layer, State
-from rnn_lab.remat import Remat
+from rnn_lab.remat import Blocks, Remat
 from rnn_lab.spectral import prepare_together
 from rnn_lab.token_filter import linear
 
@@ -98,7 +98,7 @@ class LM(nn.Module):
         """The residual stream `[B, T, D]` behind all layers, what the head takes of it, and the states; see forward."""
         stream_BTD: Tensor = self.embedding(tokens_BT.long())
         y_BTD = stream_BTD if self.cfg.shell == "e74" else None
-        run = self.blocks
+        run: Blocks = self.blocks
         if self.remat is not None and self.training and torch.is_grad_enabled():
             run = self.remat.of(run)
         stream_BTD, y_BTD, new = run(range(self.cfg.depth), stream_BTD, y_BTD, states, reset_BT)

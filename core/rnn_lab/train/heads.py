@@ -56,7 +56,8 @@ class Block(nn.Module):
         """The stream and the embedding of a byte further on, each normalised, in one stream."""
         _, h_BTD = model.add_and_norm(self.before_norm, stream_BTD, None)
         _, e_BTD = model.add_and_norm(self.ahead_norm, ahead_BTD, None)
-        return self.join(torch.cat([h_BTD, e_BTD], -1)).to(stream_BTD.dtype)
+        joined_BTD: Tensor = self.join(torch.cat([h_BTD, e_BTD], -1))
+        return joined_BTD.to(stream_BTD.dtype)
 
 
 class Heads(nn.Module):
