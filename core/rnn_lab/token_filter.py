@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnn_lab.kernels.dispatch import REFERENCE, Choice
+from rnn_lab.kernels.filtered_linear import FILTERED_LINEAR, gathered
+
 _active: "TokenFilter | None" = None
 
 
@@ -25,11 +28,12 @@ class TokenFilter:
 
     Args:
         shape: B and T of the pass.
+        record: hears what runs the products' backward; see kernels.dispatch.
 
     """
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, int], record: dict[str, Choice] | None = None) -> None:
+        self.shape, self.record = shape, {} if record is None else record
         self.kept_N: Tensor | None = None
         """Kept positions as indices into B * T."""
         self.mask_BT: Tensor | None = None
@@ -110,6 +114,10 @@ class FilteredLinear(torch.autograd.Function):
             bias = None if bias is None else bias.to(dtype)
         ctx.save_for_backward(x, weight)
         ctx.held, ctx.span = held, span
+        nothing = torch.empty(0, dtype=torch.int64, device=x.device)
+        _, choice = FILTERED_LINEAR.select(x, weight, nothing)
+        ctx.fused = choice.backend != REFERENCE
+        held.record[choice.op] = choice
         with torch.autocast(device, enabled=False):
             return F.linear(x, weight, bias)
 
@@ -119,31 +127,33 @@ class FilteredLinear(torch.autograd.Function):
         (grad,) = grads
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.dtypes
-        g, rows = _kept(grad, ctx.held, ctx.span)
-        dx = dweight = dbias = None
-        if ctx.needs_input_grad[1]:
-            kept_x = x.flatten(0, 1) if rows is None else x.flatten(0, 1).index_select(0, rows)
-            dweight = (g.mT @ kept_x.reshape(-1, x.shape[-1])).to(of_weight)
-        if ctx.needs_input_grad[2]:
-            dbias = g.sum(0).to(of_bias)
-        if ctx.needs_input_grad[0]:
-            small = (g @ weight).to(of_x)
-            if rows is None:
-                dx = small.view(x.shape)
-            else:
-                flat = small.new_zeros(x.shape).flatten(0, 1)
-                dx = flat.index_copy_(0, rows, small.view(len(rows), *x.shape[2:])).view(x.shape)
-        return dx, dweight, dbias, None, None
+        held, span = ctx.held, ctx.span
+        if span == (0, held.shape[1]) and held.kept_N is not None:
+            run = _fused if ctx.fused else gathered
+            dx, dweight = run(grad, x, weight, held.kept_N)
+            rows = grad.flatten(0, 1).index_select(0, held.kept_N) if of_bias else grad
+        else:
+            rows = _masked(grad, held, span)
+            dx = (rows.reshape(-1, rows.shape[-1]) @ weight).view(x.shape)
+            dweight = rows.reshape(-1, rows.shape[-1]).mT @ x.reshape(-1, x.shape[-1])
+        dbias = rows.reshape(-1, rows.shape[-1]).sum(0).to(of_bias) if of_bias else None
+        return dx.to(of_x), dweight.to(of_weight), dbias, None, None
 
 
-def _kept(grad: Tensor, held: TokenFilter, span: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """Rows of the gradient `[N, M]` that count, and their positions; all, the filtered zero, where None."""
-    whole = span == (0, held.shape[1])
-    if whole and held.kept_N is not None:
-        g = grad.flatten(0, 1).index_select(0, held.kept_N)
-        return g.reshape(-1, grad.shape[-1]), held.kept_N
-    if held.mask_BT is not None:
-        # How many of a chunk of time are kept differs between sequences: products of a fixed size take zeros.
-        mask = held.mask_BT[:, span[0] : span[1]]
-        grad = torch.where(mask.view(*mask.shape, *[1] * (grad.dim() - 2)), grad, 0)
-    return grad.reshape(-1, grad.shape[-1]), None
+def _fused(g: Tensor, x: Tensor, weight: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The Triton kernels."""
+    from rnn_lab.kernels.filtered_linear_triton import filtered_gradients
+
+    found: tuple[Tensor, Tensor] = filtered_gradients(g, x, weight, kept_N)
+    return found
+
+
+def _masked(grad: Tensor, held: TokenFilter, span: tuple[int, int]) -> Tensor:
+    """The gradient with the rows of filtered positions zero.
+
+    How many positions of a chunk of time are kept differs between sequences, and products need a fixed size.
+    """
+    if held.mask_BT is None:
+        return grad
+    mask = held.mask_BT[:, span[0] : span[1]]
+    return torch.where(mask.view(*mask.shape, *[1] * (grad.dim() - 2)), grad, 0)
