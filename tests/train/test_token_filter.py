@@ -6,6 +6,7 @@ from rnn_lab import parts, token_filter
 from rnn_lab.registry import registry
 from rnn_lab.sections import ObjectiveSection
 from rnn_lab.token_filter import TokenFilter, linear
+from rnn_lab.train.filter_check import cosines
 from rnn_lab.train.objective import Objective, random_scores
 
 from .models import NAMES, assert_equal, gradients, model_of, windows
@@ -170,3 +171,13 @@ def test_outside_of_a_pass_nothing_is_filtered():
     with pytest.raises(RuntimeError), held.during():
         raise RuntimeError
     assert token_filter.active() is None and parts.linear is linear
+
+
+def test_cosines_fall_with_sparsity():
+    model, window = model_of(), windows(B=4, T=40)
+    found = [cosines(model, objective(collider_sparsity=s, collider_scorer="random"), window) for s in (0.1, 0.5)]
+    assert 1 > found[0].filtered_masked > found[1].filtered_masked > 0.5
+    assert 1 > found[0].masked_dense > found[1].masked_dense > 0.3
+    none = cosines(model, objective(collider_sparsity=0.0), window)
+    assert none.filtered_masked == pytest.approx(1) and none.masked_dense == pytest.approx(1)
+    assert all(p.grad is None for p in model.parameters())

@@ -105,7 +105,7 @@ class Objective:
         nll_BT = None
         if held is not None:
             nll_BT = per_position(logits_BTV.detach(), targets_BT)
-            self._choose(held, nll_BT, window[:, : T + 1], reset_BT, step, first_row)
+            self.choose(held, nll_BT, window[:, : T + 1], reset_BT, step, first_row)
         first = self._ce(model, logits_BTV, targets_BT, held)
         loss = first.detach() if nll_BT is None else nll_BT.mean()
         objective, entropy = self._regularised(first, logits_BTV, held)
@@ -152,11 +152,11 @@ class Objective:
         return objective, entropy
 
     @torch.no_grad()
-    def _choose(
+    def choose(
         self, held: TokenFilter, nll_BT: Tensor, window: Tensor, reset_BT: Tensor | None, step: Tensor | None,
         first_row: int,
     ) -> None:  # fmt: skip
-        """Set which positions are kept."""
+        """Set which positions `held` keeps, by the losses `nll_BT` of windows of T + 1 bytes; see __call__."""
         cfg, T = self.cfg, nll_BT.shape[1]
         if cfg.collider_mode == "compat":
             low, high = nll_BT.amin(1, keepdim=True), nll_BT.amax(1, keepdim=True)

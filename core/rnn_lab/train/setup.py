@@ -116,6 +116,7 @@ def load_reference(cfg: RunConfig, found: Any, note: Callable[[str], None]) -> L
     path = cfg.objective.collider_reference
     if not cfg.objective.use_collider or path is None:
         return None
-    model, _, _ = load_trained(Path(path), found, cfg.train.device, note)
+    with torch.random.fork_rng():
+        model, _, _ = load_trained(Path(path), found, cfg.train.device, note)
     model.requires_grad_(False)
     return model
