@@ -87,8 +87,8 @@ class Entry(StrictModel):
             raise ValueError("a run has either a preset or a model with a name")
         for key, values in self.grid.items():
             if key.partition(".")[0] not in _OF_A_RUN or not key.partition(".")[2] or not values:
-                known = ", ".join(f"`{section}.key`" for section in _OF_A_RUN)
-                raise ValueError(f"grid: {key!r} with no values, or none of {known}")
+                *known, last = (f"`{section}.key`" for section in _OF_A_RUN)
+                raise ValueError(f"grid: {key!r} is no {', '.join(known)} or {last} with values")
         return self
 
     @property

@@ -59,15 +59,15 @@ def test_the_objective_is_the_weighted_sum_of_its_horizons():
 def test_a_head_of_horizon_k_learns_the_byte_k_further_on():
     """Over the byte values in order, where the next bytes follow from this one."""
     model, made = with_heads(mtp_n_tokens=4, mtp_weight=1.0)
-    model, window = model.float(), torch.arange(36, dtype=torch.uint8).unfold(0, 20, 16)
+    model, window = model.float(), torch.arange(20, dtype=torch.uint8).unfold(0, 12, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         made(model, window, None, None).objective.backward()
         optimizer.step()
-    _, x, _ = model.trunk(window[:, :16])
+    _, x, _ = model.trunk(window[:, :8])
     for k, head in enumerate(model.heads.horizons, 2):
-        assert torch.equal((x @ head.weight.T).argmax(-1), window[:, k : k + 16].long()), k
+        assert torch.equal((x @ head.weight.T).argmax(-1), window[:, k : k + 8].long()), k
 
 
 def test_one_horizon_has_no_heads():
@@ -148,8 +148,11 @@ def test_a_captured_run_is_the_eager_run_and_is_captured_anew_where_the_filter_b
         return tiny(**EVERYTHING, train={**CARRIED, "steps": 14, "graph": mode})
 
     run(plan("off"), tmp_path / "eager")
-    result = run(plan("auto"), tmp_path / "graph")
+    seen = Recorder()
+    result = run(plan("auto"), tmp_path / "graph", seen)
     assert result["graph"] == {"used": True, "reason": None}
+    assert [row["op"] for row in result["backends"]].count("filtered_linear") == 1
+    assert "ms dense" in seen.notes[0] and len(seen.notes) == 1
     # Two eager steps, three captured ones, one eager with the filter, the rest captured.
     assert [made.replays for made in queue.captured] == [3, 8]
     assert_same_run(tmp_path / "eager", tmp_path / "graph", 14)

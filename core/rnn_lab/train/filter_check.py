@@ -4,6 +4,7 @@ masked   the loss of the kept positions, with nothing approximated: backward thr
 dense    the loss of all positions
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from rnn_lab.layer import State
 from rnn_lab.lm import LM
 from rnn_lab.token_filter import TokenFilter, linear
+from rnn_lab.train.device import autocast
 from rnn_lab.train.objective import Objective, over_kept, per_position
 
 
@@ -62,3 +64,42 @@ def cosines(
 
 def _cosine(one: Tensor, other: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(one, other, 0).item()
+
+
+def backward_seconds(
+    dim: int, shape: tuple[int, int], sparsity: float, dtype: torch.dtype, device: torch.device, repeats: int = 5
+) -> tuple[float, float]:
+    """Seconds of backward through one product `[dim, dim]` over B x T positions: dense, and filtered.
+
+    The fastest of `repeats` each, after one that compiles and certifies.
+    """
+    B, T = shape
+    generator = torch.Generator(device).manual_seed(0)
+    x_BTD = torch.randn(B, T, dim, device=device, generator=generator).requires_grad_()
+    weight_DD = (torch.randn(dim, dim, device=device, generator=generator) * dim**-0.5).requires_grad_()
+    kept = torch.rand(B, T, device=device, generator=generator).topk(max(1, round((1 - sparsity) * T)), 1)
+    kept_BK = kept.indices.sort(1).values
+
+    def once(filtered: bool) -> float:
+        held = TokenFilter(shape)
+        with autocast(device, dtype):
+            if filtered:
+                with held.during():
+                    y_BTD = linear(x_BTD, weight_DD)
+                held.keep(kept_BK)
+            else:
+                y_BTD = linear(x_BTD, weight_DD)
+        dy_BTD = torch.ones_like(y_BTD)
+        _wait(device)
+        began = time.perf_counter()
+        torch.autograd.grad(y_BTD, (x_BTD, weight_DD), dy_BTD)
+        _wait(device)
+        return time.perf_counter() - began
+
+    once(False), once(True)
+    return min(once(False) for _ in range(repeats)), min(once(True) for _ in range(repeats))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

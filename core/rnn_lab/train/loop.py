@@ -32,7 +32,7 @@ from rnn_lab.train.step import Executor, Outcome, backends
 
 AUTO_CHECKPOINT_SECONDS = 120.0
 SEEN = 2
-"""Steps of a session whose backends are recorded; a CUDA graph replays them afterwards."""
+"""Steps of a session, or of a phase of it, whose backends are recorded; a CUDA graph replays them afterwards."""
 
 
 class Observer(Protocol):
@@ -109,16 +109,18 @@ class Trainer:
         """
         self.metrics = MetricsLog(self.run.metrics, self.step)
         self.last_line = self.metrics.last_line
-        last_save, first = self.clock.seconds(), self.step
+        last_save, new = self.clock.seconds(), self.step
         with asked_to_stop(self._stop):
             while self._may_submit():
                 self._submitted += 1
                 self.executor.submit(self._submitted)
-                if self._submitted <= first + SEEN:  # before a validation, whose calls may run by others
+                if self._submitted <= new + SEEN:  # before a validation, whose calls may run by others
                     self.trained_by = backends(self.model)
                 due = self._checkpoint_due(last_save)
                 # Weights are read behind this very step: nothing may be queued after it.
-                alone = due or self._validates(self._submitted) or self.timed_steps == 0 or self._phase_ends()
+                alone = due or self._validates(self._submitted) or self.timed_steps == 0
+                if self._phase_ends():
+                    alone, new = True, self._submitted
                 self._collect(0 if alone else self.executor.depth)
                 if due:
                     self.save()

@@ -16,6 +16,7 @@ from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
 from rnn_lab.sections import ObjectiveSection
 from rnn_lab.sizing import certify
+from rnn_lab.train.filter_check import backward_seconds
 from rnn_lab.train.objective import Objective
 from rnn_lab.train.schedule import Schedule, check_schedule, filter_start
 from rnn_lab.train.step import TrainStep
@@ -91,6 +92,14 @@ def make_step(
     objective = None if section.plain else Objective(section, cfg.train.seed, reference)
     schedule = None if cfg.schedule.type == "none" else Schedule(cfg.schedule, cfg.train)
     start = filter_start(cfg) if section.use_collider else 0
+    if objective is not None and objective.filters and section.collider_mode == "topk":
+        dim, device = int(model.layer_cfg.dim), model.embedding.weight.device
+        shape = (cfg.train.batch_size // cfg.train.grad_accum, cfg.train.seq_len)
+        dense, filtered = backward_seconds(dim, shape, section.collider_sparsity, dtype, device)
+        note(
+            f"Collider: backward of one {dim} x {dim} product over {shape[0]} x {shape[1]} positions takes "
+            f"{filtered * 1e3:.3g} ms filtered, {dense * 1e3:.3g} ms dense"
+        )
     return TrainStep(model, optimizer, cfg.train, dtype, objective, schedule, start)
 
 
