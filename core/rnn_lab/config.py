@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from rnn_lab.errors import ConfigError, did_you_mean
+from rnn_lab.sections import LoaderSection, ObjectiveSection, ScheduleSection
+from rnn_lab.strict import StrictModel as StrictModel
 
 M = TypeVar("M", bound=BaseModel)
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbgt]?)\s*$", re.IGNORECASE)
@@ -39,12 +41,6 @@ def parse_count(text: object) -> int:
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1, le=10**15)]
-
-
-class StrictModel(BaseModel):
-    """Frozen model that refuses unknown keys and values out of range."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelSection(StrictModel):
@@ -83,6 +79,12 @@ class TrainSection(StrictModel):
     carry_state: bool = Field(False, description="carry states across steps over contiguous streams (TBPTT)")
     graph: Literal["auto", "on", "off"] = Field(
         "auto", description="replay the whole step as one CUDA graph; auto: where that works, on: or fail"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="gradient checkpointing: blocks that backward computes again together; default: none"
+    )
+    checkpoint_chunk: int | None = Field(
+        None, ge=1, description="with checkpoint_every: bytes of time that are computed again together; default: all"
     )
 
 
@@ -168,6 +170,9 @@ class RunConfig(StrictModel):
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     optimizer: OptimizerSection = OptimizerSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    schedule: ScheduleSection = ScheduleSection()
+    loader: LoaderSection = LoaderSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()

@@ -20,6 +20,7 @@ from rnn_lab.init import Init, constant, fill, uniform_fan_in, xavier
 from rnn_lab.kernels.causal_conv import CAUSAL_CONV
 from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.spectral import ClippedMatrix, FreeMatrix, ScaledOrthogonal, SpectralMatrix, SpectralProduct
+from rnn_lab.token_filter import linear as linear
 
 Matrices = dict[str, tuple[int, ...]]
 """Parameters of a part that are matrices, by name within it, with the heights of what is stacked in their rows."""
@@ -138,14 +139,21 @@ class Weight:
 
 
 class Linear(nn.Linear):
-    """nn.Linear that leaves its first values to the part that builds it."""
+    """nn.Linear that leaves its first values to the part that builds it, and that a token filter may thin out."""
+
+    filtered = True
+    """False for a map that a layer keeps whole: Layer.token_filter_exclude."""
 
     def reset_parameters(self) -> None:
         """Nothing."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        """W x + b."""
+        return (linear if self.filtered else F.linear)(input, self.weight, self.bias)
+
     def product(self, x: Tensor) -> Tensor:
         """W x without the bias, for cells that add it themselves."""
-        return F.linear(x, self.weight)
+        return (linear if self.filtered else F.linear)(x, self.weight)
 
 
 def together(x: Tensor, *maps: nn.Linear) -> Tensor:
@@ -154,8 +162,9 @@ def together(x: Tensor, *maps: nn.Linear) -> Tensor:
     With fewer rows than columns in x, as in generation, putting results side by side moves less than weights do.
     """
     if x.shape[:-1].numel() < x.shape[-1]:
-        return torch.cat([linear(x) for linear in maps], -1)
-    return F.linear(x, torch.cat([linear.weight for linear in maps]))
+        return torch.cat([one(x) for one in maps], -1)
+    product = linear if all(getattr(one, "filtered", False) for one in maps) else F.linear
+    return product(x, torch.cat([one.weight for one in maps]))
 
 
 def vector(size: int, value: float) -> Weight:

@@ -89,8 +89,8 @@ def test_the_host_runs_ahead_by_the_depth_and_no_further(tiny, tmp_path, queue, 
     ahead = []
     real = graph.CapturedStep.submit
 
-    def submit(self, k):
-        real(self, k)
+    def submit(self, k, seconds):
+        real(self, k, seconds)
         ahead.append(len(self.reader))
 
     monkeypatch.setattr(graph.CapturedStep, "submit", submit)

@@ -1,12 +1,14 @@
 """The training loop: one optimizer step after the other, under a budget, with every figure on record."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, NoReturn, Protocol
 
 import torch
 
 from rnn_lab.config import RunConfig
-from rnn_lab.data.batches import ContiguousStreams, RandomWindows, Sampler
+from rnn_lab.data.ahead import ReadAhead
+from rnn_lab.data.batches import Sampler
 from rnn_lab.data.chain import fingerprint
 from rnn_lab.data.corpus import Split
 from rnn_lab.errors import BudgetTooSmall, Diverged
@@ -21,11 +23,13 @@ from rnn_lab.train.device import peak_flops, peak_memory_bytes
 from rnn_lab.train.diagnose import advice
 from rnn_lab.train.evaluate import averaged_weights, evaluate
 from rnn_lab.train.graph import executor
+from rnn_lab.train.heads import Heads
 from rnn_lab.train.metrics import MetricsLog, bits_per_byte
 from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.progress import Progress, flatten_states, identity
 from rnn_lab.train.rundir import RunDir
-from rnn_lab.train.step import Executor, Outcome, TrainStep, backends
+from rnn_lab.train.setup import make_sampler, make_step
+from rnn_lab.train.step import Executor, Outcome, backends
 
 AUTO_CHECKPOINT_SECONDS = 120.0
 DIAGNOSE_EVERY = 100
@@ -33,7 +37,7 @@ DIAGNOSE_EVERY = 100
 COARSE = 0.05
 """Relative error of 8-bit momentum that a person hears of."""
 SEEN = 2
-"""Steps of a session whose backends are recorded; a CUDA graph replays them afterwards."""
+"""Steps of a session, or of a phase of it, whose backends are recorded; a CUDA graph replays them afterwards."""
 
 
 class Observer(Protocol):
@@ -70,12 +74,13 @@ class Trainer:
         trackers: receivers of every metrics line.
         observer: who watches.
         clock: started when the run's session began.
+        reference: what `objective.collider_scorer = "excess"` compares with.
     """
 
     def __init__(
         self, *, cfg: RunConfig, spec: ModelSpec, run: RunDir, split: Split, model: LM,
         optimizer: torch.optim.Optimizer, dtype: torch.dtype, progress: Progress, trackers: Sequence[Tracker],
-        observer: Observer, clock: Clock,
+        observer: Observer, clock: Clock, reference: LM | None = None,
     ) -> None:  # fmt: skip
         self.cfg, self.spec, self.run, self.split = cfg, spec, run, split
         self.model, self.optimizer, self.dtype = model, optimizer, dtype
@@ -83,19 +88,18 @@ class Trainer:
         self.trackers, self.observer, self.clock = trackers, observer, clock
         self.budget = Budget.of(cfg.train)
         train = cfg.train
-        kind = ContiguousStreams if train.carry_state else RandomWindows
-        self.sampler: Sampler = kind(split.train, train.seed, train.batch_size, train.seq_len)
+        self.sampler: Sampler = make_sampler(cfg, split.train)
         self.chain = progress.chain or self.sampler.chain()
         self.data_fingerprint = fingerprint(split.train)
-        self.step_flops = 3 * spec.flops_per_token(train.seq_len) * self.budget.tokens_per_step
+        ahead = model.heads.flops_per_token(model, train.seq_len) if isinstance(model.heads, Heads) else 0
+        self.step_flops = 3 * (spec.flops_per_token(train.seq_len) + ahead) * self.budget.tokens_per_step
         self.peak = peak_flops(self.device)
         self.step, self.timed_steps = progress.step, progress.timed_steps
         self.last_line: dict[str, Any] = {}
         self.stop_signal: int | None = None
         self.metrics: MetricsLog | None = None
-        self.executor: Executor = executor(
-            TrainStep(model, optimizer, train, dtype), self.sampler, clock, progress.carry, observer.note
-        )
+        self.train_step = make_step(cfg, model, optimizer, dtype, reference, observer.note)
+        self.executor: Executor = executor(self.train_step, self.sampler, clock, progress.carry, observer.note)
         self._submitted = self._saved_step = self.step
         self._step_seconds = 0.0
         self._warned = False
@@ -111,17 +115,19 @@ class Trainer:
         """
         self.metrics = MetricsLog(self.run.metrics, self.step)
         self.last_line = self.metrics.last_line
-        last_save, first = self.clock.seconds(), self.step
+        last_save, new = self.clock.seconds(), self.step
         with asked_to_stop(self._stop):
             while self._may_submit():
                 self._submitted += 1
                 self.executor.submit(self._submitted)
-                if self._submitted <= first + SEEN:  # before a validation, whose calls may run by others
+                if self._submitted <= new + SEEN:  # before a validation, whose calls may run by others
                     self.trained_by = backends(self.model)
                 due = self._checkpoint_due(last_save)
                 # Weights are read behind this very step: nothing may be queued after it.
                 read = self._validates(self._submitted) or self._diagnoses(self._submitted)
                 alone = due or read or self.timed_steps == 0
+                if self._phase_ends():
+                    alone, new = True, self._submitted
                 self._collect(0 if alone else self.executor.depth)
                 if due:
                     self.save()
@@ -129,6 +135,10 @@ class Trainer:
             self._collect(0)
             if self.step > self._saved_step:
                 self.save()
+
+    def _phase_ends(self) -> bool:
+        """Whether the next step is computed in another way, which a captured one has to be let go of for."""
+        return self.train_step.phase(self._submitted) != self.train_step.phase(self._submitted + 1)
 
     def _may_submit(self) -> bool:
         """Whether one more step may start, if those in flight take as long as the last one did."""
@@ -177,7 +187,7 @@ class Trainer:
             "flops": self.step * self.step_flops,
             "seconds": train_seconds,
             "loss": outcome.loss,
-            "objective": outcome.loss,
+            "objective": outcome.figures.get("objective", outcome.loss),
             "bpb": bits_per_byte(outcome.loss),
             "last100": self.metrics.last100,
             "grad_norm": outcome.grad_norm,
@@ -186,7 +196,11 @@ class Trainer:
             "flops_per_s": self.step_flops / outcome.seconds,
             "mfu": None if self.peak is None else self.step_flops / outcome.seconds / self.peak,
             "memory_bytes": peak_memory_bytes(self.device),
+            "data_wait_frac": outcome.waited / outcome.seconds,
         }
+        line |= {key: value if isfinite(value) else None for key, value in outcome.figures.items()}
+        if isinstance(self.sampler, ReadAhead):
+            line |= {"queue_depth": self.sampler.depth, "starved_steps": self.sampler.starved}
         if self._validates(self.step):
             line |= self.validate()
         if self._diagnoses(self.step):
@@ -268,6 +282,11 @@ class Trainer:
             )
             ckpt.save_checkpoint(self.run.checkpoints, saved, self.cfg.checkpoint.keep)
         self._saved_step = self.step
+
+    def close(self) -> None:
+        """End what reads batches ahead."""
+        if isinstance(self.sampler, ReadAhead):
+            self.sampler.close()
 
     def _stop(self, number: int) -> None:
         """At the first signal: finish the current step, then stop."""

@@ -38,14 +38,22 @@ class Progress:
 
 
 def identity(cfg: RunConfig, spec: ModelSpec) -> dict[str, Any]:
-    """What must not change within a run: the model, the batches, the update rule."""
+    """What must not change within a run: the model, the batches, the update rule.
+
+    Of sections younger than the first runs only what is not at its default, so that those runs go on.
+    """
     tables = cfg.model_dump(mode="json") | {"model": spec.table()}
-    return {
+    free = _FREE
+    if cfg.schedule.type in ("cosine", "wsd"):  # whose rate follows from where the run ends
+        free = _FREE - {"train.steps", "train.tokens", "train.minutes"}
+    old = {
         f"{section}.{key}": value
         for section in ("model", "train", "optimizer")
         for key, value in tables[section].items()
-        if f"{section}.{key}" not in _FREE and value is not None
+        if f"{section}.{key}" not in free and value is not None
     }
+    younger = cfg.model_dump(mode="json", exclude_defaults=True, include={"objective", "schedule"})
+    return old | {f"{section}.{key}": value for section, table in younger.items() for key, value in table.items()}
 
 
 def _defaults() -> dict[str, Any]:

@@ -28,7 +28,7 @@ def result_of(
     }
     names = (
         "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "tokens_per_s", "mfu",
-        "peak_memory_bytes", "device", "dtype", "data", "data_chain", "backends", "graph",
+        "peak_memory_bytes", "heads_params", "device", "dtype", "data", "data_chain", "backends", "graph",
         "optimizer_state",
     )  # fmt: skip
     result |= dict.fromkeys(names)
@@ -36,7 +36,7 @@ def result_of(
         return result
     timed_flops = trainer.timed_steps * trainer.step_flops
     last100 = trainer.metrics.last100 if trainer.metrics else None
-    train_seconds = seconds["train"]
+    train_seconds, heads = seconds["train"], trainer.model.heads
     result |= final
     result |= {
         "steps": trainer.step,
@@ -48,6 +48,7 @@ def result_of(
         "tokens_per_s": trainer.timed_steps * trainer.budget.tokens_per_step / train_seconds if train_seconds else None,
         "mfu": timed_flops / train_seconds / trainer.peak if trainer.peak and train_seconds else None,
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
+        "heads_params": 0 if heads is None else sum(p.numel() for p in heads.parameters()),
         "device": str(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
         "data": {

@@ -22,11 +22,13 @@ from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import pick_device, pick_dtype
+from rnn_lab.train.heads import attach_heads, detach_heads
 from rnn_lab.train.loop import Observer, Trainer
 from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.progress import Progress, restore
 from rnn_lab.train.result import result_of
 from rnn_lab.train.rundir import RunDir, default_command
+from rnn_lab.train.setup import check, load_reference, matched
 
 CPU_DEFAULTS = Layer("default on cpu", {"train": {"batch_size": 8, "seq_len": 128}, "eval": {"tokens": 16384}})
 """A step of 32 x 512 bytes takes a laptop many seconds; these let a first run learn something in a minute."""
@@ -95,7 +97,8 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
     for name in cfg.log.trackers:
         found.load("trackers", name)
     Budget.of(cfg.train)
-    return Plan(resolved, model_spec(cfg.model, found, resolved.origins))
+    check(cfg)
+    return Plan(*matched(resolved, model_spec(cfg.model, found, resolved.origins)))
 
 
 def optimizer_defaults(asked: OptimizerSection, found: Registry) -> list[Layer]:
@@ -111,7 +114,12 @@ def _with_absolute_paths(resolved: Resolved) -> Resolved:
         paths = {key: str(Path(value).resolve()) for key, value in data.model_dump().items() if value is not None}
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"data.path: not a usable path: {error}") from error
-    return Resolved(resolved.config.model_copy(update={"data": data.model_copy(update=paths)}), resolved.origins)
+    objective = resolved.config.objective
+    if objective.collider_reference is not None:
+        reference = str(Path(objective.collider_reference).resolve())
+        objective = objective.model_copy(update={"collider_reference": reference})
+    update = {"data": data.model_copy(update=paths), "objective": objective}
+    return Resolved(resolved.config.model_copy(update=update), resolved.origins)
 
 
 def start_run(plan: Plan, out: Path, found: Registry, observer: Observer) -> dict[str, Any]:
@@ -143,7 +151,7 @@ def build(plan: Plan, found: Registry) -> tuple[LM, torch.optim.Optimizer]:
     """
     cfg = plan.resolved.config
     torch.manual_seed(cfg.train.seed)
-    model = plan.spec.build().to(pick_device(cfg.train.device))
+    model = attach_heads(plan.spec.build().to(pick_device(cfg.train.device)), cfg.objective)
     return model, found.load("optimizers", cfg.optimizer.name)(model, cfg.optimizer)
 
 
@@ -167,7 +175,7 @@ def load_trained(path: Path, found: Registry, device: str, note: Any) -> tuple[L
     model.load_state_dict(saved.tensors["model"])
     ckpt.restore_optimizer(optimizer, saved.tensors["optimizer"], saved.state["optimizer"])
     set_mode(optimizer, "eval")
-    return model.eval(), plan, saved.step
+    return detach_heads(model).eval(), plan, saved.step
 
 
 def execute(
@@ -197,6 +205,7 @@ def execute(
         trainer = Trainer(
             cfg=cfg, spec=plan.spec, run=run, split=split, model=model, optimizer=optimizer, dtype=dtype,
             progress=progress, trackers=trackers, observer=observer, clock=clock,
+            reference=load_reference(cfg, found, observer.note),
         )  # fmt: skip
         begin()
         begun = True
@@ -228,8 +237,10 @@ def execute(
         )  # fmt: skip
         if begun:
             run.write_result(result)
-        if trainer is not None and trainer.metrics is not None:
-            trainer.metrics.close()
+        if trainer is not None:
+            trainer.close()
+            if trainer.metrics is not None:
+                trainer.metrics.close()
         for tracker in trackers:
             tracker.close(result)
     return result
