@@ -24,7 +24,7 @@ COMMANDS = {
     "verify-report": ("verify_report:verify_report", "Whether a report still says what its runs say."),
     "import": ("import_runs:import_runs", "Logs and tables of other trainers as external runs."),
     "data": ("data:data", "Describe, pack or fetch byte corpora."),
-    "bench": ("bench:bench", "Speed of operations, training steps and generation, beside peers."),
+    "bench": ("bench:bench", "Speed of operations, steps and generation beside peers; the E3 suite."),
     "check": ("check:check", "Hold a model, or all models of a plugin, to the contract."),
     "new-plugin": ("new_plugin:new_plugin", "Write a plugin that works at once: a cell, a kernel stub, tests."),
     "install": ("install:install", "Install plugins without touching torch, triton and numpy."),

@@ -20,6 +20,9 @@ A protocol is one TOML file. Its sections are a layer of configuration, which `f
     preset = "seed000/e5_d1536_r270"    # its model and shape; its own printed figures stand beside it
     grid = { "optimizer.lr" = [1e-4, 3e-4] }
 
+    [[run]]
+    config = "e3/full"                  # what `fit --config` takes, over the protocol's sections
+
 A run is a layer too, over the protocol's: `model`, `train`, `optimizer`, `objective` and `schedule` are tables of
 configuration.
 """
@@ -63,6 +66,7 @@ class SeriesSection(StrictModel):
     stall_minutes: float = Field(
         10.0, gt=0, le=10**4, description="a run without a step, log line or checkpoint for so long has hung"
     )
+    rotate: bool = Field(False, description="each seed begins with another run, so that none is always first")
     tables: tuple[str, ...] = Field((), description="tables of the documents whose figures are shown; empty: all")
     notes: tuple[str, ...] = Field((), description="what a reader of the results has to know")
 
@@ -72,7 +76,8 @@ class Entry(StrictModel):
 
     model: dict[str, Any] = Field(default_factory=dict, description="[model] table: name, and what is held")
     preset: str | None = Field(None, description="preset that brings the model; its shape stands in for the target")
-    label: str | None = Field(None, description="name in tables; default: the model's or the preset's")
+    config: str | None = Field(None, description="file of configuration, as `fit --config` takes it")
+    label: str | None = Field(None, description="name in tables; default: the model's, preset's or file's")
     part: str = Field("main", pattern=r"^[a-z0-9-]+$", description="part of the series that --part selects")
     train: dict[str, Any] = Field(default_factory=dict, description="what differs from the protocol's [train]")
     optimizer: dict[str, Any] = Field(default_factory=dict, description="what differs from its [optimizer]")
@@ -83,8 +88,8 @@ class Entry(StrictModel):
 
     @model_validator(mode="after")
     def _names_a_model(self) -> "Entry":
-        if (self.preset is None) == (self.model.get("name") is None):
-            raise ValueError("a run has either a preset or a model with a name")
+        if (self.preset is None) == (self.model.get("name") is None and self.config is None):
+            raise ValueError("a run has either a preset or a model with a name, or the file of a config")
         for key, values in self.grid.items():
             if key.partition(".")[0] not in _OF_A_RUN or not key.partition(".")[2] or not values:
                 *known, last = (f"`{section}.key`" for section in _OF_A_RUN)
@@ -93,8 +98,9 @@ class Entry(StrictModel):
 
     @property
     def named(self) -> str:
-        """The label, given or from the model or preset."""
-        return self.label or str(self.model.get("name") or (self.preset or "").rpartition("/")[2])
+        """The label, given or from the model, preset or file."""
+        file = Path(self.config or "").name.removesuffix(".toml")
+        return self.label or str(self.model.get("name") or (self.preset or "").rpartition("/")[2] or file)
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:

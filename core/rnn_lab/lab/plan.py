@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 
 from rnn_lab.config import Layer, parse_override
+from rnn_lab.e3.files import read_layers, tables_of
 from rnn_lab.errors import ConfigError, RnnLabError, did_you_mean
 from rnn_lab.external import external_rows
 from rnn_lab.presets import find_preset
@@ -116,7 +117,7 @@ def plan_series(
     jobs = [
         _job(name, entry, facts, facts["seed"] + i, overrides)
         for i in range(seeds or protocol.series.seeds)
-        for entry, facts, _ in planned
+        for entry, facts, _ in (_rotated(planned, i) if protocol.series.rotate else planned)
     ]
     external, notes = external_rows(protocol, entries, found)
     return SeriesPlan(name, protocol, tuple(jobs), tuple(overrides), tuple(external), tuple(notes))
@@ -159,8 +160,11 @@ def _layers(name: str, protocol: Protocol, entry: Entry, overrides: Sequence[str
     layers = [protocol.layer(name)]
     if entry.preset is not None:
         layers.append(find_preset(entry.preset, found).layer())
-    layers.append(Layer(f"run {entry.named}", entry.sections))
-    return [*layers, *(Layer("-o", parse_override(text)) for text in overrides)]
+    stronger = [Layer(f"run {entry.named}", entry.sections)]
+    stronger += [Layer("-o", parse_override(text)) for text in overrides]
+    if entry.config is not None:
+        layers += read_layers(entry.config, tables_of(stronger)).layers
+    return layers + stronger
 
 
 def _checked(
@@ -179,10 +183,21 @@ def _checked(
     return {"model": plan.spec.name, "seed": cfg.train.seed, "params": plan.spec.certificate.params}, None
 
 
+def _rotated(planned: list[Any], by: int) -> list[Any]:
+    """The same, beginning `by` places further on."""
+    first = by % len(planned)
+    return planned[first:] + planned[:first]
+
+
 def _job(name: str, entry: Entry, facts: dict[str, Any], seed: int, overrides: Sequence[str]) -> Job:
     plugins = os.environ.get("RNN_LAB_PLUGINS_DIR")
     args = [*(["--plugins-dir", str(Path(plugins).resolve())] if plugins else []), "fit", "--protocol", name]
-    args += ["--preset", entry.preset] if entry.preset else ["--model", str(entry.model["name"])]
+    if entry.preset:
+        args += ["--preset", entry.preset]
+    if entry.config:
+        args += ["--config", entry.config]
+    if "name" in entry.model:
+        args += ["--model", str(entry.model["name"])]
     for section, table in entry.sections.items():
         for key, value in table.items():
             if (section, key) != ("model", "name"):

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from rnn_lab.config import OptimizerSection
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.optim.plan import decisions, settled
 from rnn_lab.optim.state_bytes import measured, predicted
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import peak_memory_bytes
@@ -65,15 +67,27 @@ def result_of(
 
 
 def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
-    """Bytes of the optimizer's state by category, and what shapes predict; null for an optimizer of others."""
+    """Bytes of the optimizer's state by category, and what shapes predict; null for an optimizer of others.
+
+    `reference_bytes` are those of Muon and of AdamW for the same parameters, both with fp32 state.
+    """
     found = measured(trainer.optimizer)
-    section = trainer.cfg.optimizer
+    section, model = trainer.cfg.optimizer, trainer.model
     try:
-        foreseen = predicted(trainer.model, section.name, section, trainer.step)
+        foreseen = predicted(model, section.name, section, trainer.step)
     except KeyError:
         foreseen = None
+    plain = OptimizerSection()
+    trained = [p for p in model.parameters() if p.requires_grad]
     return {
         "bytes": sum(found.values()),
         "by_category": found,
         "predicted_bytes": None if foreseen is None else sum(foreseen.values()),
+        "predicted_by_category": foreseen,
+        "reference_bytes": {name: sum(predicted(model, name, plain).values()) for name in ("muon", "adamw")},
+        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "gradient_bytes": sum(p.numel() * p.element_size() for p in trained),
+        "matrix_params": sum(
+            d.route.numel for d in decisions(model, "muon", settled("muon", plain)).values() if d.ranks
+        ),
     }
