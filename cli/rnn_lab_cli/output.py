@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from rnn_lab.config import RunConfig
+    from rnn_lab.modelspec import ModelSpec
     from rnn_lab.registry import Registry
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -39,6 +41,14 @@ def note_preset(name: str | None, found: "Registry") -> None:
 
         for text in find_preset(name, found).notes:
             note(f"{name}: {text}")
+
+
+def note_advice(cfg: "RunConfig", spec: "ModelSpec") -> None:
+    """What is unwise about a configuration once the model has a size, on stderr."""
+    from rnn_lab.e3.advice import advice
+
+    for text in advice(cfg, spec):
+        note(f"warning: {text}")
 
 
 def on_terminal() -> bool:

@@ -73,7 +73,7 @@ def e3(ctx: click.Context, /, **options: Any) -> None:
     show_series(scheduler, out, as_json=options["as_json"], rerun=again)
     code = exit_code(scheduler)
     if not scheduler.interrupted:
-        code = max(code, _backward(out), _report(out))
+        code = max(code, _backward(out), _report(out, quiet=options["as_json"]))
     ctx.exit(code)
 
 
@@ -152,12 +152,12 @@ def _backward(out: Path) -> int:
     return int(done.returncode != 0)
 
 
-def _report(out: Path) -> int:
+def _report(out: Path, *, quiet: bool) -> int:
     """Write the report and print its verdicts; 1 if that failed."""
     from rnn_lab_cli.commands.bench_report import show_claims
 
     try:
-        show_claims(out)
+        show_claims(out, quiet=quiet)
     except RnnLabError as error:
         note(f"error: {error}")
         return 1

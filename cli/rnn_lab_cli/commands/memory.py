@@ -9,7 +9,7 @@ from rnn_lab_cli.fit_options import apply, model_options, override_option, prese
 from rnn_lab_cli.layers import config_layers
 from rnn_lab_cli.model_options import ModelCommand, field_values
 from rnn_lab_cli.names import complete_model
-from rnn_lab_cli.output import emit_json, heading, json_option, note_preset, pairs, table
+from rnn_lab_cli.output import emit_json, heading, json_option, note_advice, note_preset, pairs, table
 
 _options = (
     click.option("--config", metavar="FILE", help="TOML file with [model], [optimizer], ... tables."),
@@ -48,6 +48,8 @@ def memory(
     asked = resolve(layers).config.optimizer
     resolved = resolve([*optimizer_defaults(asked, found), *layers])
     spec = model_spec(resolved.config.model, found, resolved.origins)
+    if config:
+        note_advice(resolved.config, spec)
     with torch.device("meta"):
         built = spec.build()
     page = {"model": spec.name, "config": spec.table(), **memory_table(built, resolved.config.optimizer)}

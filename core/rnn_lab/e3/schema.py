@@ -193,10 +193,11 @@ def _renamed(section: str, table: Any, name: str) -> Any:
     """The table with aliases under the documents' names."""
     if not isinstance(table, Mapping):
         return table
+    aliases = ALIASES.get(section, {})
     found: dict[str, Any] = {}
     for key, value in table.items():
-        own = ALIASES.get(section, {}).get(key, key)
+        own = aliases.get(key, key)
         if own in found:
-            raise ConfigError(f"{name}: {section}.{key} and {section}.{own} are one setting: leave one out")
+            raise ConfigError(f"{name}: {section}.{own} is said twice, once by another name: leave one out")
         found[own] = value
     return found
