@@ -18,7 +18,7 @@ def advice(cfg: RunConfig, spec: ModelSpec) -> list[str]:
             f"galore_rank = {rank} is half of the width {dim} or more: it saves little or nothing; auto is {dim // 4}"
         )
     memory = _memory(cfg)
-    if memory is not None and (needed := activations(cfg, spec)) > memory:
+    if memory is not None and (needed := needed_bytes(cfg, spec)) > memory:
         found.append(
             f"{cfg.train.batch_size // cfg.train.grad_accum} x {cfg.train.seq_len} bytes at once may take about "
             f"{needed / 1e9:.0f} GB for activations, and the device has {memory / 1e9:.0f} GB: lower batch_size, raise "
@@ -27,7 +27,7 @@ def advice(cfg: RunConfig, spec: ModelSpec) -> list[str]:
     return found
 
 
-def activations(cfg: RunConfig, spec: ModelSpec) -> int:
+def needed_bytes(cfg: RunConfig, spec: ModelSpec) -> int:
     """Bytes that activations of one micro-batch take, roughly: L B T a d values, or L B T d with checkpointing."""
     micro = cfg.train.batch_size // cfg.train.grad_accum
     stream = micro * cfg.train.seq_len * int(spec.layer_cfg.dim)

@@ -58,7 +58,7 @@ def _arguments(run: RunRecord) -> list[str]:
 
 def measure(
     section: ModelSection, found: Registry, *, batch_size: int, seq_len: int, sparsity: float, dtype: torch.dtype,
-    device: torch.device, seconds: float = 2.0,
+    device: torch.device, seconds: float = 1.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Milliseconds of forward and backward, dense and filtered, of the model that `section` describes.
 

@@ -196,7 +196,7 @@ def _renamed(section: str, table: Any, name: str) -> Any:
     aliases = ALIASES.get(section, {})
     found: dict[str, Any] = {}
     for key, value in table.items():
-        own = aliases.get(key, key)
+        own = str(aliases.get(str(key), key))
         if own in found:
             raise ConfigError(f"{name}: {section}.{own} is said twice, once by another name: leave one out")
         found[own] = value

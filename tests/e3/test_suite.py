@@ -1,0 +1,64 @@
+"""A suite in a folder: what was asked for is in its files, and its plan is a series like any other."""
+
+import pytest
+from rnn_lab.config import read_toml
+from rnn_lab.e3.suite import ABLATIONS, CONFIGS, Asked, chosen, write_suite
+from rnn_lab.errors import ConfigError
+from rnn_lab.lab.plan import plan_series
+from rnn_lab.registry import registry
+
+
+def test_the_baseline_is_always_there_and_first():
+    assert chosen(None, False) == list(CONFIGS)
+    assert chosen("full,MTP_Only", False) == ["baseline", "full", "mtp_only"]
+    assert chosen("full", True) == ["baseline", "full", *ABLATIONS]
+    with pytest.raises(ConfigError, match=r"unknown configuration 'ful'.*'full'"):
+        chosen("ful", False)
+    with pytest.raises(ConfigError, match="twice"):
+        chosen("full,full", False)
+
+
+def test_what_was_asked_for_is_in_the_files(tmp_path):
+    asked = Asked(configs=("baseline", "full"), model="e74", target="2M", minutes=1.5, seeds=2)
+    protocol = read_toml(write_suite(tmp_path, asked))
+    tables = read_toml(tmp_path / "full.toml")
+    assert (tables["model"]["family"], tables["model"]["target_params"]) == ("e74", "2M")
+    training = tables["training"]
+    assert (training["max_minutes"], training["batch_size"], "total_steps" in training) == (1.5, 32, False)
+    assert training["schedule_type"] == "constant" and training["warmup_steps"] == 100
+    assert protocol["series"]["seeds"] == 2 and [run["label"] for run in protocol["run"]] == ["Baseline", "E3_Full"]
+    write_suite(tmp_path, asked)  # again, the same
+    with pytest.raises(ConfigError, match="of a suite with other options"):
+        write_suite(tmp_path, Asked(configs=("baseline", "full"), model="e74", target="3M"))
+
+
+def test_files_keep_their_own_schedule_where_that_is_asked_for(tmp_path):
+    write_suite(tmp_path, Asked(configs=("baseline", "adamw_schedulefree"), schedule=None, steps=50))
+    training = read_toml(tmp_path / "baseline.toml")["training"]
+    assert (training["schedule_type"], training["total_steps"], training["warmup_steps"]) == ("wsd", 50, 5)
+    assert read_toml(tmp_path / "adamw_schedulefree.toml")["training"]["schedule_type"] == "none"
+
+
+def test_each_seed_begins_with_another_configuration(tmp_path):
+    path = write_suite(
+        tmp_path, Asked(configs=("baseline", "full", "galore2"), tiny=True, seeds=2, instead={"full": "e1"})
+    )
+    jobs = plan_series(str(path), registry(), overrides=["train.device=cpu"]).jobs
+    assert [job.name for job in jobs] == [
+        "baseline-s42", "e3_full-s42", "galore2-s42", "e3_full-s43", "galore2-s43", "baseline-s43",
+    ]  # fmt: skip
+    full = jobs[1]
+    assert full.model == "e1" and full.part == "main"
+    assert full.args[3:] == (
+        "--config", str(tmp_path / "full.toml"), "--model", "e1", "-o", "train.device=cpu", "-o", "train.seed=42",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="--instead mtp_only: not among"):
+        write_suite(tmp_path / "b", Asked(configs=("baseline",), instead={"mtp_only": "e1"}))
+
+
+def test_a_file_of_ones_own_runs_beside_them(tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text('[model]\nfamily = "e1"\n[training]\ntotal_steps = 5\n')
+    path = write_suite(tmp_path / "suite", Asked(configs=tuple(chosen(str(own), False)), steps=4))
+    assert [run["label"] for run in read_toml(path)["run"]] == ["Baseline", "mine"]
+    assert read_toml(tmp_path / "suite" / "mine.toml")["training"]["total_steps"] == 4
