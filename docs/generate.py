@@ -25,6 +25,7 @@ FAMILIES = sorted(path.name for path in (ROOT / "plugins").iterdir() if (path / 
 os.environ["RNN_LAB_LOAD_PLUGINS"] = ",".join(FAMILIES)
 os.environ.pop("RNN_LAB_PLUGINS_DIR", None)
 
+import e3_page  # noqa: E402
 import results  # noqa: E402
 import seeds  # noqa: E402
 import speed  # noqa: E402
@@ -312,6 +313,9 @@ def pages() -> dict[Path, str]:
     blocks += [
         (docs / "protocols.md", "protocols", protocols_block()),
         (docs / "protocols.md", "protocol-fields", protocol_fields_block()),
+        (docs / "e3.md", "e3-files", e3_page.files_block(table)),
+        (docs / "e3.md", "e3-state", e3_page.state_block(table)),
+        (docs / "e3.md", "e3-keys", e3_page.keys_block(table, _field_rows)),
     ]
     for family in FAMILIES:
         readme = ROOT / "plugins" / family / "README.md"

@@ -32,11 +32,12 @@ ROUNDS = 5
 
 
 def arguments(series: Path) -> list[str] | None:
-    """Arguments of `rnn-lab bench backward` for a suite that has run; None where no run came to an end.
+    """Arguments of `rnn-lab bench backward` for a suite that has run; None where no run came to an end on a GPU.
 
-    On a GPU the model is at least as wide as the claim asks for.
+    The model is at least as wide as the claim asks for.
     """
-    done = [run for run in read_series(series, keep_damaged=True).runs if run.status == "ok"]
+    runs = read_series(series, keep_damaged=True).runs
+    done = [run for run in runs if run.status == "ok" and str(run.result.get("device")).startswith("cuda")]
     if not done:
         return None
     run = next((run for run in done if run.config["objective"]["use_collider"]), done[0])
@@ -45,11 +46,9 @@ def arguments(series: Path) -> list[str] | None:
 
 def _arguments(run: RunRecord) -> list[str]:
     train, dim = run.config["train"], int(run.config["model"]["dim"])
-    cuda = str(run.result["device"]).startswith("cuda")
-    shape = (max(dim, WIDTH), DEPTH) if cuda else (dim, min(2, int(run.config["model"]["depth"])))
     given = {
-        "--model": run.model, "--dim": shape[0], "--depth": shape[1], "--seq-len": train["seq_len"],
-        "--batch-size": train["batch_size"] // train["grad_accum"], "--device": "cuda" if cuda else "cpu",
+        "--model": run.model, "--dim": max(dim, WIDTH), "--depth": DEPTH, "--seq-len": train["seq_len"],
+        "--batch-size": train["batch_size"] // train["grad_accum"], "--device": "cuda",
         "--dtype": {"bfloat16": "bf16"}.get(str(run.result["dtype"]), "fp32"),
         "--sparsity": run.config["objective"]["collider_sparsity"],
     }  # fmt: skip

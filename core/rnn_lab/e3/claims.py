@@ -186,7 +186,7 @@ def _faster(backward: Mapping[str, Any] | None) -> Claim:
     where = f"at s = {FASTER_BACKWARD}, on a GPU, dim at least {WIDE}"
     formula = f"1 − filtered / dense backward time {where}; at least {percent(JUDGED_AT)}"
     if backward is None:
-        return Claim(*head, formula, "", "", "not run", "rnn-lab bench backward was not run")
+        return Claim(*head, formula, "", "", "not run", "backward is measured on a GPU")
     found = backward["backward_reduction"]
     measured = f"{percent(found['value'])} at dim {backward['dim']}, {backward['gpu'] or backward['device']}"
     interval = f"{percent(found['low'])} to {percent(found['high'])}"
