@@ -70,7 +70,7 @@ def e3(ctx: click.Context, /, **options: Any) -> None:
         return
     scheduler, _ = run_series(out, options, plan)
     again = command_again(["rnn-lab", *default_command()[1:]])
-    show_series(scheduler, out, as_json=options["as_json"], rerun=again)
+    show_series(scheduler, out, as_json=options["as_json"], rerun=again, after="rnn-lab bench report")
     code = exit_code(scheduler)
     if not scheduler.interrupted:
         code = max(code, _backward(out), _report(out, quiet=options["as_json"]))

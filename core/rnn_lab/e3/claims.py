@@ -47,7 +47,7 @@ def claims(rows: Mapping[str, Row], backward: Mapping[str, Any] | None, minutes:
     Args:
         rows: by label.
         backward: what `rnn-lab bench backward` measured.
-        minutes: from the first job's start to the last one's end.
+        minutes: that the runs of the five took, added up.
 
     """
     return [

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rnn_lab.e3.claims import percent
 from rnn_lab.e3.facts import E3Report
 from rnn_lab.e3.measure import Mean, Paired, Row
 from rnn_lab.efficiency import CLAIM, as_loss
-from rnn_lab.report.render import loss, memory, percent, whole
+from rnn_lab.report.render import loss, memory, whole
 
 MISSING = "–"
 MEGA = 1e6
@@ -127,9 +128,10 @@ def _health(report: E3Report) -> Table:
     for row in report.rows:
         middle = MISSING if row.norms is None else f"{row.norms[0]:.3f}"
         around = MISSING if row.norms is None else f"{row.norms[1]:.3f} to {row.norms[2]:.3f}"
+        calm = MISSING if row.calm is None else percent(row.calm)
         ahead = (_mean(row.ahead.get(key), "{:.4f}") for key in horizons)
         filtered = MISSING if row.sparsity is None else percent(row.sparsity.value)
-        rows.append((row.label, middle, around, percent(row.calm), filtered, *ahead))
+        rows.append((row.label, middle, around, calm, filtered, *ahead))
     return Table("Gradients and objectives", text, headers, tuple(rows))
 
 
@@ -174,7 +176,7 @@ def _diagnostics(report: E3Report) -> Table:
 def _mean(found: Mean | None, form: str) -> str:
     if found is None:
         return MISSING
-    return form.format(found.value) + ("" if found.sd is None else f" ± {form.format(found.sd)}")
+    return form.format(found.value) + (f" ± {form.format(found.sd)}" if found.sd else "")
 
 
 def _paired(found: Paired | None, form: str) -> str:
