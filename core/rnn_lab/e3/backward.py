@@ -80,8 +80,7 @@ def measure(
     calls = {kind: _calls(model, objective, window, dtype, kind == "filtered") for kind in ("dense", "filtered")}
     for forward, both in calls.values():
         forward(), both()  # compiles, tunes, certifies
-    reason = None if device.type == "cuda" else "no GPU"
-    reason = reason or next(uncapturable(model), None)
+    reason = "no GPU" if device.type != "cuda" else next(uncapturable(model), None) or _uncaptured(calls, device)
     timed: Callable[..., Any] = time_eager if reason else time_graph
     rounds = [
         {kind: {"forward_ms": timed([forward], device, seconds / ROUNDS).median,
@@ -95,6 +94,17 @@ def measure(
         "dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__,
         "graph": {"used": reason is None, "reason": reason}, "rounds": rounds, **_summary(rounds),
     }  # fmt: skip
+
+
+def _uncaptured(calls: dict[str, tuple[Call, Call]], device: torch.device) -> str | None:
+    """Why a call cannot be part of a CUDA graph after all; None where all can."""
+    try:
+        for pair in calls.values():
+            for call in pair:
+                time_graph([call], device, 0.0)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def _calls(

@@ -218,12 +218,12 @@ def _minutes(series: Series) -> float | None:
 
 def _about(series: Series, sound: Sequence[RunRecord]) -> dict[str, str]:
     """What was run: model, sizes, data, protocol."""
-    written = {"begun": str(series.meta.get("created"))}
+    written = {"begun": str(series.meta.get("created")).replace("T", " ").replace("+00:00", " UTC")}
     base = next((run for run in sound if run.label == BASELINE), next(iter(sound), None))
     if base is None:
         return {**written, "runs": "none ended well"}
     state, train, data = base.result.get("optimizer_state") or {}, base.config["train"], base.result.get("data") or {}
-    mark = data.get("fingerprint")
+    mark = str(data.get("fingerprint"))[:12]
     model = ", ".join(f"{key} {value}" for key, value in base.config["model"].items() if key != "target")
     matrices = state.get("matrix_params")
     params = f"N = {base.params or 0:,}"

@@ -153,6 +153,8 @@ def environment() -> dict[str, Any]:
     """Versions, machine and GPU, for env.json and `rnn-lab doctor`."""
     import torch  # not above: `rnn-lab runs` reads run folders without it
 
+    from rnn_lab.kernels.certificates import driver
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -162,6 +164,7 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gpu": gpu,
         "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if gpu else None,
+        "gpu_driver": driver() if gpu else None,
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "git": _git_commit(),
