@@ -56,6 +56,18 @@ def test_each_seed_begins_with_another_configuration(tmp_path):
         write_suite(tmp_path / "b", Asked(configs=("baseline",), instead={"mtp_only": "e1"}))
 
 
+def test_names_that_meet_and_a_rank_that_saves_nothing(tmp_path):
+    own = tmp_path / "full.toml"
+    own.write_text("[training]\ntotal_steps = 5\n")
+    with pytest.raises(ConfigError, match=r"full\.toml is in the suite already"):
+        write_suite(tmp_path / "a", Asked(configs=("baseline", "full", str(own))))
+    long = Asked(configs=("baseline", "galore2"), shape={"hidden_dim": 256, "num_layers": 1}, seq_length=4096, steps=4)
+    plan = plan_series(str(write_suite(tmp_path / "b", long)), registry(), overrides=["train.device=cpu"])
+    assert any("GaLore2: galore_rank = 256 is half of the width 256" in text for text in plan.notes)
+    write_suite(tmp_path / "c", Asked(configs=("baseline",), tiny=True, target="1M"))
+    assert read_toml(tmp_path / "c" / "baseline.toml")["model"].get("hidden_dim") is None
+
+
 def test_a_file_of_ones_own_runs_beside_them(tmp_path):
     own = tmp_path / "mine.toml"
     own.write_text('[model]\nfamily = "e1"\n[training]\ntotal_steps = 5\n')

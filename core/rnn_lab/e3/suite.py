@@ -108,6 +108,9 @@ def write_suite(folder: Path, asked: Asked, overrides: Sequence[str] = ()) -> Pa
     unknown = sorted(asked.instead.keys() - set(asked.configs))
     if unknown:
         raise ConfigError(f"--instead {unknown[0]}: not among the configurations: {', '.join(asked.configs)}")
+    names = [Path(stem).stem for stem in asked.configs]
+    if twice := next((name for name in names if names.count(name) > 1 or f"{name}.toml" == PROTOCOL), None):
+        raise ConfigError(f"--configs: a file called {twice}.toml is in the suite already: name yours otherwise")
     texts = {}
     for stem in asked.configs:
         tables = changed(read_toml(_source(stem)), asked, shipped=stem in CONFIGS or stem in ABLATIONS)
@@ -135,7 +138,7 @@ def changed(tables: dict[str, Any], asked: Asked, *, shipped: bool) -> dict[str,
         model["family"] = asked.model
         model.pop("fields", None)
     if asked.tiny:
-        model |= TINY["model"]
+        model |= {} if asked.target is not None else TINY["model"]
         _projected(training)
         training |= {key: value for key, value in TINY["training"].items() if _fits(key, training)}
     model |= asked.shape
@@ -143,9 +146,11 @@ def changed(tables: dict[str, Any], asked: Asked, *, shipped: bool) -> dict[str,
         model["target_params"] = asked.target
     elif {"hidden_dim", "num_layers"} <= model.keys():
         model.pop("target_params", None)
-    for key, value in (("batch_size", asked.batch_size), ("seq_length", asked.seq_length)):
-        if value is not None:
-            training[key] = value
+    if asked.batch_size is not None:
+        training["batch_size"] = asked.batch_size
+    if asked.seq_length is not None:
+        training["seq_length"] = asked.seq_length
+        model["max_seq_len"] = max(asked.seq_length, model.get("max_seq_len", 0))
     _budget(training, asked)
     if asked.schedule is not None and training.get("schedule_type") != "none":
         training["schedule_type"] = asked.schedule

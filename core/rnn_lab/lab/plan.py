@@ -120,6 +120,7 @@ def plan_series(
         for entry, facts, _ in (_rotated(planned, i) if protocol.series.rotate else planned)
     ]
     external, notes = external_rows(protocol, entries, found)
+    notes += [f"{entry.named}: {text}" for entry, facts, _ in planned for text in facts["advice"]]
     return SeriesPlan(name, protocol, tuple(jobs), tuple(overrides), tuple(external), tuple(notes))
 
 
@@ -172,6 +173,7 @@ def _checked(
 ) -> tuple[dict[str, Any], str | None]:
     """Model, seed and parameters of an entry, or why it cannot run."""
     from rnn_lab.data.corpus import open_split
+    from rnn_lab.e3.advice import advice
     from rnn_lab.train.run import plan_run
 
     try:
@@ -180,7 +182,9 @@ def _checked(
         open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
     except RnnLabError as error:
         return {}, f"{entry.named}: {error}"
-    return {"model": plan.spec.name, "seed": cfg.train.seed, "params": plan.spec.certificate.params}, None
+    known = advice(cfg, plan.spec) if entry.config is not None else []
+    facts = {"model": plan.spec.name, "seed": cfg.train.seed, "params": plan.spec.certificate.params, "advice": known}
+    return facts, None
 
 
 def _rotated(planned: list[Any], by: int) -> list[Any]:
