@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from rnn_lab.errors import ConfigError, did_you_mean
-from rnn_lab.sections import LoaderSection, ObjectiveSection, ScheduleSection
+from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ScheduleSection
 from rnn_lab.strict import StrictModel as StrictModel
 
 M = TypeVar("M", bound=BaseModel)
@@ -79,6 +79,9 @@ class TrainSection(StrictModel):
     carry_state: bool = Field(False, description="carry states across steps over contiguous streams (TBPTT)")
     graph: Literal["auto", "on", "off"] = Field(
         "auto", description="replay the whole step as one CUDA graph; auto: where that works, on: or fail"
+    )
+    on_nonfinite: Literal["stop", "rollback"] = Field(
+        "stop", description="rollback: skip such steps; after three in a row go back to a checkpoint, at half the rate"
     )
     checkpoint_every: int | None = Field(
         None, ge=1, description="gradient checkpointing: blocks that backward computes again together; default: none"
@@ -176,6 +179,7 @@ class RunConfig(StrictModel):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
+    diagnostics: DiagnosticsSection = DiagnosticsSection()
 
 
 SECTIONS: dict[str, type[StrictModel]] = {

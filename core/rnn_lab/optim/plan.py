@@ -95,6 +95,21 @@ def rank_of(piece: Piece, cfg: OptimizerSection) -> tuple[int | None, str]:
     return rank, f"rank {rank}"
 
 
+def unsaved_share(model: nn.Module, cfg: OptimizerSection) -> float | None:
+    """Share of the matrices' values whose projection at `galore_rank` saves nothing; None without GaLore."""
+    kind = next((each for each in KINDS if each == cfg.name), None)
+    if kind is None or not kind.startswith("galore"):
+        return None
+    total = unsaved = 0
+    for route in routes(model, cfg.muon_heads).values():
+        for piece in route.pieces:
+            count, m, n = piece.shape
+            rank = max(1, m // 4) if cfg.galore_rank is None else min(cfg.galore_rank, m)
+            total += count * m * n
+            unsaved += 0 if saves(rank, m, n) else count * m * n
+    return unsaved / total if total else None
+
+
 def _projected(route: Route, kind: Kind, cfg: OptimizerSection) -> Decision:
     ranked = [rank_of(piece, cfg) for piece in route.pieces]
     reason = ", ".join(dict.fromkeys((route.reason, *(why for _, why in ranked))))

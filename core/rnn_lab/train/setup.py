@@ -92,15 +92,17 @@ def make_step(
     objective = None if section.plain else Objective(section, cfg.train.seed, reference)
     schedule = None if cfg.schedule.type == "none" else Schedule(cfg.schedule, cfg.train)
     start = filter_start(cfg) if section.use_collider else 0
+    step = TrainStep(model, optimizer, cfg.train, dtype, objective, schedule, start)
     if objective is not None and objective.filters and section.collider_mode == "topk":
         dim, device = int(model.layer_cfg.dim), model.embedding.weight.device
         shape = (cfg.train.batch_size // cfg.train.grad_accum, cfg.train.seq_len)
         dense, filtered = backward_seconds(dim, shape, section.collider_sparsity, dtype, device)
+        step.backward_seconds = dense, filtered
         note(
             f"Collider: backward of one {dim} x {dim} product over {shape[0]} x {shape[1]} positions takes "
             f"{filtered * 1e3:.3g} ms filtered, {dense * 1e3:.3g} ms dense"
         )
-    return TrainStep(model, optimizer, cfg.train, dtype, objective, schedule, start)
+    return step
 
 
 def make_sampler(cfg: RunConfig, region: Region) -> Sampler:
