@@ -71,7 +71,7 @@ def test_tensorboard_serves_scalars_and_hparams(whole):
     )  # fmt: skip
     try:
         tags = wait_for_json(f"http://127.0.0.1:{port}/data/plugin/scalars/tags")
-        assert {"train/loss_nats", "train/grad_norm", "speed/tokens_per_s", "val/loss_nats"} <= set(tags[whole.name])
+        assert {"loss/ce", "training/grad_norm", "throughput/tokens_per_sec", "eval/ce"} <= set(tags[whole.name])
         url = f"http://127.0.0.1:{port}/data/plugin/scalars/scalars?run={whole.name}&tag=train%2Floss_nats"
         served = [value for _, _, value in wait_for_json(url)]
         assert served == pytest.approx([line["loss"] for line in facts(whole)], rel=1e-5)

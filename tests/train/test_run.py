@@ -209,11 +209,11 @@ def test_tensorboard_gets_scalars_and_hparams_in_the_run_folder(tiny, tmp_path):
     assert len(list((tmp_path / "r").glob("events.*"))) == 1
     events = EventAccumulator(str(tmp_path / "r"))
     events.Reload()
-    assert {"train/loss_nats", "train/grad_norm", "speed/tokens_per_s", "final/val_loss"} <= set(
+    assert {"loss/ce", "training/grad_norm", "throughput/tokens_per_sec", "final/val_loss"} <= set(
         events.Tags()["scalars"]
     )
     losses = [line["loss"] for line in read_metrics(tmp_path / "r" / "metrics.jsonl")]
-    assert [e.value for e in events.Scalars("train/loss_nats")] == pytest.approx(losses)
+    assert [e.value for e in events.Scalars("loss/ce")] == pytest.approx(losses)
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 

@@ -113,9 +113,10 @@ def _no_gain(window: Window) -> str | None:
 
 def _coarse(window: Window) -> str | None:
     """Two readings in a row, which lie 100 steps apart or more."""
-    read = [(line["step"], line["quant/rel_err_max"]) for line in window.lines if "quant/rel_err_max" in line]
-    if not read or window.line.get("quant/rel_err_max") is None:
+    if window.line.get("quant/rel_err_max") is None:
         return None
+    found = [(line["step"], line.get("quant/rel_err_max")) for line in window.lines]
+    read = [(step, error) for step, error in found if error is not None]
     last, worst = read[-1]
     recent = [(step, error) for step, error in read if step >= last - 100]
     if recent[0][0] > last - 100 or any(error <= COARSE for _, error in recent):

@@ -61,6 +61,7 @@ class Window:
         """The lowest that it was after the run's beginning."""
         self.begun = 0
         """Last step of the beginning: of the warm-up, or SETTLING."""
+        self._medians: dict[tuple[str, int], tuple[int, float | None]] = {}
         for line in lines:
             self.add(line)
 
@@ -108,6 +109,13 @@ class Window:
         """Mean of a column, None where it is empty."""
         values = self.column(name, lines)
         return fmean(values) if values else None
+
+    def running_median(self, name: str, lines: int) -> float | None:
+        """As `median`, renewed every tenth step: for what is asked at every step."""
+        key, now = (name, lines), self.step // 10
+        if key not in self._medians or self._medians[key][0] != now:
+            self._medians[key] = now, self.median(name, lines)
+        return self._medians[key][1]
 
     def median(self, name: str, lines: int) -> float | None:
         """Median of a column, None where it is empty."""

@@ -63,7 +63,7 @@ def _spike(window: Window) -> str | None:
     norm = window.line.get("grad_norm")
     if norm is None or not window.settled():
         return None
-    usual = window.median("grad_norm", 100)
+    usual = window.running_median("grad_norm", 100)
     if norm > SPIKE:
         return f"the gradient norm is {norm:.3g}, above {SPIKE:g}"
     if usual and len(window.lines) > 20 and norm > JUMP * usual:
