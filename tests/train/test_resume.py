@@ -17,7 +17,7 @@ from rnn_lab.train.rundir import RunDir
 
 from .conftest import Recorder, resume, run
 
-TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "mfu", "data_wait_frac"}
+TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "mfu", "data_wait_frac", "step_ms", "elapsed_s"}
 
 
 def facts(path: Path) -> list[dict]:

@@ -86,7 +86,7 @@ def test_what_diagnoses_changes_nothing(tiny, tmp_path):
 def test_the_gpus_load_is_sampled_beside_training(monkeypatch):
     readings = iter(range(1000))
     monkeypatch.setattr(gpu_load, "_reader", lambda device: lambda: (float(next(readings)), 5.0))
-    load = GpuLoad(torch.device("cuda"), 0.001, print)
+    load = GpuLoad(torch.device("cuda"), 0.05, print)
     assert load.step(9) == {} and load.step(10) == {}
     until = time.monotonic() + 5
     while not load.samples and time.monotonic() < until:

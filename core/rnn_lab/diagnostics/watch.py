@@ -28,17 +28,16 @@ class Watch:
         facts: of the run.
         note: hears of what is found.
         strict: whether an error ends the run.
-        lines: of an earlier session, oldest first.
-        saved: what `state` gave there.
+        saved: what `state` gave in an earlier session.
 
     """
 
     def __init__(
         self, rules: Sequence[Rule], facts: Facts, note: Callable[[str], None], *, strict: bool = False,
-        lines: Iterable[dict[str, Any]] = (), saved: dict[str, Any] | None = None,
+        saved: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.rules, self.note, self.strict = {rule.id: rule for rule in rules}, note, strict
-        self.window = Window(facts, lines)
+        self.window = Window(facts)
         self.tallies: dict[str, Tally] = {}
         self._told: dict[str, int] = {}
         self._worst: Finding | None = None
@@ -46,7 +45,7 @@ class Watch:
             finding = Finding(*(row[key] for key in ("id", "severity", "last_step", "message", "suggestion")))
             self.tallies[row["id"]] = Tally(row["count"], row["first_step"], finding)
         if saved:
-            self.window.lowest, self.window.smooth = saved["lowest"], saved["smooth"]
+            self.window.lowest = saved["lowest"]
 
     def look(self, at: Moment) -> None:
         """Ask the rules of the session's `start` or `end`.
@@ -107,11 +106,14 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"found": self.report(), "lowest": self.window.lowest, "smooth": self.window.smooth}
+        return {"found": self.report(), "lowest": self.window.lowest}
 
     def rewind(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Forget the lines after a roll-back; what was counted stays."""
+        """Go on from these lines, oldest first; what was counted and the lowest loss stay."""
+        lowest = self.window.lowest
         self.window = Window(self.window.facts, lines)
+        if lowest is not None:
+            self.window.lowest = min(lowest, self.window.lowest or lowest)
 
     def _ask(self, rule: Rule) -> bool:
         try:

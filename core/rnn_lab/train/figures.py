@@ -1,6 +1,7 @@
 """Figures of a run besides its losses: cheap ones for every line, and now and then those that wait for the device."""
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,11 +34,20 @@ class Figures:
         self._before: list[Tensor] | None = None
         self._aux = isinstance(optimizer, RoutedOptimizer) and len(optimizer.param_groups) > 1
 
+    def seen(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Lines of metrics.jsonl that lie before the next step."""
+        self._clipped.clear()
+        for line in lines:
+            self._count(line["grad_norm"])
+
+    def _count(self, norm: float | None) -> None:
+        self._clipped.append(norm is None or not norm <= self.cfg.train.clip)
+
     def of_step(self, outcome: Outcome, elapsed: float) -> dict[str, float]:
         """Columns of every line, from what the host knows anyway; `elapsed` seconds of the run went by."""
         found = {"step_ms": 1e3 * outcome.seconds, "elapsed_s": elapsed}
         if self.cfg.train.clip:
-            self._clipped.append(not outcome.grad_norm <= self.cfg.train.clip)
+            self._count(outcome.grad_norm)
             found["clip_fraction"] = sum(self._clipped) / len(self._clipped)
         if self.cfg.schedule.type != "none":
             found["lr_factor"] = outcome.factor

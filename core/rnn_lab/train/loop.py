@@ -127,8 +127,7 @@ class Trainer:
             BudgetTooSmall: the first timed step overran the whole time budget.
         """
         self.metrics = MetricsLog(self.run.metrics, self.step)
-        self.last_line = self.metrics.last_line
-        self.watch.rewind(self.metrics.recent)
+        self._look_back(self.metrics)
         self.watch.look("start")
         last_save, new = self.clock.seconds(), self.step
         with asked_to_stop(self._stop):
@@ -275,13 +274,18 @@ class Trainer:
         assert self.metrics is not None
         self.metrics.close()
         self.metrics = MetricsLog(self.run.metrics, self.step)
-        self.last_line = self.metrics.last_line
-        self.watch.rewind(self.metrics.recent)
+        self._look_back(self.metrics)
         for tracker in self.trackers:
             if hasattr(tracker, "rewind"):
                 tracker.rewind(self.step)
         self.observer.note(self.recovery.told)
         self.watch.enforce()
+
+    def _look_back(self, metrics: MetricsLog) -> None:
+        """Go on from the lines that there are."""
+        self.last_line = metrics.last_line
+        self.watch.rewind(metrics.recent)
+        self.figures.seen(metrics.recent)
 
     def _validates(self, step: int) -> bool:
         every = self.cfg.eval.every
