@@ -44,7 +44,7 @@ def cosines(
     T = window.shape[1] - objective.ahead
     targets_BT = window[:, 1 : T + 1].long()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    held = TokenFilter((window.shape[0], T))
+    held = TokenFilter((window.shape[0], T), recurrent=objective.cfg.collider_recurrent)
 
     def gradient(filtering: bool, masked: bool) -> list[Tensor]:
         with held.during() if filtering else torch.enable_grad():
