@@ -127,8 +127,12 @@ class OptimizerSection(StrictModel):
     galore_proj_dtype: Literal["fp32", "bf16"] | None = Field(
         None, description="of the stored subspace; left open: bf16 beside 8-bit momentum, else fp32"
     )
+    galore_layerwise: bool = Field(
+        False, description="update each parameter in backward and free its gradient; needs clip = 0, grad_accum = 1"
+    )
     galore_debias: Literal["none", "gum"] = Field("none", description="gum: full-rank periods at random, unbiased")
     galore_gum_share: float = Field(0.1, gt=0, lt=1, description="probability q of a full-rank period under gum")
+    stochastic_rounding: bool = Field(False, description="round 8-bit momentum up or down at random, right on average")
     aux_lr: float = Field(3e-4, gt=0, le=100, description="AdamW's rate for what Muon and GaLore leave")
     aux_8bit: bool = Field(False, description="keep AdamW's moments for those in 8 bits")
     aux_library: Literal["own", "bitsandbytes"] = Field("own", description="who updates 8-bit moments")

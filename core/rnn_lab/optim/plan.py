@@ -53,6 +53,12 @@ def settled(kind: Kind, cfg: OptimizerSection) -> OptimizerSection:
         raise ConfigError(f"optimizer.galore_debias = {cfg.galore_debias} is a form of galore_muon, not of {kind}")
     if cfg.galore_debias != "none" and (cfg.galore_adaptive or cfg.bits == 8):
         raise ConfigError("optimizer.galore_debias = gum has fp32 momentum and fixed periods: no bits = 8, no adaptive")
+    if cfg.galore_layerwise and not kind.startswith("galore"):
+        raise ConfigError(f"optimizer.galore_layerwise is of galore_muon and galore_adamw, not of {kind}")
+    if cfg.galore_layerwise and cfg.aux_8bit and cfg.aux_library != "own":
+        raise ConfigError("optimizer.galore_layerwise updates parameters one by one: it needs aux_library = own")
+    if cfg.stochastic_rounding and cfg.quant != "linear":
+        raise ConfigError("optimizer.stochastic_rounding is between equal steps: it needs quant = linear")
     bits = cfg.bits or (8 if kind == "muon8bit" else 32)
     scale = cfg.galore_scale or (0.25 if kind == "galore_adamw" else 1.0)
     dtype = cfg.galore_proj_dtype or ("bf16" if bits == 8 else "fp32")
@@ -61,7 +67,7 @@ def settled(kind: Kind, cfg: OptimizerSection) -> OptimizerSection:
 
 def codec_of(cfg: OptimizerSection) -> Blockwise | None:
     """Codec of the momentum of a settled section."""
-    return Blockwise(cfg.block_size, cfg.quant) if cfg.bits == 8 else None
+    return Blockwise(cfg.block_size, cfg.quant, cfg.stochastic_rounding) if cfg.bits == 8 else None
 
 
 def decisions(model: nn.Module, kind: Kind, cfg: OptimizerSection) -> dict[str, Decision]:

@@ -32,8 +32,26 @@ def check(cfg: RunConfig) -> None:
     check_schedule(cfg)
     if cfg.objective.use_collider:
         filter_start(cfg)
+    if cfg.optimizer.galore_layerwise:
+        _check_layerwise(cfg)
     if cfg.train.checkpoint_chunk is not None and cfg.train.checkpoint_every is None:
         raise ConfigError("train.checkpoint_chunk needs train.checkpoint_every: how many blocks are computed again")
+
+
+def _check_layerwise(cfg: RunConfig) -> None:
+    """Refuse what needs all gradients at once."""
+    train = cfg.train
+    if train.clip or train.grad_accum > 1:
+        raise ConfigError(
+            "optimizer.galore_layerwise updates each parameter as soon as its gradient is there, so that neither a "
+            "clip by the norm of all gradients nor accumulation is possible: set train.clip = 0 and "
+            f"train.grad_accum = 1 (they are {train.clip:g} and {train.grad_accum})"
+        )
+    if train.on_nonfinite == "rollback":
+        raise ConfigError(
+            "optimizer.galore_layerwise cannot leave out a step whose gradient turns out not to be finite after a part "
+            "of it was applied: set train.on_nonfinite = stop"
+        )
 
 
 def matched(resolved: Resolved, spec: ModelSpec) -> tuple[Resolved, ModelSpec]:

@@ -18,6 +18,7 @@ from rnn_lab.config import TrainSection
 from rnn_lab.data.batches import Batch, Sampler
 from rnn_lab.layer import State
 from rnn_lab.lm import LM
+from rnn_lab.optim.layerwise import LayerwiseRouted
 from rnn_lab.remat import Remat
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import autocast
@@ -212,12 +213,18 @@ class TrainStep:
 
         """
         self.model.prepare()
+        if isinstance(self.optimizer, LayerwiseRouted):
+            self.optimizer.begin()
+            loss, carry = self.backward(bytes_BT1, reset_BT, carry)
+            size, applied = self.optimizer.end()
+            told = [loss.item(), size.item(), current_lr(self.optimizer), not applied]
+            return self._with_figures(torch.tensor(told, dtype=torch.float64)), carry
         loss, carry = self.backward(bytes_BT1, reset_BT, carry)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        record = self.update(loss, norm)
-        if self._figures is not None:
-            record = torch.cat([record, self._figures.to(record)])
-        return record, carry
+        return self._with_figures(self.update(loss, norm)), carry
+
+    def _with_figures(self, record: Tensor) -> Tensor:
+        return record if self._figures is None else torch.cat([record, self._figures.to(record)])
 
     def backward(self, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry) -> tuple[Tensor, Carry]:
         """Add the gradients of a batch's mean objective; its mean loss, and the states to carry on."""
@@ -226,6 +233,8 @@ class TrainStep:
         self._figures = None
         for piece in self._pieces():
             objective, loss, states, figures = self._forward(piece, bytes_BT1, reset_BT, carry)
+            if isinstance(self.optimizer, LayerwiseRouted):
+                self.optimizer.judge(objective.detach())
             (objective / self.train.grad_accum).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / self.train.grad_accum
             if figures:
@@ -322,8 +331,8 @@ class EagerExecutor:
 
     def offender(self, k: int) -> str:
         """See Executor."""
-        if self.step.patience > 1:
-            self.repeat(k)
+        if self.step.patience > 1 or isinstance(self.step.optimizer, LayerwiseRouted):
+            self.repeat(k)  # its gradients are gone
         batch = self.sampler.batch(k)
         return first_offender(self.step.model, lambda: self.step.forward(*self._on_device(batch), self.carry))
 
