@@ -199,6 +199,9 @@ def test_what_is_off_changes_nothing(tiny, tmp_path):
     drop = {"queue_depth", "starved_steps"}
     found = [{k: v for k, v in line.items() if k not in drop} for line in facts(tmp_path / "off")]
     assert found == facts(tmp_path / "plain")
+    run(tiny(train={"steps": 4}, objective={"use_mtp": True, "mtp_weight": 0.0}), tmp_path / "weightless")
+    for one, other in zip(facts(tmp_path / "weightless"), facts(tmp_path / "plain"), strict=True):
+        assert (one["loss"], one["grad_norm"]) == (other["loss"], other["grad_norm"])
 
 
 def test_heads_are_left_behind(tiny, tmp_path):

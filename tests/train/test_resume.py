@@ -250,7 +250,7 @@ def test_automatic_checkpoints_follow_the_clock(tiny, tmp_path, monkeypatch):
 
 
 OPTIMIZERS = [
-    {"name": "muon8bit", "aux_8bit": True, "warmup_steps": 4},
+    {"name": "muon8bit", "aux_8bit": True, "warmup_steps": 4, "stochastic_rounding": True},
     {"name": "galore_muon", "bits": 8, "galore_rank": 8, "galore_update_freq": 4, "galore_force": True},
     {"name": "galore_adamw", "galore_rank": 8, "galore_update_freq": 4, "galore_force": True},
 ]

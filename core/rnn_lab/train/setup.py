@@ -21,6 +21,9 @@ from rnn_lab.train.objective import Objective
 from rnn_lab.train.schedule import Schedule, check_schedule, filter_start
 from rnn_lab.train.step import TrainStep
 
+MUCH_ENTROPY = 0.05
+"""Weight of the entropy above which a person is told."""
+
 
 def check(cfg: RunConfig) -> None:
     """Refuse what these sections and the rest of a configuration cannot be together.
@@ -107,6 +110,8 @@ def make_step(
 
     """
     section = effective(cfg, int(model.layer_cfg.dim), note)
+    if section.entropy_weight > MUCH_ENTROPY:
+        note(f"objective.entropy_weight = {section.entropy_weight:g} costs loss; {MUCH_ENTROPY:g} is much already")
     objective = None if section.plain else Objective(section, cfg.train.seed, reference)
     schedule = None if cfg.schedule.type == "none" else Schedule(cfg.schedule, cfg.train)
     start = filter_start(cfg) if section.use_collider else 0
