@@ -1,5 +1,7 @@
 """Our schedule-free AdamW against schedulefree's, step by step, and through checkpoints of either."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from rnn_lab.config import OptimizerSection
@@ -163,7 +165,7 @@ def test_a_run_may_be_slowed_down_for_a_while():
         library.step()
         fused.step()
         if step == 2:
-            fused.load_state_dict(library.state_dict())
+            fused.load_state_dict(deepcopy(library.state_dict()))
     for p, q in zip(theirs, ours, strict=True):
         torch.testing.assert_close(q, p, rtol=2e-6, atol=2e-7)
 
