@@ -123,8 +123,8 @@ def test_every_hundred_steps_are_told_once_and_all_are_counted():
     for step in range(1, 401):
         watch.step({"step": step, **FINE, "loss": 5.8})
     (row,) = watch.report()
-    assert row["count"] == 350 and row["first_step"] == 51 and row["last_step"] == 400
-    assert len(notes) == 4 and "Try: optimizer.lr = 0.00015" in notes[0]
+    assert row["count"] == 251 and row["first_step"] == 150 and row["last_step"] == 400
+    assert len(notes) == 3 and "Try: optimizer.lr = 0.00015" in notes[0]
     again = Watch(rules_of(registry()), Facts(cfg=config()), notes.append, saved=json.loads(json.dumps(watch.state())))
     assert again.report() == watch.report()
 
@@ -146,6 +146,7 @@ def test_missing_figures_hold_nothing():
 
 def test_a_strict_run_stops_at_an_error_and_says_so(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("rnn_lab.diagnostics.rule.SETTLING", 2)
+    monkeypatch.setattr("rnn_lab.diagnostics.training.SLOW_START", 1)
     monkeypatch.setattr("rnn_lab.diagnostics.training.UNIFORM", 1.0)
     plan = tiny(train={"steps": 6}, diagnostics={"strict": True})
     with pytest.raises(Diagnosed, match=r"D-DIVERGE \(error\) at step 3: .*diagnostics.strict is on") as caught:

@@ -10,6 +10,8 @@ RISE, CEILING = 1.0, 5.0
 FLOOR, SPIKE, JUMP = 0.5, 10.0, 5.0
 COLLAPSED, BLURRED = 0.05, 5.5
 LONG_WARMUP = 0.2
+SLOW_START = 100
+"""Steps after warm-up in which a model may still know next to nothing."""
 
 
 def _lower_rate(window: Window) -> str:
@@ -28,7 +30,7 @@ def _calm(window: Window) -> str:
 def _diverging(window: Window) -> str | None:
     if not window.settled() or window.smooth is None or window.lowest is None:
         return None
-    if window.smooth > UNIFORM:
+    if window.smooth > UNIFORM and window.settled(SLOW_START):
         return f"the loss is {window.smooth:.3f}, above ln 256 = {UNIFORM:.3f}, what knowing nothing costs"
     if window.smooth > window.lowest + RISE:
         return f"the loss is {window.smooth:.3f}, {window.smooth - window.lowest:.2f} above its lowest average"
@@ -86,7 +88,7 @@ def _entropy(window: Window) -> str | None:
     found = window.mean("entropy", 20)
     if found is None:
         found = window.line.get("val_entropy")
-    if found is None or COLLAPSED <= found <= BLURRED:
+    if found is None or COLLAPSED <= found <= BLURRED or (found > BLURRED and not window.settled(SLOW_START)):
         return None
     how = "as good as certain everywhere" if found < COLLAPSED else "near that of 256 equal bytes, ln 256 = 5.545"
     return f"the mean entropy of the predictions is {found:.3g} nats, {how}"
