@@ -118,8 +118,8 @@ def _coarse(window: Window) -> str | None:
     found = [(line["step"], line.get("quant/rel_err_max")) for line in window.lines]
     read = [(step, error) for step, error in found if error is not None]
     last, worst = read[-1]
-    recent = [(step, error) for step, error in read if step >= last - 100]
-    if recent[0][0] > last - 100 or any(error <= COARSE for _, error in recent):
+    before = [step for step, _ in read if step <= last - 100]
+    if not before or any(error <= COARSE for step, error in read if step >= before[-1]):
         return None
     return f"8-bit momentum is off by {worst:.1%} in one matrix for 100 steps"
 
