@@ -35,7 +35,7 @@ from rnn_lab.train.progress import Progress, flatten_states, identity, restore
 from rnn_lab.train.recovery import Recovery
 from rnn_lab.train.rundir import RunDir
 from rnn_lab.train.setup import make_sampler, make_step
-from rnn_lab.train.step import Executor, Outcome, backends
+from rnn_lab.train.step import Executor, Outcome, backends, optimizer_backends
 
 AUTO_CHECKPOINT_SECONDS = 120.0
 COSINES_EVERY = 5
@@ -140,7 +140,7 @@ class Trainer:
                 self._submitted += 1
                 self.executor.submit(self._submitted)
                 if self._submitted <= new + SEEN:  # before a validation, whose calls may run by others
-                    self.trained_by = backends(self.model)
+                    self.trained_by = [*backends(self.model), *optimizer_backends(self.optimizer)]
                 due = self._checkpoint_due(last_save)
                 # Weights are read behind this very step: nothing may be queued after it.
                 read = self._validates(self._submitted) or self._diagnoses(self._submitted)

@@ -18,7 +18,9 @@ from rnn_lab.config import TrainSection
 from rnn_lab.data.batches import Batch, Sampler
 from rnn_lab.layer import State
 from rnn_lab.lm import LM
+from rnn_lab.optim.gram import choices
 from rnn_lab.optim.layerwise import LayerwiseRouted
+from rnn_lab.optim.routed import RoutedOptimizer
 from rnn_lab.remat import Remat
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import autocast
@@ -351,6 +353,13 @@ def _joined(pieces: list[list[State]]) -> list[State]:
     return [
         {name: torch.cat([part[i][name] for part in pieces]) for name in first} for i, first in enumerate(pieces[0])
     ]
+
+
+def optimizer_backends(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The same of the optimizer's products, where it has a choice."""
+    if not isinstance(optimizer, RoutedOptimizer):
+        return []
+    return [{**choice.as_dict(), "layers": ["optimizer"]} for choice in choices()]
 
 
 def backends(model: LM) -> list[dict[str, Any]]:
