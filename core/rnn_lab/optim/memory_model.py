@@ -32,7 +32,8 @@ def memory_table(model: nn.Module, section: OptimizerSection) -> dict[str, Any]:
         section: block size, rank and the like, which all variants share.
 
     Returns:
-        `newton_schulz_flops` are those of one Muon step. `vs_muon` and `vs_adamw` are 1 - bytes / bytes of Muon and of AdamW, both with fp32 state throughout;
+        `newton_schulz_flops` are those of one Muon step; `vs_muon` and `vs_adamw` are
+        1 - bytes / bytes of Muon and of AdamW, both with fp32 state throughout;
         `whole_share` is the share of the matrices' values that GaLore does not project. State of an optimizer of a
         plugin is null.
 
