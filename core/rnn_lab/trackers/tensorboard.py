@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
@@ -42,9 +43,9 @@ class TensorBoardTracker:
         self.writer.add_custom_scalars(charts)
 
     def log(self, step: int, line: dict[str, Any]) -> None:
-        """One point per figure that the line has."""
-        for tag, value in scalars(line).items():
-            self.writer.add_scalar(tag, value, step)
+        """One point per figure that the line has, all in one event: an event for each costs ten times as much."""
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars(line).items()]
+        self.writer._get_file_writer().add_summary(Summary(value=values), step)
 
     def rewind(self, step: int) -> None:
         """Forget what came after `step`: a new file says so, as after a resume."""
