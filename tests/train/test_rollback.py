@@ -51,7 +51,8 @@ def mode(request, monkeypatch):
 
 def rolled(tiny, **train):
     train = {"steps": 14, "on_nonfinite": "rollback", "carry_state": True, **train}
-    return tiny(train=train, optimizer=ADAMW, checkpoint={"every": 4, "keep": 9})
+    loader = {"workers": 1}
+    return tiny(train=train, optimizer=ADAMW, loader=loader, checkpoint={"every": 4, "keep": 9})
 
 
 def test_one_bad_step_is_skipped_and_leaves_everything_as_it_was(tiny, tmp_path, poison, mode):
