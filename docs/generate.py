@@ -1,8 +1,8 @@
 """Write the pages that follow from the code: `python docs/generate.py`, or `--check` to see whether they are stale.
 
 Whole pages: cli.md, models.md, config.md, hooks.md, presets.md. Blocks between `<!-- generated: NAME -->` and
-`<!-- end -->` in written pages: the results of README.md, the tables of performance.md and protocols.md, the models
-and seed rows of each family.
+`<!-- end -->` in written pages: the results of README.md, the tables of performance.md, protocols.md and
+diagnostics.md, the models and seed rows of each family.
 
 `--record RUN [NAME]` first keeps the figures of a finished run as docs/benchmarks/NAME.json; see results.py.
 """
@@ -196,6 +196,16 @@ def _cpu_defaults() -> str:
     return ", ".join(f"`{key} = {value}`" for key, value in pairs)
 
 
+def diagnostics_block() -> str:
+    """The registered rules."""
+    rows = []
+    for name in registry().diagnostics:
+        rule = registry().load("diagnostics", name)
+        severity = rule.severity if rule.for_muon is None else f"{rule.severity}; Muon: {rule.for_muon}"
+        rows.append((f"`{name}`", severity, ", ".join(rule.at), rule.condition))
+    return table(("id", "severity", "asked at", "condition"), rows)
+
+
 def protocols_block() -> str:
     """The shipped protocols, from their files."""
     rows = []
@@ -311,6 +321,7 @@ def pages() -> dict[Path, str]:
     }
     blocks += [(docs / "performance.md", name, make(docs / "benchmarks", table)) for name, make in measured.items()]
     blocks += [
+        (docs / "diagnostics.md", "diagnostics", diagnostics_block()),
         (docs / "protocols.md", "protocols", protocols_block()),
         (docs / "protocols.md", "protocol-fields", protocol_fields_block()),
         (docs / "e3.md", "e3-files", e3_page.files_block(table)),

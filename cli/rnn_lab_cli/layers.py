@@ -31,6 +31,7 @@ OPTION_KEYS = {
     "checkpoint_every": "checkpoint.every",
     "keep_checkpoints": "checkpoint.keep",
     "eval_every": "eval.every",
+    "strict": "diagnostics.strict",
 }
 """The configuration key that each option of `fit` sets."""
 

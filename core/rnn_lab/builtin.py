@@ -32,3 +32,15 @@ def register_presets(register: Callable[..., None]) -> None:
 def register_trackers(register: Callable[..., None]) -> None:
     """TensorBoard; metrics.jsonl is written whatever trackers are chosen."""
     register("tensorboard", "rnn_lab.trackers.tensorboard:TensorBoardTracker")
+
+
+@hookimpl
+def register_diagnostics(register: Callable[..., None]) -> None:
+    """What a run is looked at for while it trains: docs/diagnostics.md."""
+    about = {
+        "training": "NAN DIVERGE GNORM-HI GNORM-LO GSPIKE CLIP ENTROPY WARMUP NOISE",
+        "features": "LOADER OOM GALORE-RANK GALORE-NOSAVE GALORE-SLOW COLLIDER COLLIDER-NOGAIN QUANT",
+    }
+    for module, names in about.items():
+        for name in names.split():
+            register(f"D-{name}", f"rnn_lab.diagnostics.{module}:{name.replace('-', '_')}")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from rnn_lab.errors import ConfigError, did_you_mean
-from rnn_lab.sections import LoaderSection, ObjectiveSection, ScheduleSection
+from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ScheduleSection
 from rnn_lab.strict import StrictModel as StrictModel
 
 M = TypeVar("M", bound=BaseModel)
@@ -80,6 +80,9 @@ class TrainSection(StrictModel):
     graph: Literal["auto", "on", "off"] = Field(
         "auto", description="replay the whole step as one CUDA graph; auto: where that works, on: or fail"
     )
+    on_nonfinite: Literal["stop", "rollback"] = Field(
+        "stop", description="rollback: skip such steps; after three in a row go back to a checkpoint, at half the rate"
+    )
     checkpoint_every: int | None = Field(
         None, ge=1, description="gradient checkpointing: blocks that backward computes again together; default: none"
     )
@@ -124,8 +127,12 @@ class OptimizerSection(StrictModel):
     galore_proj_dtype: Literal["fp32", "bf16"] | None = Field(
         None, description="of the stored subspace; left open: bf16 beside 8-bit momentum, else fp32"
     )
+    galore_layerwise: bool = Field(
+        False, description="update each parameter in backward and free its gradient; needs clip = 0, grad_accum = 1"
+    )
     galore_debias: Literal["none", "gum"] = Field("none", description="gum: full-rank periods at random, unbiased")
     galore_gum_share: float = Field(0.1, gt=0, lt=1, description="probability q of a full-rank period under gum")
+    stochastic_rounding: bool = Field(False, description="round 8-bit momentum up or down at random, right on average")
     aux_lr: float = Field(3e-4, gt=0, le=100, description="AdamW's rate for what Muon and GaLore leave")
     aux_8bit: bool = Field(False, description="keep AdamW's moments for those in 8 bits")
     aux_library: Literal["own", "bitsandbytes"] = Field("own", description="who updates 8-bit moments")
@@ -176,6 +183,7 @@ class RunConfig(StrictModel):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
+    diagnostics: DiagnosticsSection = DiagnosticsSection()
 
 
 SECTIONS: dict[str, type[StrictModel]] = {

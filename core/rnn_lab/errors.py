@@ -56,6 +56,12 @@ class Diverged(RnnLabError, ArithmeticError):
     exit_code = 3
 
 
+class Diagnosed(RnnLabError, RuntimeError):
+    """An automatic diagnostic found an error, and diagnostics.strict makes that the end of the run."""
+
+    exit_code = 5
+
+
 class OutOfMemory(RnnLabError, MemoryError):
     """The device ran out of memory."""
 

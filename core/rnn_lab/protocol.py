@@ -51,7 +51,7 @@ from rnn_lab.config import (
 )
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.registry import Registry
-from rnn_lab.sections import LoaderSection, ObjectiveSection, ScheduleSection
+from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ScheduleSection
 
 _SECTIONS = tuple(SECTIONS)
 _OF_A_RUN = ("model", "train", "optimizer", "objective", "schedule")
@@ -158,6 +158,7 @@ class Protocol(StrictModel):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
+    diagnostics: DiagnosticsSection = DiagnosticsSection()
     series: SeriesSection = SeriesSection()
     run: tuple[Entry, ...] = ()
     external: tuple[External, ...] = ()

@@ -101,6 +101,7 @@ class Registry:
     optimizers: dict[str, str] = field(default_factory=dict)
     protocols: dict[str, Path] = field(default_factory=dict)
     trackers: dict[str, str] = field(default_factory=dict)
+    diagnostics: dict[str, str] = field(default_factory=dict)
     preset_files: list[tuple[PluginInfo, Path]] = field(default_factory=list)
     presets: "dict[str, Preset] | None" = None
     """Read from their files by `rnn_lab.presets.all_presets`, once somebody asks."""
@@ -127,7 +128,7 @@ class Registry:
         )
 
     def load(self, kind: str, name: str) -> Any:
-        """Object registered as `name` under `kind` (`optimizers` or `trackers`), imported now.
+        """Object registered as `name` under `kind` (`optimizers`, `trackers`, ...), imported now.
 
         Raises:
             ConfigError: no such name.
@@ -235,6 +236,7 @@ def _collect(found: Registry, info: PluginInfo, module: ModuleType) -> None:
         "register_optimizers": found.optimizers,
         "register_protocols": found.protocols,
         "register_trackers": found.trackers,
+        "register_diagnostics": found.diagnostics,
     }
     for hook in info.hooks:
         caller = found.manager.subset_hook_caller(hook, others)

@@ -1,6 +1,7 @@
-"""`[objective]`, `[schedule]` and `[loader]`: what is back-propagated, the rate over the run, who reads batches.
+"""`[objective]`, `[schedule]`, `[loader]` and `[diagnostics]`.
 
-At their defaults they change nothing. docs/objectives.md has the formulas and what to expect of them.
+What is back-propagated, the rate over the run, who reads batches, and what a run is looked at for. At their defaults
+they change nothing. docs/objectives.md has the formulas and what to expect of them, docs/diagnostics.md the rules.
 """
 
 from typing import Literal
@@ -37,6 +38,9 @@ class ObjectiveSection(StrictModel):
         "loss", description="what is kept: high loss, high loss above a reference model's, or any"
     )
     collider_reference: str | None = Field(None, min_length=1, description="excess: folder of the reference's run")
+    collider_recurrent: Literal["full", "kept"] = Field(
+        "full", description="recurrent matrices learn from every step, or from kept positions alone"
+    )
     collider_start_step: int | None = Field(
         None, ge=0, description="steps before the filter begins; default: those of the warm-up"
     )
@@ -96,3 +100,14 @@ class LoaderSection(StrictModel):
 
     workers: int = Field(0, ge=0, le=256, description="threads that read batches ahead; 0: read when needed")
     prefetch: int = Field(8, ge=1, le=10**4, description="batches that threads read ahead")
+
+
+class DiagnosticsSection(StrictModel):
+    """`[diagnostics]`: what a run is looked at for while it trains."""
+
+    strict: bool = Field(False, description="a diagnostic of severity error ends the run, with exit code 5")
+    every: int = Field(100, ge=1, le=10**6, description="steps between figures that wait for the device")
+    ignore: tuple[str, ...] = Field((), description="ids of diagnostics that are left out")
+    gpu_seconds: float = Field(
+        0.2, ge=0, le=3600, description="seconds between samples of the GPU's load, by nvidia-ml-py; 0: none"
+    )

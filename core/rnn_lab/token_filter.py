@@ -29,11 +29,14 @@ class TokenFilter:
     Args:
         shape: B and T of the pass.
         record: hears what runs the products' backward; see kernels.dispatch.
+        recurrent: `full`, or `kept`: matrices within a recurrence learn from kept positions alone (kernels.kept).
 
     """
 
-    def __init__(self, shape: tuple[int, int], record: dict[str, Choice] | None = None) -> None:
-        self.shape, self.record = shape, {} if record is None else record
+    def __init__(
+        self, shape: tuple[int, int], record: dict[str, Choice] | None = None, recurrent: str = "full"
+    ) -> None:
+        self.shape, self.record, self.recurrent = shape, {} if record is None else record, recurrent
         self.kept_N: Tensor | None = None
         """Kept positions as indices into B * T."""
         self.mask_BT: Tensor | None = None

@@ -5,9 +5,10 @@ import torch
 from rnn_lab.config import ModelSection, OptimizerSection
 from rnn_lab.errors import ConfigError
 from rnn_lab.modelspec import model_spec
+from rnn_lab.optim import gram
 from rnn_lab.optim.factories import muon
 from rnn_lab.optim.muon import MuonRule
-from rnn_lab.optim.newton_schulz import orthogonalise
+from rnn_lab.optim.newton_schulz import flops, orthogonalise
 from rnn_lab.registry import registry
 from rnn_lab.train.optimizers import GatedOptimizer, current_lr
 from torch import nn
@@ -161,3 +162,10 @@ def test_only_what_may_be_replayed_is_gated():
 def test_a_model_without_matrices_is_refused():
     with pytest.raises(ConfigError, match="no matrices"):
         muon(nn.Linear(3, 3), OptimizerSection(name="muon"))
+
+
+def test_a_cpu_leaves_symmetric_products_to_the_library_and_says_why():
+    X = torch.randn(1, 4, 6)
+    assert gram.product(X) is gram.library and gram.choices() == []
+    assert dict(gram._chosen[X.shape, X.dtype, X.device][1].refused) == {"triton": "products are in float32"}
+    assert flops(64, 64) == 30 * 64**3 and flops(64, 128) == 5 * (4 * 64 * 64 * 128 + 2 * 64**3)

@@ -41,11 +41,12 @@ def test_less_is_kept():
     assert kept(Remat(1)) < 0.5 * kept(None)
 
 
-def test_a_filter_survives_being_computed_again():
+@pytest.mark.parametrize(("name", "recurrent"), [("e61", "full"), ("e1", "kept")])
+def test_a_filter_survives_being_computed_again(name, recurrent):
     def found(remat):
-        model = model_of(depth=3)
+        model = model_of(name, depth=3)
         model.remat = remat
-        made = Objective(ObjectiveSection(use_collider=True))
+        made = Objective(ObjectiveSection(use_collider=True, collider_recurrent=recurrent))
         return gradients(model, made(model, windows(), None, None, filtering=True).objective)
 
     plain = found(None)

@@ -17,7 +17,7 @@ from rnn_lab.train.rundir import RunDir
 
 from .conftest import Recorder, resume, run
 
-TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "mfu", "data_wait_frac"}
+TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "mfu", "data_wait_frac", "step_ms", "elapsed_s"}
 
 
 def facts(path: Path) -> list[dict]:
@@ -250,7 +250,7 @@ def test_automatic_checkpoints_follow_the_clock(tiny, tmp_path, monkeypatch):
 
 
 OPTIMIZERS = [
-    {"name": "muon8bit", "aux_8bit": True, "warmup_steps": 4},
+    {"name": "muon8bit", "aux_8bit": True, "warmup_steps": 4, "stochastic_rounding": True},
     {"name": "galore_muon", "bits": 8, "galore_rank": 8, "galore_update_freq": 4, "galore_force": True},
     {"name": "galore_adamw", "galore_rank": 8, "galore_update_freq": 4, "galore_force": True},
 ]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from rnn_lab import parts, token_filter
+from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.registry import registry
 from rnn_lab.sections import ObjectiveSection
 from rnn_lab.token_filter import TokenFilter, linear
@@ -181,3 +182,56 @@ def test_cosines_fall_with_sparsity():
     none = cosines(model, objective(collider_sparsity=0.0), window)
     assert none.filtered_masked == pytest.approx(1) and none.masked_dense == pytest.approx(1)
     assert all(p.grad is None for p in model.parameters())
+
+
+def plain(h, x, w, decay):
+    return torch.tanh(x + h @ w.T) * decay
+
+
+def doubled(x, z, bias):
+    return (x * z + bias,)
+
+
+@pytest.mark.parametrize("before", [None, doubled])
+@pytest.mark.parametrize("how", ["rows", "mask"])
+def test_recurrent_matrices_learn_from_kept_positions_where_asked(how, before):
+    """The recurrence against plain torch with W detached where a position is filtered; all else is the same."""
+    generator = torch.Generator().manual_seed(0)
+    h, w, decay, x, z, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((B, 5), (5, 5), (5,), (B, T, 5), (B, T, 5), (5,))
+    )
+    reset = torch.rand(B, T, generator=generator) < 0.2
+    inputs, biases = ((x,), ()) if before is None else ((x, z), (bias,))
+    leaves = [h, w, decay, x, *inputs[1:], *biases]
+    cell, streams = Cell(plain, before=before), Streams(inputs, (w, decay), (), biases)
+    held = TokenFilter((B, T), recurrent="kept")
+    with held.during():
+        y, _ = RECURRENCE({}, cell, h, streams, reset)
+    held.keep(kept())
+    if how == "mask":
+        held.keep_where(held.mask_BT)
+    found = torch.autograd.grad(y.square().sum(), leaves)
+    mask, state, out = held.mask_BT, h, []
+    for t in range(T):
+        state = torch.where(reset[:, t, None], 0, state)
+        x_t = x[:, t] if before is None else doubled(x[:, t], z[:, t], bias)[0]
+        state = torch.where(mask[:, t, None], plain(state, x_t, w, decay), plain(state, x_t, w.detach(), decay))
+        out.append(state)
+    torch.testing.assert_close(y, torch.stack(out, 1))
+    wanted = torch.autograd.grad(torch.stack(out, 1).square().sum(), leaves)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_a_whole_model_learns_its_recurrence_from_kept_positions():
+    window = windows()
+    cases = [("e1", "full"), ("e1", "kept"), ("e61", "full"), ("e61", "kept")]
+    found = {}
+    for name, how in cases:
+        model = model_of(name)
+        made = objective(collider_recurrent=how)(model, window, None, None, filtering=True)
+        found[name, how] = gradients(model, made.objective)
+    changed = {k for k, g in found["e1", "full"].items() if not torch.allclose(g, found["e1", "kept"][k], atol=1e-12)}
+    assert changed and all("W_h" in name for name in changed)
+    assert_equal(found["e61", "full"], found["e61", "kept"])  # it has no recurrent matrix

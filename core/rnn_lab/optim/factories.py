@@ -13,6 +13,7 @@ from rnn_lab.optim.adamw import AdamRule, adam
 from rnn_lab.optim.batch import Member, batches
 from rnn_lab.optim.galore import GaLoreBatch, Subspaces
 from rnn_lab.optim.gum import GumBatch
+from rnn_lab.optim.layerwise import LayerwiseRouted
 from rnn_lab.optim.library import LibraryAdam
 from rnn_lab.optim.muon import MuonBatch, MuonRule
 from rnn_lab.optim.plan import Decision, Kind, codec_of, decisions, settled
@@ -51,10 +52,14 @@ class Factory:
         assigned = [Assigned(each.route, parameters[name], each.rule, each.reason) for name, each in decided.items()]
         everything: list[Rule] = [rule for group in groups for rule in group["rules"]]
         settings: dict[str, Any] = {"bits": cfg.bits}
+        if cfg.galore_layerwise:
+            settings["galore_layerwise"] = True  # probes are drawn for each parameter by itself
         if cfg.bits == 8:
             settings |= {"block_size": cfg.block_size, "quant": cfg.quant}
         if self.kind.startswith("galore"):
             settings |= {"galore_rank": cfg.galore_rank, "galore_debias": cfg.galore_debias}
+        if cfg.galore_layerwise:
+            return LayerwiseRouted(groups, assigned, settings)
         return (GatedRouted if gated(everything) else RoutedOptimizer)(groups, assigned, settings)
 
     def defaults(self, asked: OptimizerSection) -> dict[str, Any]:
@@ -76,7 +81,7 @@ class Factory:
         rule = AdamRule(cfg.betas, cfg.eps) if self.kind == "galore_adamw" else muon
         found: list[MuonBatch | GaLoreBatch | GumBatch] = []
         for rank, members in by_rank.items():
-            for some in batches(members):
+            for some in _one_by_one(members) if cfg.galore_layerwise else batches(members):
                 if rank is None:
                     found.append(MuonBatch(some, muon))
                 elif cfg.galore_debias == "gum":
@@ -87,6 +92,14 @@ class Factory:
                 else:
                     found.append(GaLoreBatch(some, rank, _subspaces(cfg), rule))
         return found
+
+
+def _one_by_one(members: Sequence[Member]) -> list[list[Member]]:
+    """Members of one parameter and shape together: what can be updated when its gradient is there."""
+    found: dict[object, list[Member]] = {}
+    for member in members:
+        found.setdefault((id(member.parameter), member.piece.shape, member.piece.rows), []).append(member)
+    return list(found.values())
 
 
 def _subspaces(cfg: OptimizerSection) -> Subspaces:
@@ -112,7 +125,8 @@ def _rest_groups(
         if cfg.aux_8bit and cfg.aux_library == "bitsandbytes":
             rules = [LibraryAdam(parameters, rule, decay)]
         else:
-            rules = [*adam(parameters, rule, cfg.aux_8bit)]
+            alone = [[p] for p in parameters] if cfg.galore_layerwise else [parameters]
+            rules = [each for some in alone for each in adam(some, rule, cfg.aux_8bit)]
         found.append({"params": parameters, "lr": lr, "weight_decay": decay, "rules": rules})
     return found
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from rnn_lab.config import OptimizerSection
+from rnn_lab.optim.newton_schulz import flops
 from rnn_lab.optim.plan import KINDS, Decision, decisions, settled
 from rnn_lab.optim.routing import routing_table
 from rnn_lab.optim.state_bytes import predicted
@@ -31,7 +32,8 @@ def memory_table(model: nn.Module, section: OptimizerSection) -> dict[str, Any]:
         section: block size, rank and the like, which all variants share.
 
     Returns:
-        `vs_muon` and `vs_adamw` are 1 - bytes / bytes of Muon and of AdamW, both with fp32 state throughout;
+        `newton_schulz_flops` are those of one Muon step; `vs_muon` and `vs_adamw` are
+        1 - bytes / bytes of Muon and of AdamW, both with fp32 state throughout;
         `whole_share` is the share of the matrices' values that GaLore does not project. State of an optimizer of a
         plugin is null.
 
@@ -61,6 +63,12 @@ def memory_table(model: nn.Module, section: OptimizerSection) -> dict[str, Any]:
         "params": total,
         "matrix_params": matrices,
         "aux_params": total - matrices,
+        "newton_schulz_flops": sum(
+            piece.shape[0] * flops(*piece.shape[1:], plain.ns_steps)
+            for each in _decided(model, plain.model_copy(update={"name": "muon"}))
+            if each.ranks
+            for piece in each.route.pieces
+        ),
         "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "gradient_bytes": sum(p.numel() * p.element_size() for p in trained),
         "configured": {"optimizer": section.name, "state": own},

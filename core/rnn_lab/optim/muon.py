@@ -57,7 +57,7 @@ class MuonBatch(MatrixBatch):
         self.rule = rule
         self.momentum = momentum(self.shape, rule.codec, self.dtype, self.device)
         kept = self.momentum
-        linear = not isinstance(kept, CodedMomentum) or kept.codec.kind == "linear"
+        linear = not isinstance(kept, CodedMomentum) or (kept.codec.kind == "linear" and not kept.codec.stochastic)
         self.fused = linear and self.dtype == torch.float32 and refuses_triton(*kept.tensors.values()) is None
         """Whether one kernel does all before the orthogonalisation."""
 

@@ -53,6 +53,12 @@ def settled(kind: Kind, cfg: OptimizerSection) -> OptimizerSection:
         raise ConfigError(f"optimizer.galore_debias = {cfg.galore_debias} is a form of galore_muon, not of {kind}")
     if cfg.galore_debias != "none" and (cfg.galore_adaptive or cfg.bits == 8):
         raise ConfigError("optimizer.galore_debias = gum has fp32 momentum and fixed periods: no bits = 8, no adaptive")
+    if cfg.galore_layerwise and not kind.startswith("galore"):
+        raise ConfigError(f"optimizer.galore_layerwise is of galore_muon and galore_adamw, not of {kind}")
+    if cfg.galore_layerwise and cfg.aux_8bit and cfg.aux_library != "own":
+        raise ConfigError("optimizer.galore_layerwise updates parameters one by one: it needs aux_library = own")
+    if cfg.stochastic_rounding and cfg.quant != "linear":
+        raise ConfigError("optimizer.stochastic_rounding is between equal steps: it needs quant = linear")
     bits = cfg.bits or (8 if kind == "muon8bit" else 32)
     scale = cfg.galore_scale or (0.25 if kind == "galore_adamw" else 1.0)
     dtype = cfg.galore_proj_dtype or ("bf16" if bits == 8 else "fp32")
@@ -61,7 +67,7 @@ def settled(kind: Kind, cfg: OptimizerSection) -> OptimizerSection:
 
 def codec_of(cfg: OptimizerSection) -> Blockwise | None:
     """Codec of the momentum of a settled section."""
-    return Blockwise(cfg.block_size, cfg.quant) if cfg.bits == 8 else None
+    return Blockwise(cfg.block_size, cfg.quant, cfg.stochastic_rounding) if cfg.bits == 8 else None
 
 
 def decisions(model: nn.Module, kind: Kind, cfg: OptimizerSection) -> dict[str, Decision]:
@@ -93,6 +99,21 @@ def rank_of(piece: Piece, cfg: OptimizerSection) -> tuple[int | None, str]:
     if not cfg.galore_force and not saves(rank, m, n):
         return None, f"not projected: rank {rank} saves nothing of {m} x {n}"
     return rank, f"rank {rank}"
+
+
+def unsaved_share(model: nn.Module, cfg: OptimizerSection) -> float | None:
+    """Share of the matrices' values whose projection at `galore_rank` saves nothing; None without GaLore."""
+    kind = next((each for each in KINDS if each == cfg.name), None)
+    if kind is None or not kind.startswith("galore"):
+        return None
+    total = unsaved = 0
+    for route in routes(model, cfg.muon_heads).values():
+        for piece in route.pieces:
+            count, m, n = piece.shape
+            rank = max(1, m // 4) if cfg.galore_rank is None else min(cfg.galore_rank, m)
+            total += count * m * n
+            unsaved += 0 if saves(rank, m, n) else count * m * n
+    return unsaved / total if total else None
 
 
 def _projected(route: Route, kind: Kind, cfg: OptimizerSection) -> Decision:

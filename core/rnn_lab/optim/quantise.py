@@ -23,11 +23,13 @@ class Blockwise:
     Attributes:
         block: values per block.
         kind: how codes are spaced.
+        stochastic: linear: round up or down at random, right on average. A run saves torch's generator.
 
     """
 
     block: int = 256
     kind: Kind = "linear"
+    stochastic: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,7 +61,8 @@ class Blockwise:
         scale = scale.masked_fill(top == 0, 1.0)
         ratio = x_Knb / scale.unsqueeze(-1)
         if self.kind == "linear":
-            codes = ratio.round_().clamp_(-127, 127).to(torch.int8)
+            whole = ratio.add_(torch.rand_like(ratio)).floor_() if self.stochastic else ratio.round_()
+            codes = whole.clamp_(-127, 127).to(torch.int8)
         else:
             codes = torch.bucketize(ratio, _midpoints(self.kind, x.device), out_int32=True).to(torch.uint8)
         return codes.flatten(1), scale
@@ -83,7 +86,7 @@ class Blockwise:
         codes_Knb = codes.reshape(codes.shape[0], -1, self.block).float()
         if self.kind != "linear":
             raise ValueError(f"the error of {self.kind} codes does not follow from the codes")
-        error = (scale.square() * self.block / 12).sum(-1)
+        error = (scale.square() * self.block / (6 if self.stochastic else 12)).sum(-1)
         power = (scale.unsqueeze(-1).square() * codes_Knb.square()).sum((-2, -1))
         return torch.where(power > 0, (error / power.clamp(min=1e-38)).sqrt(), 0.0)
 

@@ -87,6 +87,13 @@ class RoutedOptimizer(torch.optim.Optimizer):
     def _update(self, scale: Tensor, skip: Tensor) -> None:
         """One update from the gradients times `scale`; nothing changes where `skip` is not 0."""
         skipped = skip > 0
+        going = self._advance(skipped)
+        for i, rule in self.rules:
+            self._apply(i, rule, Signals(scale.double(), skipped, going, self._lrs[i] * going))
+        self._finish()
+
+    def _advance(self, skipped: Tensor) -> Tensor:
+        """Count a step and set its rates, unless it is skipped; 1, or 0 where it is."""
         going = (~skipped).double()
         self._done += 1
         self._taken += going
@@ -94,15 +101,19 @@ class RoutedOptimizer(torch.optim.Optimizer):
             ramp = (self._taken / max(1, group["warmup_steps"])).clamp(max=1.0)
             rate = group["lr"] * ramp if self.lr_factor is None else group["lr"] * ramp * self.lr_factor
             self._lrs[i].copy_(torch.where(skipped, self._lrs[i], rate))
-        for i, rule in self.rules:
-            group = self.param_groups[i]
-            now = Signals(scale.double(), skipped, going, self._lrs[i] * going)
-            if isinstance(rule, MuonBatch):
-                rule.step(now, group["weight_decay"])
-            elif isinstance(rule, GaLoreBatch | GumBatch | LibraryAdam):
-                rule.step(now, group["weight_decay"], self._done)
-            else:
-                rule.step(now, group["weight_decay"], self._taken)
+        return going
+
+    def _apply(self, i: int, rule: Rule, now: Signals) -> None:
+        """The update of one rule of group i."""
+        decay = self.param_groups[i]["weight_decay"]
+        if isinstance(rule, MuonBatch):
+            rule.step(now, decay)
+        elif isinstance(rule, GaLoreBatch | GumBatch | LibraryAdam):
+            rule.step(now, decay, self._done)
+        else:
+            rule.step(now, decay, self._taken)
+
+    def _finish(self) -> None:
         if any(isinstance(rule, GumBatch) for _, rule in self.rules):
             self._show_state()  # a period may have begun, whose momentum has another shape
 

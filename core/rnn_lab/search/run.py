@@ -166,10 +166,11 @@ class _Reporter:
 
     def __init__(self, trial: Any, every: int, *, never_prune: bool) -> None:
         self._trial, self._every, self._never_prune = trial, every, never_prune
-        self._sum = 0.0
+        self._sum, self._last = 0.0, 0.0
 
     def __call__(self, line: dict[str, Any]) -> bool:
-        self._sum += float(line["loss"])
+        self._last = self._last if line["loss"] is None else float(line["loss"])  # None: the step was skipped
+        self._sum += self._last
         if line["step"] % self._every:
             return False
         self._trial.report(self._sum / self._every, line["step"])

@@ -15,6 +15,7 @@ from rnn_lab.lm import LM
 from rnn_lab.token_filter import TokenFilter, linear
 from rnn_lab.train.device import autocast
 from rnn_lab.train.objective import Objective, over_kept, per_position
+from rnn_lab.train.step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ def cosines(
     T = window.shape[1] - objective.ahead
     targets_BT = window[:, 1 : T + 1].long()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    held = TokenFilter((window.shape[0], T))
+    held = TokenFilter((window.shape[0], T), recurrent=objective.cfg.collider_recurrent)
 
-    def gradient(filtering: bool, masked: bool) -> Tensor:
+    def gradient(filtering: bool, masked: bool) -> list[Tensor]:
         with held.during() if filtering else torch.enable_grad():
             _, x_BTD, _ = model.trunk(window[:, :T], states, reset_BT)
             nll_BT = per_position(linear(x_BTD, model.embedding.weight), targets_BT)
@@ -53,17 +54,29 @@ def cosines(
             objective.choose(held, nll_BT.detach(), window[:, : T + 1], reset_BT, step, 0)
         mean = over_kept(nll_BT, held) if masked else nll_BT.mean()
         found = torch.autograd.grad(mean, parameters, allow_unused=True)
-        return torch.cat([
-            (torch.zeros_like(p) if g is None else g).flatten().double() for p, g in zip(parameters, found, strict=True)
-        ])  # fmt: skip
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
     filtered = gradient(True, True)
-    masked, dense = gradient(False, True), gradient(False, False)
-    return Cosines(_cosine(filtered, masked), _cosine(masked, dense))
+    masked = gradient(False, True)
+    first = _cosine(filtered, masked)
+    del filtered
+    return Cosines(first, _cosine(masked, gradient(False, False)))
 
 
-def _cosine(one: Tensor, other: Tensor) -> float:
-    return torch.nn.functional.cosine_similarity(one, other, 0).item()
+def _cosine(one: list[Tensor], other: list[Tensor]) -> float:
+    """Of the two as vectors; sums in fp64, tensor by tensor, so that nothing is copied whole."""
+    dots = torch.stack([torch.stack([(a * b).sum(dtype=torch.float64), a.norm().double() ** 2, b.norm().double() ** 2])
+                        for a, b in zip(one, other, strict=True)])  # fmt: skip
+    both, a, b = dots.sum(0).tolist()
+    return float(both / max((a * b) ** 0.5, 1e-300))
+
+
+def of_run(step: TrainStep, window: Tensor, k: int, rows: int = 4) -> float:
+    """Cosine of the filtered gradient with the masked one over the first rows of step k's batch, states at zero."""
+    assert step.objective is not None
+    with autocast(step.device, step.dtype):
+        number = torch.tensor(float(k), dtype=torch.float64, device=step.device)
+        return cosines(step.model, step.objective, window[:rows], step=number).filtered_masked
 
 
 def backward_seconds(

@@ -165,11 +165,11 @@ class GraphExecutor:
         found = self._captured.reader.pop(wait)
         if found is None:
             return None
-        (k, starts_B, host), (loss, norm, lr, _, *figures), device = found
+        (k, starts_B, host, factor), (loss, norm, lr, _, *figures), device = found
         self._last = host + device
         self.clock.claim("train", self._last)
         told = dict(zip(self.step.columns, figures, strict=True))
-        return Outcome(k, starts_B, loss, norm, lr, self._last, timed=True, waited=host, figures=told)
+        return Outcome(k, starts_B, loss, norm, lr, self._last, timed=True, waited=host, factor=factor, figures=told)
 
     def offender(self, k: int) -> str:
         """See Executor."""
@@ -253,7 +253,7 @@ class CapturedStep:
         record, carry = self.step(self._bytes_BT1, self._reset_BT, self.carry)
         self._record.copy_(record)
         assert isinstance(self.step.update, DeviceUpdate)
-        going = self.step.update.halted == 0
+        going = self.step.update.skipped == 0
         for static, new in zip(self.carry or [], carry or [], strict=True):
             for name, t in static.items():
                 t.copy_(torch.where(going, new[name], t))
@@ -269,7 +269,8 @@ class CapturedStep:
         idle, began_host = self.reader.idle, time.perf_counter()
         batch = self.sampler.batch(k)
         bytes_BT1, reset_BT, control = self._hosts[k % len(self._hosts)]
-        control.copy_(torch.tensor(self.step.begin(k, seconds), dtype=torch.float64))
+        told = self.step.begin(k, seconds)
+        control.copy_(torch.tensor(told, dtype=torch.float64))
         bytes_BT1.copy_(torch.from_numpy(batch.bytes_BT1))
         if batch.reset_BT is not None:
             reset_BT.copy_(torch.from_numpy(batch.reset_BT))
@@ -283,7 +284,7 @@ class CapturedStep:
             if self.step.control is not None:
                 self.step.control.copy_(control, non_blocking=True)
             self._replay.replay()
-            self.reader.push((k, batch.starts_B, host), self._record, began)
+            self.reader.push((k, batch.starts_B, host, told[0]), self._record, began)
 
     def release(self) -> None:
         """Wait for what is queued, then give the graph's memory back."""

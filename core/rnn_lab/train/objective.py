@@ -89,7 +89,7 @@ class Objective:
         B, T = window.shape[0], window.shape[1] - self.ahead
         if not (filtering and self.filters):
             return self._parts(model, window, T, states, reset_BT, None, step, first_row)
-        held = TokenFilter((B, T), model.backends)
+        held = TokenFilter((B, T), model.backends, self.cfg.collider_recurrent)
         with held.during():
             return self._parts(model, window, T, states, reset_BT, held, step, first_row)
 

@@ -28,6 +28,8 @@ class Progress:
         timed_steps: those of them that the training clock counts.
         chain: data consumed; None before the first step.
         carry: states to carry on.
+        found: what diagnostics had found; see diagnostics.watch.
+        rollbacks: rows of the roll-backs that there were.
 
     """
 
@@ -35,6 +37,8 @@ class Progress:
     timed_steps: int = 0
     chain: OffsetChain | None = None
     carry: list[State] | None = None
+    found: dict[str, Any] | None = None
+    rollbacks: tuple[dict[str, Any], ...] = ()
 
 
 def identity(cfg: RunConfig, spec: ModelSpec) -> dict[str, Any]:
@@ -97,7 +101,8 @@ def restore(
         raise CheckpointError(f"the checkpoint does not fit this model: {error}") from error
     ckpt.restore_random_state(saved.tensors["random"])
     carry = _unflatten_states(saved.tensors["carry"], model.embedding.weight.device)
-    return Progress(saved.step, saved.state["timed_steps"], OffsetChain(saved.state["data_chain"]), carry)
+    chain, rollbacks = OffsetChain(saved.state["data_chain"]), tuple(saved.state.get("rollbacks", ()))
+    return Progress(saved.step, saved.state["timed_steps"], chain, carry, saved.state.get("diagnostics"), rollbacks)
 
 
 def flatten_states(states: list[State] | None) -> dict[str, Tensor]:

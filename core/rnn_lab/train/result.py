@@ -29,9 +29,9 @@ def result_of(
         "clock": {"buckets": seconds, "total": sum(seconds.values()), "budget": "train"},
     }
     names = (
-        "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "tokens_per_s", "mfu",
-        "peak_memory_bytes", "heads_params", "device", "dtype", "data", "data_chain", "backends", "graph",
-        "optimizer_state",
+        "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "val_accuracy", "tokens_per_s",
+        "mfu", "peak_memory_bytes", "heads_params", "device", "dtype", "data", "data_chain", "backends", "graph",
+        "optimizer_state", "gpu_load", "diagnostics", "rollbacks",
     )  # fmt: skip
     result |= dict.fromkeys(names)
     if trainer is None:
@@ -62,6 +62,9 @@ def result_of(
         "backends": trainer.trained_by,
         "graph": trainer.executor.graph,
         "optimizer_state": _optimizer_state(trainer),
+        "gpu_load": trainer.load.summary(),
+        "diagnostics": trainer.watch.report(),
+        "rollbacks": trainer.recovery.rows,
     }
     return result
 

@@ -12,6 +12,8 @@ import torch
 from rnn_lab.config import Layer, ModelSection, OptimizerSection, Resolved, RunConfig, resolve
 from rnn_lab.data.corpus import open_split
 from rnn_lab.data.default import default_corpus
+from rnn_lab.diagnostics.features import needed
+from rnn_lab.diagnostics.watch import rules_of
 from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
@@ -96,6 +98,7 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
         raise ConfigError("train.graph = on needs a CUDA device: `-o train.graph=auto` uses a graph where it can")
     for name in cfg.log.trackers:
         found.load("trackers", name)
+    rules_of(found, cfg.diagnostics.ignore)
     Budget.of(cfg.train)
     check(cfg)
     return Plan(*matched(resolved, model_spec(cfg.model, found, resolved.origins)))
@@ -205,7 +208,7 @@ def execute(
         trainer = Trainer(
             cfg=cfg, spec=plan.spec, run=run, split=split, model=model, optimizer=optimizer, dtype=dtype,
             progress=progress, trackers=trackers, observer=observer, clock=clock,
-            reference=load_reference(cfg, found, observer.note),
+            reference=load_reference(cfg, found, observer.note), rules=rules_of(found, cfg.diagnostics.ignore),
         )  # fmt: skip
         begin()
         begun = True
@@ -214,7 +217,8 @@ def execute(
         status = "ok" if trainer.stop_signal is None else "interrupted"
         if status == "ok":
             seen = trainer.last_line.get("val_loss") is not None
-            final = {k: trainer.last_line[k] for k in ("val_loss", "val_bpb")} if seen else trainer.validate()
+            figures = trainer.last_line if seen else trainer.validate()
+            final = {key: figures[key] for key in ("val_loss", "val_bpb", "val_accuracy")}
     except KeyboardInterrupt:
         status = "interrupted"
     except Diverged as error:
@@ -227,6 +231,9 @@ def execute(
         error_text = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             status = "oom"
+            if trainer is not None:
+                told = f"memory ran out; needed at least: {needed(trainer.watch.window)}"
+                trainer.watch.event("D-OOM", trainer.step, told, "error")
             raise OutOfMemory(_advice(cfg)) from error
         raise
     finally:

@@ -150,11 +150,23 @@ def accept_schedule(optimizer: torch.optim.Optimizer, factor: Tensor) -> bool:
             "schedule.type: this optimizer averages its weights instead of following a schedule. Use "
             "schedule.type = none with optimizer.warmup_steps, or another optimizer such as adamw"
         )
+    return follow(optimizer, factor)
+
+
+def follow(optimizer: torch.optim.Optimizer, factor: Tensor) -> bool:
+    """As `accept_schedule`, of any optimizer: one that averages its weights can be slowed down for a while.
+
+    Raises:
+        ConfigError: it keeps its rate from us.
+
+    """
     if hasattr(optimizer, "lr_factor"):
         optimizer.lr_factor = factor
         return True
     if isinstance(optimizer, GatedOptimizer):
-        raise ConfigError(f"schedule.type: {type(optimizer).__name__} has no lr_factor: use schedule.type = none")
+        raise ConfigError(
+            f"schedule.type: {type(optimizer).__name__} has no lr_factor, which a schedule and a roll-back need"
+        )
     return False
 
 

@@ -21,6 +21,9 @@ from rnn_lab.train.objective import Objective
 from rnn_lab.train.schedule import Schedule, check_schedule, filter_start
 from rnn_lab.train.step import TrainStep
 
+MUCH_ENTROPY = 0.05
+"""Weight of the entropy above which a person is told."""
+
 
 def check(cfg: RunConfig) -> None:
     """Refuse what these sections and the rest of a configuration cannot be together.
@@ -32,8 +35,26 @@ def check(cfg: RunConfig) -> None:
     check_schedule(cfg)
     if cfg.objective.use_collider:
         filter_start(cfg)
+    if cfg.optimizer.galore_layerwise:
+        _check_layerwise(cfg)
     if cfg.train.checkpoint_chunk is not None and cfg.train.checkpoint_every is None:
         raise ConfigError("train.checkpoint_chunk needs train.checkpoint_every: how many blocks are computed again")
+
+
+def _check_layerwise(cfg: RunConfig) -> None:
+    """Refuse what needs all gradients at once."""
+    train = cfg.train
+    if train.clip or train.grad_accum > 1:
+        raise ConfigError(
+            "optimizer.galore_layerwise updates each parameter as soon as its gradient is there, so that neither a "
+            "clip by the norm of all gradients nor accumulation is possible: set train.clip = 0 and "
+            f"train.grad_accum = 1 (they are {train.clip:g} and {train.grad_accum})"
+        )
+    if train.on_nonfinite == "rollback":
+        raise ConfigError(
+            "optimizer.galore_layerwise cannot leave out a step whose gradient turns out not to be finite after a part "
+            "of it was applied: set train.on_nonfinite = stop"
+        )
 
 
 def matched(resolved: Resolved, spec: ModelSpec) -> tuple[Resolved, ModelSpec]:
@@ -89,18 +110,22 @@ def make_step(
 
     """
     section = effective(cfg, int(model.layer_cfg.dim), note)
+    if section.entropy_weight > MUCH_ENTROPY:
+        note(f"objective.entropy_weight = {section.entropy_weight:g} costs loss; {MUCH_ENTROPY:g} is much already")
     objective = None if section.plain else Objective(section, cfg.train.seed, reference)
     schedule = None if cfg.schedule.type == "none" else Schedule(cfg.schedule, cfg.train)
     start = filter_start(cfg) if section.use_collider else 0
+    step = TrainStep(model, optimizer, cfg.train, dtype, objective, schedule, start)
     if objective is not None and objective.filters and section.collider_mode == "topk":
         dim, device = int(model.layer_cfg.dim), model.embedding.weight.device
         shape = (cfg.train.batch_size // cfg.train.grad_accum, cfg.train.seq_len)
         dense, filtered = backward_seconds(dim, shape, section.collider_sparsity, dtype, device)
+        step.backward_seconds = dense, filtered
         note(
             f"Collider: backward of one {dim} x {dim} product over {shape[0]} x {shape[1]} positions takes "
             f"{filtered * 1e3:.3g} ms filtered, {dense * 1e3:.3g} ms dense"
         )
-    return TrainStep(model, optimizer, cfg.train, dtype, objective, schedule, start)
+    return step
 
 
 def make_sampler(cfg: RunConfig, region: Region) -> Sampler:
