@@ -128,7 +128,9 @@ using i64 = long long;
 alignas(16) inline char shared[1 << 18];
 
 inline float reciprocal(float x) { return 1.0f / x; }
-inline float fast_exp(float x) { return exp2f(x * 1.4426950408889634f); }
+inline float fast_exp2(float x) { return exp2f(x); }
+inline float fast_sqrt(float x) { return sqrtf(x); }
+inline float lesser(float x, float y) { return x != x || y != y ? NAN : fminf(x, y); }
 template <int BYTES> void copy_async(void* to, const void* from, bool valid) {
     if ((uintptr_t(to) | uintptr_t(from)) % BYTES) std::abort();  // not aligned
     valid ? std::memcpy(to, from, BYTES) : std::memset(to, 0, BYTES);

@@ -36,7 +36,7 @@ def _steps(x_ptr, past_ptr, t, channel, inside, T, d, x_stride_t, K: tl.constexp
     [Config({"STEPS": s, "BLOCK": c}, num_warps=w) for s, c, w in ((16, 128, 4), (32, 128, 8), (8, 256, 4))],
     key=("d", "K", "SILU"),
 )
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def forward_kernel(
     x_ptr, weight_ptr, bias_ptr, past_ptr, reset_ptr, y_ptr, new_ptr, T, d, x_stride_b, x_stride_t,
     K: tl.constexpr, SILU: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
@@ -94,7 +94,7 @@ def _alive(resets, i, k: tl.constexpr, K: tl.constexpr):
     ],
     key=("d", "K", "SILU"),
 )
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def backward_kernel(
     dy_ptr, dnew_ptr, x_ptr, weight_ptr, bias_ptr, past_ptr, reset_ptr, dx_ptr, dpast_ptr, partial_ptr,
     T, d, x_stride_b, x_stride_t,

@@ -102,7 +102,7 @@ def _grams(
     return product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def invert(
     k_ptr, g_ptr, beta_ptr, reset_ptr, inverse_ptr, T, H, chunks,
     K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, DOUBLINGS: tl.constexpr,
@@ -133,7 +133,7 @@ def invert(
     _put(inverse_ptr + program * C * C, inverse, i, C, C, i, C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def advance(
     q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, reset_ptr, S_ptr, inverse_ptr,
     o_ptr, last_ptr, states_ptr, errors_ptr, T, H, chunks,
@@ -174,7 +174,7 @@ def advance(
         _put(last_ptr + head * K * V, S, x, K, V, y, V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def retreat(
     q_ptr, k_ptr, g_ptr, beta_ptr, reset_ptr, inverse_ptr, do_ptr, dlast_ptr,
     dv_ptr, dstates_ptr, dS_ptr, T, H, chunks,
@@ -221,7 +221,7 @@ def retreat(
     _put(dS_ptr + head * K * V, dS, x, K, V, y, V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def collect(
     q_ptr, k_ptr, g_ptr, beta_ptr, reset_ptr, errors_ptr, states_ptr, dstates_ptr, do_ptr, dv_ptr,
     dq_ptr, dk_ptr, dg_ptr, dbeta_ptr, T, H, chunks, sums,

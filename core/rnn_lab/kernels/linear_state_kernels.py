@@ -28,8 +28,8 @@ from rnn_lab.kernels.triton_support import tuned
 LEAST_G = tl.constexpr(-30.0)
 """Log decay below which fp32 sees nothing of a state (1e-13): keeps -inf away and differences of running sums exact."""
 
-_WALKS = [triton.Config({"BP": size}, num_warps=4, num_stages=2) for size in (32, 64)]
-# Eight warps touch memory that is not theirs in fp32 (Triton 3.6, H100): see docs/performance.md.
+# Blocks of 32 and eight warps touch memory that is not theirs (Triton 3.6, H100): see docs/performance.md.
+_WALKS = [triton.Config({"BP": 64}, num_warps=4, num_stages=stages) for stages in (2, 3)]
 _SUMS = [triton.Config({}, num_warps=4, num_stages=2)]
 
 
@@ -71,7 +71,7 @@ def _pairs(cs_t, resets_t, t, cs_i, resets_i, i, RESETS: tl.constexpr):
 
 
 @tuned(_WALKS, key=("P", "N", "heads_per_group"))
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def forward_kernel(
     x_ptr, dt_ptr, g_ptr, k_ptr, q_ptr, S_ptr, reset_ptr, o_ptr, last_ptr,
     T, H, P, N, heads_per_group, xb, xt, xh, kb, kt, kg, qb, qt, qg,
@@ -121,7 +121,7 @@ def forward_kernel(
 
 
 @tuned(_WALKS, key=("P", "N", "heads_per_group"))
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def states_kernel(
     x_ptr, dt_ptr, g_ptr, k_ptr, S_ptr, reset_ptr, all_ptr, end_ptr,
     T, H, P, N, heads_per_group, chunks, xb, xt, xh, kb, kt, kg,
@@ -168,7 +168,7 @@ def states_kernel(
 
 
 @tuned(_SUMS, key=("P", "N", "heads_per_group", "READ"))
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def gradients_kernel(
     x_ptr, dt_ptr, g_ptr, k_ptr, q_ptr, reset_ptr, do_ptr, R_ptr, dR_ptr, ddt_in_ptr, dg_in_ptr,
     dx_ptr, ddt_ptr, dg_ptr, dkq_ptr,

@@ -2,10 +2,11 @@
 //
 // What is printed before this text (kernels.matrix_cuda): ROWS and COLUMNS of the matrix, SR and SC (elements from one
 // row, or column, of a state to the next); the tile of a lane, RE rows by CE columns, CE a multiple of 4; CL lanes side
-// by side across the columns; W warps; SPLIT blocks per matrix; TILE (steps that are staged, and between two marks);
-// P (lanes that prepare one step); NU streams and weights; EVEN (whole tiles only), RESET, MARKS, UNROLL; offsets into
-// shared memory in bytes; FORWARD, which kernel is meant; YTYPE and MARK, the types of outputs and marks. After it: the
-// functions that are declared in the middle.
+// by side across the columns; W warps; SPLIT blocks per matrix; RESIDENT blocks for which a multiprocessor has registers;
+// TILE (steps that are staged) and SEGMENT (steps between two marks, whose states backward keeps in registers); P (lanes
+// that prepare one step); NU streams and weights; EVEN (whole tiles only), RESET, MARKS, UNROLL; offsets into shared
+// memory in bytes; FORWARD, which kernel is meant; YTYPE and MARK, the types of outputs and marks. After it: the
+// functions that are declared in the middle. Steps of one sequence are less than 2 ** 27 numbers apart.
 //
 // Lanes of a warp: CL neighbours share rows, so that a sum over columns takes log2(CL) shuffles. What depends on inputs
 // alone is computed once per tile, all steps at once, and waits in shared memory.
@@ -20,6 +21,7 @@ constexpr int E = RE * CE;          // entries of a lane
 constexpr int THREADS = 32 * W;
 constexpr int CJ = (COLUMNS + P - 1) / P;  // columns of a lane that prepares
 constexpr bool RAGGED_R = NR * SPLIT != ROWS, RAGGED_C = CP != COLUMNS;
+constexpr int TURNS = CE == 16 && RL >= 4 ? 2 : CE >= 8 && CE != 12 && RL >= 2 ? 1 : 0;
 constexpr int ACC = RE == 1 ? 4 : RE == 2 ? 2 : 1;  // partial sums of a row, so that they do not wait for each other
 
 struct Args {
@@ -38,6 +40,7 @@ struct Place {
     i64 b, h, g, tiles;
     int warp, lane, rl, cl;
     int row, rows;  // first row of this lane in the block; rows of the block that exist
+    int turn;       // by which this lane's columns are out of order, see `fold`
 
     __device__ __forceinline__ explicit Place(const Args& a) {
         g = blockIdx.x % SPLIT;
@@ -47,9 +50,13 @@ struct Place {
         warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         rl = lane / CL, cl = lane % CL;
         row = (warp * RL + rl) * RE;
-        rows = min(ROWS - int(g) * NR, NR);
+        rows = RAGGED_R ? min(ROWS - int(g) * NR, NR) : NR;
+        turn = (TURNS > 0 && rl & RL / 2 ? CE / 2 : 0) + (TURNS > 1 && rl & RL / 4 ? CE / 4 : 0);
     }
-    __device__ __forceinline__ int column(int c) const { return c / 4 * (4 * CL) + cl * 4 + c % 4; }
+    __device__ __forceinline__ int column(int c) const {
+        c ^= turn;
+        return c / 4 * (4 * CL) + cl * 4 + c % 4;
+    }
     __device__ __forceinline__ bool has_column(int c) const { return !RAGGED_C || column(c) < COLUMNS; }
     __device__ __forceinline__ bool has_row(int r) const { return !RAGGED_R || row + r < rows; }
     __device__ __forceinline__ int steps(const Args& a, i64 tile) const {
@@ -81,6 +88,14 @@ __device__ __forceinline__ float total(const float (&x)[ACC]) {
     return ACC == 4 ? (x[0] + x[1 % ACC]) + (x[2 % ACC] + x[3 % ACC]) : ACC == 2 ? x[0] + x[1 % ACC] : x[0];
 }
 
+// The scaled tanh of a whole tile.
+__device__ __forceinline__ void tanh_of_tile(float (&x)[RE][CE]) {
+#pragma unroll
+    for (int r = 0; r < RE; ++r)
+#pragma unroll
+        for (int c = 0; c < CE; c += 4) scaled_tanh<4>(&x[r][c]);
+}
+
 // Four floats, moved as one word.
 struct alignas(16) Four { float e[4]; };
 
@@ -105,11 +120,18 @@ __device__ __forceinline__ void store_rows(float* to, const Place& p, const floa
 }
 
 // A value per column that every lane has for its own rows only: added over the lanes that share columns, and stored.
-// Lanes halve what they hold at every exchange, as long as it is even.
+// Lanes halve what they hold at every exchange, as long as it is even. The first TURNS exchanges need not choose what
+// to give away: of two lanes that meet there, one has its columns in an order in which its second half is the other's
+// first.
 template <int N, int BIT> __device__ __forceinline__ void fold(float* to, const Place& p, float (&x)[N], int first) {
     if constexpr (BIT == 0) {
 #pragma unroll
         for (int i = 0; i < N; ++i) to[p.column(first + i)] = x[i];
+    } else if constexpr (N > CE >> TURNS) {
+        float half[N / 2];
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) half[i] = x[i] + __shfl_xor_sync(~0u, x[i + N / 2], BIT * CL);
+        fold<N / 2, BIT / 2>(to, p, half, first);
     } else if constexpr (N % 2 == 0) {
         const bool upper = p.rl & BIT;
         float half[N / 2];
@@ -136,9 +158,13 @@ __device__ __forceinline__ void store_scalar(float* to, const Place& p, float x)
 
 // Steps of a stream into shared memory, by all threads. UNIT: bytes of a copy, 0 where rows are not aligned.
 template <class X, int UNIT, int WIDTH, int PITCH>
-__device__ __forceinline__ void copy_tile(char* to, const X* from, i64 step, int steps, int width) {
+__device__ __forceinline__ void copy_tile(char* to, const X* from, int step, int steps, int width) {
     constexpr int PER = (UNIT ? UNIT : int(sizeof(X))) / int(sizeof(X)), ACROSS = (WIDTH + PER - 1) / PER;
-    for (int unit = threadIdx.x; unit < TILE * ACROSS; unit += THREADS) {
+    constexpr int UNITS = TILE * ACROSS, TURNS = (UNITS + THREADS - 1) / THREADS;
+#pragma unroll(TURNS <= 8 ? TURNS : 1)
+    for (int n = 0; n < TURNS; ++n) {
+        const int unit = threadIdx.x + n * THREADS;
+        if (UNITS % THREADS && unit >= UNITS) break;
         const int k = unit / ACROSS, i = unit % ACROSS * PER;
         const bool valid = k < steps && i < width;
         const X* source = from + k * step + i;
@@ -176,11 +202,13 @@ __device__ __forceinline__ void store_state(const Args& a, const Place& p, const
             if (p.has_row(r) && p.has_column(c)) a.stop[p.entry(a, r, c)] = h[r][c];
 }
 
-// Marks: what a lane holds before a tile, four entries side by side, lanes next to each other.
+// Marks: what a lane holds before a segment, four entries side by side, lanes next to each other.
+constexpr int MARK_STEP = THREADS * E / 4;
 struct alignas(4 * sizeof(MARK)) Quarter { MARK e[4]; };
 
-__device__ __forceinline__ Quarter* mark(const Args& a, const Place& p, i64 tile) {
-    return reinterpret_cast<Quarter*>(a.marks) + (blockIdx.x * p.tiles + tile) * (THREADS * E / 4) + threadIdx.x;
+__device__ __forceinline__ Quarter* mark(const Args& a, i64 segment) {
+    const i64 segments = (a.T + SEGMENT - 1) / SEGMENT;
+    return reinterpret_cast<Quarter*>(a.marks) + (blockIdx.x * segments + segment) * MARK_STEP + threadIdx.x;
 }
 
 __device__ __forceinline__ void store_mark(Quarter* to, const float (&h)[RE][CE]) {
@@ -193,37 +221,14 @@ __device__ __forceinline__ void store_mark(Quarter* to, const float (&h)[RE][CE]
     }
 }
 
-__device__ __forceinline__ void load_mark(const Quarter* from, float (&h)[RE][CE]) {
+__device__ __forceinline__ void load_mark(const Quarter* from, Quarter (&q)[E / 4]) {
 #pragma unroll
-    for (int e = 0; e < E; e += 4) {
-        const Quarter q = from[e / 4 * THREADS];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) h[(e + i) / CE][(e + i) % CE] = wide(q.e[i]);
-    }
+    for (int i = 0; i < E / 4; ++i) q[i] = from[i * THREADS];
 }
 
-// States of a tile in shared memory, 16 bytes of a lane next to those of the others.
-__device__ __forceinline__ float* slot(char* shared, const Place& p, int k) {
-    return reinterpret_cast<float*>(shared + STATES) + (p.warp * TILE + k) * (32 * E) + p.lane * 4;
-}
-
-__device__ __forceinline__ void push(float* to, const float (&h)[RE][CE]) {
+__device__ __forceinline__ void unpack(const Quarter (&q)[E / 4], float (&h)[RE][CE]) {
 #pragma unroll
-    for (int e = 0; e < E; e += 4) {
-        Four four;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) four.e[i] = h[(e + i) / CE][(e + i) % CE];
-        *reinterpret_cast<Four*>(to + e * 32) = four;
-    }
-}
-
-__device__ __forceinline__ void pop(const float* from, float (&h)[RE][CE]) {
-#pragma unroll
-    for (int e = 0; e < E; e += 4) {
-        const Four four = *reinterpret_cast<const Four*>(from + e * 32);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) h[(e + i) / CE][(e + i) % CE] = four.e[i];
-    }
+    for (int e = 0; e < E; ++e) h[e / CE][e % CE] = wide(q[e / 4].e[e % 4]);
 }
 
 __device__ __forceinline__ void set_zero(float (&h)[RE][CE]) {
@@ -242,8 +247,14 @@ __device__ __forceinline__ void copy(const float (&from)[RE][CE], float (&to)[RE
 
 using Tile = float (&)[RE][CE];
 using Row = float (&)[RE];
-// Streams of a tile on their way to `raw`; weights into shared memory.
-__device__ __forceinline__ void fetch(const Args& a, const Place& p, char* raw, i64 tile);
+// Where streams are at a tile, and gradients by them; a stride of one tile in the direction of the walk, in bytes.
+struct Walk {
+    const char* from[NU];
+    char* to[NU];
+};
+__device__ __forceinline__ void begin(const Args& a, const Place& p, Walk& w, i64 tile);
+// Streams of a tile on their way to `raw`, and on to the next tile; weights into shared memory.
+__device__ __forceinline__ void fetch(const Args& a, const Place& p, Walk& w, char* raw, i64 tile);
 __device__ __forceinline__ void load_weights(const Args& a, const Place& p, char* shared);
 // What depends on inputs alone, for all steps of a tile.
 __device__ __forceinline__ void prepare(const char* raw, char* shared);
@@ -251,37 +262,45 @@ __device__ __forceinline__ void prepare(const char* raw, char* shared);
 // h becomes the state after step k, y what is seen of it.
 __device__ __forceinline__ void step(const Place& p, char* shared, int k, Tile h, Row y);
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) forward(const __grid_constant__ Args a) {
     extern __shared__ __align__(16) char shared[];
     const Place p(a);
     float h[RE][CE];
     load_state(a, p, h);
     load_weights(a, p, shared);
-    fetch(a, p, shared, 0);
+    Walk w;
+    begin(a, p, w, 0);
+    fetch(a, p, w, shared, 0);
     commit();
     bool flag = begins(a, p, 0);
+    Quarter* marks = mark(a, 0);
+    const int y_step = int(a.H) * ROWS;
+    YTYPE* y_at = static_cast<YTYPE*>(a.y) + (p.b * a.T * a.H + p.h) * ROWS + p.g * NR + p.row;
     for (i64 i = 0; i < p.tiles; ++i) {
         arrived<0>();
         meet();
-        if (i + 1 < p.tiles) fetch(a, p, shared + (i + 1) % 2 * RAW, i + 1);
+        if (i + 1 < p.tiles) fetch(a, p, w, shared + (i + 1) % 2 * RAW, i + 1);
         commit();
         prepare(shared + i % 2 * RAW, shared);
         const unsigned resets = RESET ? __ballot_sync(~0u, flag) : 0;
         flag = begins(a, p, i + 1);
-        if (MARKS) store_mark(mark(a, p, i), h);
         meet();
         const int steps = p.steps(a, i);
-        YTYPE* y_tile = static_cast<YTYPE*>(a.y) + ((p.b * a.T + i * TILE) * a.H + p.h) * ROWS + p.g * NR + p.row;
 #pragma unroll UNROLL
         for (int k = 0; k < (EVEN ? TILE : steps); ++k) {
+            if (MARKS && k % SEGMENT == 0) {
+                store_mark(marks, h);
+                marks += MARK_STEP;
+            }
             if (RESET && resets >> k & 1) set_zero(h);
             float y[RE];
             step(p, shared, k, h, y);
             if (p.cl == 0) {
 #pragma unroll
                 for (int r = 0; r < RE; ++r)
-                    if (p.has_row(r)) y_tile[k * a.H * ROWS + r] = narrow<YTYPE>(y[r]);
+                    if (p.has_row(r)) y_at[r] = narrow<YTYPE>(y[r]);
             }
+            y_at += y_step;
         }
     }
     store_state(a, p, h);
@@ -292,26 +311,30 @@ __device__ __forceinline__ void replay(const Place& p, char* shared, int k, Tile
 // From the states before and after step k: dh becomes the adjoint of the former; gradients go to shared memory.
 __device__ __forceinline__ void adjoint(const Place& p, char* shared, int k, Tile h, Tile s, Tile dh);
 // Gradients by streams, for all steps of a tile; those by weights add up in shared memory.
-__device__ __forceinline__ void pull_back(const Args& a, const Place& p, const char* raw, char* shared, i64 tile);
+__device__ __forceinline__ void pull_back(
+    const Args& a, const Place& p, Walk& w, const char* raw, char* shared, i64 tile);
 __device__ __forceinline__ void clear_weights(char* shared);
 __device__ __forceinline__ void store_weights(const Args& a, const Place& p, const char* shared);
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) backward(const __grid_constant__ Args a) {
     extern __shared__ __align__(16) char shared[];
     const Place p(a);
     float dh[RE][CE];
     load_state(a, p, dh);
     load_weights(a, p, shared);
     clear_weights(shared);
-    fetch(a, p, shared + (p.tiles - 1) % 2 * RAW, p.tiles - 1);
+    Walk w;
+    begin(a, p, w, p.tiles - 1);
+    fetch(a, p, w, shared + (p.tiles - 1) % 2 * RAW, p.tiles - 1);
     commit();
     bool flag = begins(a, p, p.tiles - 1);
+    const Quarter* marks = mark(a, (a.T - 1) / SEGMENT);
+    Quarter packed[E / 4];
+    load_mark(marks, packed);
     for (i64 i = p.tiles - 1; i >= 0; --i) {
-        float s[RE][CE];
-        load_mark(mark(a, p, i), s);
         arrived<0>();
         meet();
-        if (i) fetch(a, p, shared + (i - 1) % 2 * RAW, i - 1);
+        if (i) fetch(a, p, w, shared + (i - 1) % 2 * RAW, i - 1);
         commit();
         prepare(shared + i % 2 * RAW, shared);
         const unsigned resets = RESET ? __ballot_sync(~0u, flag) : 0;
@@ -319,26 +342,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
         meet();
         const int steps = p.steps(a, i);
 #pragma unroll 1
-        for (int k = 0; k < steps; ++k) {
-            push(slot(shared, p, k), s);
-            if (RESET && resets >> k & 1) set_zero(s);
-            replay(p, shared, k, s);
-        }
-        __syncwarp();  // sums of the replay are stored by one lane of those that share a row
-#pragma unroll 1
-        for (int k = steps - 1; k >= 0; --k) {
-            const bool fresh = RESET && resets >> k & 1;
-            float h[RE][CE];
-            pop(slot(shared, p, k), h);
-            float before[RE][CE];
-            copy(h, before);
-            if (fresh) set_zero(before);
-            adjoint(p, shared, k, before, s, dh);
-            if (fresh) set_zero(dh);
-            copy(h, s);
+        for (int first = (steps - 1) / SEGMENT * SEGMENT; first >= 0; first -= SEGMENT) {
+            float s[RE][CE], held[SEGMENT][RE][CE];
+            unpack(packed, s);
+            marks -= MARK_STEP;
+            if (i || first) load_mark(marks, packed);
+#pragma unroll
+            for (int j = 0; j < SEGMENT; ++j) {
+                const int k = first + j;
+                if (!EVEN && k >= steps) break;
+                copy(s, held[j]);
+                if (RESET && resets >> k & 1) set_zero(s);
+                replay(p, shared, k, s);
+            }
+            __syncwarp();  // sums of the replay are stored by one lane of those that share a row
+#pragma unroll
+            for (int j = SEGMENT - 1; j >= 0; --j) {
+                const int k = first + j;
+                if (!EVEN && k >= steps) continue;
+                const bool fresh = RESET && resets >> k & 1;
+                float before[RE][CE];
+                copy(held[j], before);
+                if (fresh) set_zero(before);
+                adjoint(p, shared, k, before, s, dh);
+                if (fresh) set_zero(dh);
+                copy(held[j], s);
+            }
         }
         meet();
-        pull_back(a, p, shared + i % 2 * RAW, shared, i);
+        pull_back(a, p, w, shared + i % 2 * RAW, shared, i);
     }
     store_state(a, p, dh);
     meet();

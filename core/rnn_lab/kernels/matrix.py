@@ -2,7 +2,7 @@
 
 Serves every cell whose update and read-out stay inside the language of kernels.matrix_expression, whoever wrote it:
 products of the state with a vector along one axis, outer products, element-wise functions. Saved for backward: the
-inputs, and the state before every tile of steps, in bf16 where the inputs are narrow (`saved_bytes`).
+inputs, and the state every few steps, in 16 bits where the inputs are narrow (`saved_bytes`).
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rnn_lab.kernels.cuda_jit import Kernel
 from rnn_lab.kernels.matrix_cuda import source
-from rnn_lab.kernels.matrix_layout import Form, Layout, Tiling, axes
+from rnn_lab.kernels.matrix_layout import REGISTERS, Form, Layout, Tiling, axes, power_of_two
 from rnn_lab.kernels.matrix_source import Program, parse
 from rnn_lab.kernels.saving import keep, kept
 from rnn_lab.kernels.triton_support import tried
@@ -24,17 +24,26 @@ BUSY = 128
 """Blocks that keep a GPU busy."""
 WIDEST = 16
 """Columns of a lane."""
-LARGEST = 16
+NARROW = 48
+"""Columns up to which a lane has 4 of them where matrices are few."""
+LARGEST = 24
 """Entries of a lane where matrices are many."""
+DEMANDING = 16
+"""Entries of a lane from which registers, not blocks, decide how many warps a multiprocessor has."""
+FILE = 65536
+"""Registers of a multiprocessor."""
 SHARED = 227 * 1024
 """Bytes of shared memory that a block may have on Hopper; a GPU with less takes shorter tiles of steps."""
 
 
-def across(rows: int, columns: int) -> tuple[int, int] | None:
+def across(rows: int, columns: int, narrow: bool = False) -> tuple[int, int] | None:
     """Lanes that share a row, and columns of each; None where a row is too long.
 
-    As little padding as possible; then 8 columns per lane, or else more, or else fewer.
+    As little padding as possible; then 8 columns per lane, or else more, or else fewer. `narrow` lanes have 4 columns
+    where that is enough, padded or not.
     """
+    if narrow and columns <= NARROW:
+        return power_of_two(-(-columns // 4)), 4
     found = []
     for lanes in (1, 2, 4, 8, 16, 32):
         own = -(-columns // (4 * lanes)) * 4
@@ -47,22 +56,39 @@ def across(rows: int, columns: int) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=256)
 def tilings(text: str, shared: int = SHARED) -> tuple[Tiling, ...]:
-    """Ways to spread a matrix, for many, fewer and few of them: large tiles; small ones; these over several blocks."""
+    """Ways to spread a matrix.
+
+    For many matrices, where instructions count: lanes with many entries, registers for as many warps as hide latency.
+    For fewer: lanes with one row. For few, where latency counts: lanes with few columns, several blocks per matrix.
+    """
     program = parse(text)
-    found = across(program.rows, program.columns)
+    return tuple(
+        dict.fromkeys(
+            _tiling(program, shared, entries, most, narrow)
+            for entries, most, narrow in ((LARGEST, 8, False), (1, 8, False), (1, 4, True))
+        )
+    )
+
+
+def _tiling(program: Program, shared: int, entries: int, most: int, narrow: bool) -> Tiling:
+    """Lanes with as many rows as make `entries` at most, blocks of `most` warps at most."""
+    found = across(program.rows, program.columns, narrow)
     assert found is not None
     lanes, own = found
     height = 32 // lanes
-    tall = max(1, min(LARGEST // own, -(-program.rows // height)))
-    out = []
-    for of_lane, most, steps in ((tall, 8, 8), (1, 8, 8), (1, 4, 16)):
-        warps = -(-program.rows // (height * of_lane))
-        split = -(-warps // most)
-        tiling = Tiling(of_lane, own, lanes, -(-warps // split), split, steps)
-        while tiling.steps > 1 and _bytes(program, tiling) > shared:
-            tiling = replace(tiling, steps=tiling.steps // 2)
-        out.append(tiling)
-    return tuple(dict.fromkeys(out))
+    of_lane = max(1, min(power_of_two(entries // own // 2 + 1), -(-program.rows // height)))
+    warps = -(-program.rows // (height * of_lane))
+    split = -(-warps // most)
+    warps = -(-warps // split)
+    size = of_lane * own
+    segment = power_of_two(REGISTERS // size // 2 + 1)
+    steps = 16 if narrow or warps >= most else 8
+    resident = max(1, FILE // (32 * warps * (REGISTERS + 4 * size))) if size >= DEMANDING else 1
+    tiling = Tiling(of_lane, own, lanes, warps, split, steps, min(steps, segment), resident)
+    while tiling.steps > 1 and _bytes(program, tiling) > shared:
+        steps = tiling.steps // 2
+        tiling = replace(tiling, steps=steps, segment=min(steps, segment))
+    return tiling
 
 
 def _bytes(program: Program, tiling: Tiling) -> int:
@@ -94,7 +120,7 @@ def _shared(device: torch.device) -> int:
 
 def saved_bytes(program: Program, tiling: Tiling, narrow: bool) -> float:
     """Bytes that one matrix saves per step, besides its inputs."""
-    return tiling.mark * (2 if narrow else 4) / tiling.steps
+    return tiling.mark * (2 if narrow else 4) / tiling.segment
 
 
 def run(
@@ -132,14 +158,14 @@ def _forward(
     call = _Call(program, h, xs, ws, reset)
     B, T, H, rows = *xs[0].shape[:2], h.shape[1], call.program.rows
     y = h.new_empty((B, T, H, rows), dtype=xs[0].dtype if narrow else torch.float32)
-    marks = h.new_empty(_marks(B * H, T, call.tiling) if marked else (0,), dtype=mark_type(call.used))
+    marks = h.new_empty(_marks(B * H, T, call.tiling) if marked else (0,), dtype=mark_type(call.program, call.used))
     last = torch.empty_like(h, memory_format=torch.contiguous_format)
     call.launch(call.form(y, forward=True, marks=marked), y, h.contiguous(), last, marks, [])
     return y, last, marks
 
 
 def _marks(matrices: int, T: int, tiling: Tiling) -> tuple[int, ...]:
-    return (matrices * tiling.split * -(-T // tiling.steps) * (tiling.mark // tiling.split),)
+    return (matrices * -(-T // tiling.segment) * tiling.mark,)
 
 
 @_forward.register_fake
@@ -150,7 +176,7 @@ def _(
     B, T, H = *xs[0].shape[:2], h.shape[1]
     y = h.new_empty((B, T, H, call.program.rows), dtype=xs[0].dtype if narrow else torch.float32)
     marks = _marks(B * H, T, call.tiling) if marked else (0,)
-    return y, h.new_empty(h.shape), h.new_empty(marks, dtype=mark_type(call.used))
+    return y, h.new_empty(h.shape), h.new_empty(marks, dtype=mark_type(call.program, call.used))
 
 
 @torch.library.custom_op("rnn_lab::matrix_backward", mutates_args=())
@@ -173,9 +199,11 @@ def _(
     return [dlast.new_empty(dlast.shape), *(x.new_empty(x.shape) for x in (*xs, *ws))]
 
 
-def mark_type(used: list[Tensor]) -> torch.dtype:
-    """Backward starts each tile from a mark: bf16 where its gradients are narrow anyway."""
-    return torch.float32 if all(x.dtype == torch.float32 for x in used) else torch.bfloat16
+def mark_type(program: Program, used: list[Tensor]) -> torch.dtype:
+    """Backward starts each segment from a mark: of 16 bits where its gradients are narrow anyway."""
+    if all(x.dtype == torch.float32 for x in used):
+        return torch.float32
+    return torch.float16 if program.bounded else torch.bfloat16
 
 
 class _Call:
@@ -193,7 +221,7 @@ class _Call:
         if name[0] == "w":
             return self._owner(name).float().contiguous()
         x = self._owner(name)
-        return x if not axes(name) or x.stride(-1) == 1 else x.contiguous()
+        return x if (not axes(name) or x.stride(-1) == 1) and x.stride(1) < 2**27 else x.contiguous()
 
     def _owner(self, name: str) -> Tensor:
         return (self.xs if name[0] == "x" else self.ws)[int(name[1:].partition(".")[0])]
@@ -205,7 +233,7 @@ class _Call:
         units = tuple(self._unit(name, x) for name, x in zip(names, tensors, strict=True))
         types = tuple(x.dtype for x in tensors)
         even = self.xs[0].shape[1] % self.tiling.steps == 0
-        exact = mark_type(self.used) == torch.float32
+        exact = mark_type(self.program, self.used) == torch.float32
         return Form(forward, self.tiling, types, units, y.dtype, even, self.reset is not None, marks, exact)
 
     def _unit(self, name: str, x: Tensor) -> int:

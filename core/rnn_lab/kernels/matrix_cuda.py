@@ -1,19 +1,21 @@
 """Recurrences of independent rows as CUDA C++: what is printed around matrix.cuh."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-
-import torch
 
 from rnn_lab.kernels.cuda_jit import skeleton
 from rnn_lab.kernels.dialects import CUDA, Dialect, printed
 from rnn_lab.kernels.expression import Node, variables
 from rnn_lab.kernels.matrix_layout import TYPES, Form, Layout, axes, code
 from rnn_lab.kernels.matrix_printer import Lane, loops
+from rnn_lab.kernels.matrix_scaling import prescaled
 from rnn_lab.kernels.matrix_source import Program
 
-_CLOSE = replace(CUDA, operations=CUDA.operations | {"tanh": "close_tanh({0})"})
-"""With a tanh whose error, 1e-7, is not relative to its result: enough where inputs are narrow."""
+_CLOSE = replace(CUDA, operations=CUDA.operations | {
+    "tanh": "close_tanh({0})", "scaled_tanh": "scaled_tanh({0})", "exp": "fast_exp({0})", "sqrt": "fast_sqrt({0})",
+    "div": "{0} * reciprocal({1})",
+})  # fmt: skip
+"""Within a few 1e-7, where inputs are narrow: what a GPU has instructions for. tanh's error is not relative to it."""
 
 
 def source(program: Program, form: Form) -> str:
@@ -23,14 +25,14 @@ def source(program: Program, form: Form) -> str:
         "ROWS": program.rows, "COLUMNS": program.columns,
         "SR": 1 if program.transposed else program.columns, "SC": program.rows if program.transposed else 1,
         "RE": t.rows, "CE": t.columns, "CL": t.across, "W": t.warps, "SPLIT": t.split, "TILE": t.steps,
+        "SEGMENT": t.segment, "RESIDENT": form.resident,
         "P": layout.prepare_lanes, "NU": max(1, len(layout.streams)), "EVEN": int(form.even), "RESET": int(form.reset),
         "MARKS": int(form.marks), "UNROLL": max(1, min(4, 32 // (t.rows * t.columns))), "RAW": layout.raw_bytes,
-        "STATES": layout.states,
     }  # fmt: skip
     lines = ["// Printed by rnn_lab.kernels.matrix_cuda."]
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"#define FORWARD {int(form.forward)}", f"#define YTYPE {TYPES[form.output]}"]
-    lines += [f"#define MARK {'float' if form.exact else 'bf16'}"]
+    lines += [f"#define MARK {'float' if form.exact else 'fp16' if program.bounded else 'bf16'}"]
     lines += [skeleton("ptx", "functions", "matrix")]
     return "\n".join([*lines, '#line 1 "cell.cuh"', "namespace recurrence {", *_cell(layout), "}", ""])
 
@@ -40,10 +42,12 @@ def _cell(layout: Layout) -> Iterator[str]:
     program, form = layout.program, layout.form
     dialect = CUDA if form.exact else _CLOSE
     place = "const Args& a, const Place& p, "
-    yield from _function(f"fetch({place}char* raw, i64 tile)", _fetch(layout))
+    yield from _function(f"begin({place}Walk& w, i64 tile)", _begin(layout))
+    yield from _function(f"fetch({place}Walk& w, char* raw, i64 tile)", _fetch(layout))
     yield from _function(f"load_weights({place}char* shared)", _load_weights(layout))
     yield from _function("prepare(const char* raw, char* shared)", _prepare(layout, dialect))
-    lane = Lane(dialect)
+    # Forward, the unit for reciprocals is busiest; backward, the schedulers are.
+    lane = Lane(dialect, tiled={"scaled_tanh": "tanh_of_tile"} if form.forward else {})
     update, output = program.forward
     of_step = "const Place& p, char* shared, int k, Tile h"
     if form.forward:
@@ -57,14 +61,16 @@ def _cell(layout: Layout) -> Iterator[str]:
     stored = [_keep(layout, name, store=True) for name in program.adjoint.sums]
     yield from _function(f"replay({of_step})", ["float new_h[RE][CE];", *declared, *body, *stored, "copy(new_h, h);"])
     yield from _function(f"adjoint({of_step}, Tile s, Tile dh)", _adjoint(layout, lane))
-    yield from _function(f"pull_back({place}const char* raw, char* shared, i64 tile)", _pull_back(layout, dialect))
+    yield from _function(
+        f"pull_back({place}Walk& w, const char* raw, char* shared, i64 tile)", _pull_back(layout, dialect)
+    )
     yield from _function("clear_weights(char* shared)", _clear_weights(layout))
     yield from _function(f"store_weights({place}const char* shared)", _store_weights(layout))
 
 
 def _function(head: str, body: "Iterator[str] | list[str]") -> Iterator[str]:
     yield f"__device__ __forceinline__ void {head} {{"
-    yield from (line if line.startswith("#") else f"    {line}" for line in body)
+    yield from _indented(body)
     yield "}"
 
 
@@ -72,19 +78,49 @@ def _array(name: str, kind: str) -> str:
     return f"float {name}{ {'r': '[RE]', 'c': '[CE]', '': '', 'cr': '[RE][CE]'}[kind] };"
 
 
+def _begin(layout: Layout) -> Iterator[str]:
+    for i, name in enumerate(layout.streams):
+        if name[0] == "w":
+            continue
+        first = " + p.g * NR" if axes(name) == "r" else ""
+        at = f"p.b * a.xb[{i}] + p.h * a.xh[{i}] + tile * TILE * a.xt[{i}]{first}"
+        yield f"w.from[{i}] = reinterpret_cast<const char*>(static_cast<const {_type(layout, i)}*>(a.x[{i}]) + {at});"
+        if not layout.form.forward and name in layout.program.uses:
+            apart = "p.g * a.B * a.T * a.H + " if _apart(layout, name) else ""
+            at = f"({apart}(p.b * a.T + tile * TILE) * a.H + p.h) * {_WIDTH[axes(name)]}{first}"
+            yield f"w.to[{i}] = reinterpret_cast<char*>(static_cast<{_type_to(layout, name)}*>(a.dx[{i}]) + {at});"
+
+
+_WIDTH = {"r": "ROWS", "c": "COLUMNS", "": "1"}
+
+
+def _type(layout: Layout, number: int) -> str:
+    return TYPES[layout.form.types[number]]
+
+
+def _apart(layout: Layout, name: str) -> bool:
+    """Whether rows of other blocks add to the gradient by a stream, so that it is kept apart, in fp32."""
+    return layout.tiling.split > 1 and axes(name) != "r"
+
+
+def _type_to(layout: Layout, name: str) -> str:
+    return "float" if _apart(layout, name) else _type(layout, layout.streams.index(name))
+
+
 def _fetch(layout: Layout) -> Iterator[str]:
     yield "const int steps = p.steps(a, tile);"
     for i, name in enumerate(layout.streams):
         if name[0] == "w":
             continue
-        dtype, unit = TYPES[layout.form.types[i]], layout.form.units[i]
+        dtype, unit = _type(layout, i), layout.form.units[i]
         offset, pitch = layout.raw[name]
-        first, width = (" + p.g * NR", "p.rows") if axes(name) == "r" else ("", str(layout.width(name)))
-        start = f"p.b * a.xb[{i}] + p.h * a.xh[{i}] + tile * TILE * a.xt[{i}]{first}"
+        width = "p.rows" if axes(name) == "r" else str(layout.width(name))
         yield (
             f"copy_tile<{dtype}, {unit}, {layout.width(name)}, {pitch}>(raw + {offset}, "
-            f"static_cast<const {dtype}*>(a.x[{i}]) + {start}, a.xt[{i}], steps, {width});"
+            f"reinterpret_cast<const {dtype}*>(w.from[{i}]), int(a.xt[{i}]), steps, {width});"
         )
+        way = "+" if layout.form.forward else "-"
+        yield f"w.from[{i}] {way}= TILE * int(sizeof({dtype})) * a.xt[{i}];"
 
 
 def _load_weights(layout: Layout) -> Iterator[str]:
@@ -99,7 +135,7 @@ def _load_weights(layout: Layout) -> Iterator[str]:
         )
 
 
-def _needed(nodes: "Iterator[Node] | list[Node]") -> list[str]:
+def _needed(nodes: Iterable[Node]) -> list[str]:
     return sorted(variables(nodes))
 
 
@@ -111,7 +147,7 @@ def _prepare(layout: Layout, dialect: Dialect) -> Iterator[str]:
     made = {name: node for name, node in layout.values.items() if axes(name) == "c"}
     if made:
         yield from _by_step([
-            *_read_columns(layout, _needed(list(made.values()))),
+            *_read_columns(layout, _needed(made.values())),
             *(f"float {code(name)}[CJ];" for name in made),
             *loops({code(n): node for n, node in made.items()}, {code(n): "c" for n in made},
                    {n: code(n) for n in layout.streams}, replace(_COLUMNS, dialect=dialect)),
@@ -126,9 +162,8 @@ def _prepare(layout: Layout, dialect: Dialect) -> Iterator[str]:
     for axis, count in (("r", "TILE * NR"), ("", "TILE")):
         own = {name: node for name, node in layout.values.items() if axes(name) == axis}
         if own:
-            yield from _by_number(layout, axis, count, own, dialect, [
-                f"{layout.floats(name)}[item] = {code(name)};" for name in own
-            ], [f"float {code(name)};" for name in own])  # fmt: skip
+            stored = [f"{layout.floats(name)}[item] = {code(name)};" for name in own]
+            yield from _by_number(layout, count, own, dialect, [], stored)
 
 
 def _pad_columns(layout: Layout, names: list[str]) -> Iterator[str]:
@@ -145,7 +180,7 @@ def _by_step(body: list[str]) -> Iterator[str]:
     """P lanes have a step k; beyond the last step they take part in what the warp does together."""
     yield "for (int first = 0; first < TILE; first += THREADS / P) {"
     yield "    const int k = first + threadIdx.x / P, lane = threadIdx.x % P;"
-    yield from (line if line.startswith("#") else f"    {line}" for line in body)
+    yield from _indented(body)
     yield "}"
 
 
@@ -161,25 +196,30 @@ def _read_columns(layout: Layout, names: list[str]) -> Iterator[str]:
 
 
 def _by_number(
-    layout: Layout,
-    axis: str,
-    count: str,
-    outputs: dict[str, Node],
-    dialect: Dialect,
-    after: list[str],
-    before: list[str],
+    layout: Layout, count: str, outputs: dict[str, Node], dialect: Dialect, before: list[str], after: list[str]
 ) -> Iterator[str]:
-    """Every number of a tile by one thread: `item`, of step k and row i."""
-    yield f"for (int item = threadIdx.x; item < {count}; item += THREADS) {{"
-    yield "    const int k = item / NR, i = item % NR;" if axis else "    const int k = item;"
-    for name in _needed(list(outputs.values())):
+    """Every number of a tile by one thread: `item`, of step k and, where there are rows, row i."""
+    yield "#pragma unroll"
+    yield f"for (int n = 0; n < ({count} + THREADS - 1) / THREADS; ++n) {{"
+    yield "    const int item = threadIdx.x + n * THREADS;"
+    yield f"    if ({count} % THREADS && item >= {count}) break;"
+    rows = "NR" in count
+    yield "    const int k = item / NR, i = item % NR;" if rows else "    const int k = item;"
+    for name in _needed(outputs.values()):
         if name[0] != "g":
-            yield f"    const float {code(name)} = {layout.read(name, 'k', 'i' if axis else '0')};"
-    yield from (f"    {line}" for line in before)
-    names = {name: code(name) for name in _needed(list(outputs.values()))}
-    yield from (f"    {line}" for line in printed({code(n): node for n, node in outputs.items()}, names, "v", dialect))
-    yield from (f"    {line}" for line in after)
+            yield f"    const float {code(name)} = {layout.read(name, 'k', 'i' if rows else '0')};"
+    declared = [f"float {code(name)};" for name in outputs]
+    yield from _indented([*before, *declared, *_printed(outputs, dialect), *after])
     yield "}"
+
+
+def _printed(outputs: dict[str, Node], dialect: Dialect) -> list[str]:
+    names = {name: code(name) for name in _needed(outputs.values())}
+    return printed({code(n): node for n, node in outputs.items()}, names, "v", dialect)
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    return (line if line.startswith("#") else f"    {line}" for line in lines)
 
 
 def _values(layout: Layout, nodes: list[Node]) -> Iterator[str]:
@@ -203,6 +243,7 @@ def _leaves(nodes: list[Node]) -> dict[str, str]:
 
 
 def _step(layout: Layout, lane: Lane, outputs: dict[str, Node], kinds: dict[str, str]) -> Iterator[str]:
+    outputs = outputs if layout.form.exact else prescaled(outputs)
     nodes = list(outputs.values())
     yield from _values(layout, nodes)
     yield from loops(outputs, kinds, _leaves(nodes), lane)
@@ -221,10 +262,8 @@ def _adjoint(layout: Layout, lane: Lane) -> Iterator[str]:
     found = layout.program.adjoint.gradients
     outputs = {"new_dh" if name == "h.cr" else f"g{code(name)[1:]}": node for name, node in found.items()}
     kinds = {"new_dh" if name == "h.cr" else f"g{code(name)[1:]}": axes(name) for name in found}
-    nodes = list(outputs.values())
-    yield from _values(layout, nodes)
     yield from (_array(name, kinds[name]) for name in outputs)
-    yield from loops(outputs, kinds, _leaves(nodes), lane)
+    yield from _step(layout, lane, outputs, kinds)
     for name in found:
         if name == "h.cr":
             continue
@@ -240,11 +279,11 @@ def _pull_back(layout: Layout, dialect: Dialect) -> Iterator[str]:
     """Gradients by streams go to memory, those by weights of every step to shared memory, where they are added up."""
     program = layout.program
     yield "const int steps = p.steps(a, tile);"
-    yield "const i64 first_step = p.b * a.T + tile * TILE;"
+    yield "const int heads = int(a.H);"
     pulled = {f"d{name}": program.pulled[name] for name in program.uses}
     columns = {name: node for name, node in pulled.items() if axes(name) == "c"}
     if columns:
-        needed = _needed(list(columns.values()))
+        needed = _needed(columns.values())
         yield from _by_step([
             *_read_columns(layout, [n for n in needed if n[0] != "g"]),
             *(line for n in needed if n[0] == "g" for line in _gather_columns(layout, n)),
@@ -259,14 +298,17 @@ def _pull_back(layout: Layout, dialect: Dialect) -> Iterator[str]:
             "    }",
             "}",
         ])  # fmt: skip
-    for axis, count in (("r", "steps * NR"), ("", "steps")):
-        own = {name: node for name, node in pulled.items() if axes(name) == axis}
-        if own:
-            arriving = [line for n in _needed(list(own.values())) if n[0] == "g" for line in _gather(layout, n)]
-            held = "if (i < p.rows) " if axis else ""
-            sent = [f"{held}{{ {_send(layout, name, code(name))} }}" for name in own]
-            before = [*arriving, *(f"float {code(name)};" for name in own)]
-            yield from _by_number(layout, axis, count, own, dialect, sent, before)
+    rows = {name: node for name, node in pulled.items() if axes(name) == "r"}
+    if rows:
+        arriving = [f"const float {code(n)} = {layout.floats(n)}[item];" for n in _needed(rows.values()) if n[0] == "g"]
+        sent = [f"if (k < steps && i < p.rows) {_send(layout, name, code(name))}" for name in rows]
+        yield from _by_number(layout, "TILE * NR", rows, dialect, arriving, sent)
+    scalars = {name: node for name, node in pulled.items() if axes(name) == ""}
+    if scalars:
+        yield from _scalars(layout, scalars, dialect)
+    for i, name in enumerate(layout.program.uses):
+        if name[0] != "w":
+            yield f"w.to[{i}] -= TILE * {_WIDTH[axes(name)]} * int(sizeof({_type_to(layout, name)})) * a.H;"
     if layout.weights:
         yield "meet();"
         for name in layout.weights:
@@ -285,36 +327,44 @@ def _gather_columns(layout: Layout, name: str) -> Iterator[str]:
     yield "for (int c = 0; c < CJ; ++c) {"
     yield f"    {code(name)}[c] = 0.0f;"
     yield "    const int at = lane + P * c;"
-    yield f"    for (int w = 0; w < W && k < TILE && at < COLUMNS; ++w) {code(name)}[c] += "
-    yield f"        {layout.floats(name)}[(w * TILE + k) * CS + at];"
+    yield "    if (k >= TILE || at >= COLUMNS) continue;"
+    yield "#pragma unroll"
+    yield f"    for (int w = 0; w < W; ++w) {code(name)}[c] += {layout.floats(name)}[(w * TILE + k) * CS + at];"
     yield "}"
 
 
-def _gather(layout: Layout, name: str) -> Iterator[str]:
-    """A gradient by a prepared value per row, or by a scalar: what all rows found, together."""
-    if axes(name):
-        yield f"const float {code(name)} = {layout.floats(name)}[item];"
-    else:
-        yield f"float {code(name)} = 0.0f;"
-        yield f"for (int j = 0; j < W * RL; ++j) {code(name)} += {layout.floats(name)}[k * (W * RL) + j];"
+def _scalars(layout: Layout, outputs: dict[str, Node], dialect: Dialect) -> Iterator[str]:
+    """Gradients by scalars: lanes of a step add up what all rows found."""
+    rows = layout.tiling.warps * 32 // layout.tiling.across
+    lanes = min(32, 1 << (rows.bit_length() - 1))
+    names = _needed(outputs.values())
+    yield f"for (int first = 0; first < TILE; first += THREADS / {lanes}) {{"
+    yield f"    const int item = first + threadIdx.x / {lanes}, k = min(item, TILE - 1), lane = threadIdx.x % {lanes};"
+    for name in names:
+        if name[0] == "g":
+            yield f"    float {code(name)} = 0.0f;"
+            yield f"    for (int j = lane; j < {rows}; j += {lanes})"
+            yield f"        {code(name)} += {layout.floats(name)}[k * {rows} + j];"
+            yield f"    {code(name)} = across<{lanes}>({code(name)});"
+        else:
+            yield f"    const float {code(name)} = {layout.read(name, 'k', '0')};"
+    yield from _indented([
+        *(f"float {code(name)};" for name in outputs),
+        *_printed(outputs, dialect),
+        *(f"if (item < steps && lane == 0) {_send(layout, name, code(name))}" for name in outputs),
+    ])  # fmt: skip
+    yield "}"
 
 
 def _send(layout: Layout, name: str, value: str) -> str:
-    """A gradient to where it belongs; those that rows of other blocks add to are kept apart, in fp32."""
+    """A gradient to where it belongs."""
     use = name[1:]
-    number = layout.streams.index(use)
     index = {"r": "i", "c": "i", "": "0"}[axes(use)]
     if use[0] == "w":
         return f"{layout.floats(name)}[k * {layout.width(use)} + {index}] = {value};"
-    own = "(first_step + k) * a.H + p.h"
-    if axes(use) == "r":
-        at, dtype = f"({own}) * ROWS + p.g * NR + i", layout.form.types[number]
-    else:
-        width = "COLUMNS" if axes(use) else "1"
-        split = layout.tiling.split > 1
-        at = f"({'p.g * a.B * a.T * a.H + ' if split else ''}{own}) * {width} + {index}"
-        dtype = torch.float32 if split else layout.form.types[number]
-    return f"static_cast<{TYPES[dtype]}*>(a.dx[{number}])[{at}] = narrow<{TYPES[dtype]}>({value});"
+    dtype = _type_to(layout, use)
+    at = f"k * heads * {_WIDTH[axes(use)]} + {index}"
+    return f"reinterpret_cast<{dtype}*>(w.to[{layout.streams.index(use)}])[{at}] = narrow<{dtype}>({value});"
 
 
 def _clear_weights(layout: Layout) -> Iterator[str]:

@@ -10,12 +10,17 @@ from rnn_lab.kernels.matrix_source import Program
 
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
+REGISTERS = 64
+"""Most registers of a lane for the states of a segment."""
+
 
 @dataclass(frozen=True)
 class Tiling:
     """How a matrix is spread: a lane has `rows` by `columns` entries, `across` lanes share rows.
 
-    A block has `warps`, `split` blocks share a matrix, and a mark is kept every `steps` steps.
+    A block has `warps`, `split` blocks share a matrix. Inputs are staged for `steps` steps at a time; a mark is kept
+    every `segment` of them, whose states backward has in registers. The compiler has to leave registers for `resident`
+    blocks on a multiprocessor, where that costs no more than a few spilled numbers (`Form.resident`).
     """
 
     rows: int
@@ -24,6 +29,8 @@ class Tiling:
     warps: int
     split: int
     steps: int
+    segment: int
+    resident: int = 1
 
     @property
     def block_rows(self) -> int:
@@ -60,6 +67,11 @@ class Form:
     marks: bool
     exact: bool
 
+    @property
+    def resident(self) -> int:
+        """Blocks for which a multiprocessor has to have registers."""
+        return self.tiling.resident if self.even and not self.exact else 1
+
 
 class Layout:
     """Offsets into shared memory, in bytes, and what else the printed parts share."""
@@ -67,7 +79,7 @@ class Layout:
     def __init__(self, program: Program, form: Form) -> None:
         self.program, self.form, self.tiling = program, form, form.tiling
         t = form.tiling
-        self.prepare_lanes = min(32, max(4, _power_of_two(-(-t.threads // t.steps))))
+        self.prepare_lanes = min(32, max(4, power_of_two(-(-t.threads // t.steps))))
         self.widths = {"r": t.block_rows, "c": program.columns, "": 1}
         """Numbers of a step that a block reads of a stream."""
         self.pitch = {"r": t.block_rows, "c": t.across * t.columns + 4, "": 1}
@@ -88,8 +100,7 @@ class Layout:
             self._take(name, t.steps * self.pitch[axes(name)])
         if not form.forward:
             self._take_backward()
-        self.states = self._size
-        self.bytes = self._size + (0 if form.forward else 128 * t.warps * t.steps * t.rows * t.columns)
+        self.bytes = self._size
 
     def _take(self, name: str, floats: int) -> None:
         self.at[name] = self._size
@@ -149,5 +160,6 @@ def code(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The least that is no less than n."""
     return 1 << (n - 1).bit_length()

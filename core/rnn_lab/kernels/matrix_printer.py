@@ -1,7 +1,8 @@
 """Expressions over a lane's tile of a matrix as loops in CUDA C++."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from rnn_lab.kernels.dialects import Dialect
 from rnn_lab.kernels.expression import Node, ordered
@@ -15,7 +16,8 @@ _CHEAP = ("add", "sub", "mul", "neg")
 class Lane:
     """What one lane has of an axis: `rows` and `columns` (names of constants), and the functions around them.
 
-    `has_row` and `has_column` say whether an entry exists; `across` adds over the lanes that share a row.
+    `has_row` and `has_column` say whether an entry exists; `across` adds over the lanes that share a row. `tiled` are
+    operations that are cheaper for a whole tile at once, and the functions that overwrite a tile with their results.
     """
 
     dialect: Dialect
@@ -24,13 +26,14 @@ class Lane:
     has_row: str = "p.has_row(r)"
     has_column: str = "p.has_column(c)"
     across: str = "across<CL>"
+    tiled: Mapping[str, str] = field(default_factory=dict)
 
 
 def loops(outputs: dict[str, Node], kinds: dict[str, str], leaves: dict[str, str], lane: Lane) -> list[str]:
     """Lines that fill the arrays named by `outputs`, each of the kind in `kinds`.
 
-    Sums over columns come in turns: what a turn needs of the matrix is one loop over the tile, in which nothing but
-    what later turns need is kept. Sums over rows are of this lane's rows only.
+    Sums over columns, and operations on a whole tile, come in turns: what a turn needs of the matrix is one loop over
+    the tile, in which nothing but what later turns need is kept. Sums over rows are of this lane's rows only.
 
     Args:
         outputs: an expression for every array.
@@ -49,10 +52,12 @@ class _Printer:
         self.kind: dict[Node, str] = {}
         self.turn: dict[Node, int] = {}
         self.code: dict[Node, str] = {}
+        self.used = Counter(a for node in self.nodes for a in node.args)
+        self.used.update(outputs.values())
         for node in self.nodes:
             kind(node, self.kind)
             below = max((self.turn[a] for a in node.args), default=0)
-            self.turn[node] = below + (node.op == "sum")
+            self.turn[node] = below + (node.op == "sum" or self._is_tiled(node))
             if node.op == "const":
                 number = lane.dialect.number.format(repr(node.value))
                 self.code[node] = f"({number})" if float(node.value) < 0 else number
@@ -74,6 +79,9 @@ class _Printer:
         for name, node in self.outputs.items():
             if self.kind[node] != "cr" or node in self.code:
                 yield from self._each(self.kinds[name], f"{name}{_INDEX[self.kinds[name]]} = {self._ref(node)};")
+
+    def _is_tiled(self, node: Node) -> bool:
+        return node.op in self.lane.tiled and self.kind[node] == "cr"
 
     def _ref(self, node: Node) -> str:
         return self.code[node] + ("" if node.op == "const" else _INDEX[self.kind[node]])
@@ -120,11 +128,15 @@ class _Printer:
         if axis == "c":
             yield from self._each(axes, f"{name}{_INDEX[axes]} = {self.lane.across}({name}{_INDEX[axes]});")
 
-    def _wanted(self, turn: int) -> list[tuple[Node, str]]:
-        """What the loop of a turn over the matrix is for: arguments of sums, and outputs."""
-        sums = [(n.args[0], "sum") for n in self.nodes if n.op == "sum" and self.turn[n] == turn + 1]
-        outputs = [(node, "output") for node in self.outputs.values() if self.turn[node] == turn]
-        return [(node, what) for node, what in sums + outputs if self.kind[node] == "cr"]
+    def _wanted(self, turn: int) -> list[Node]:
+        """What the loop of a turn over the matrix is for: arguments of what ends it, and outputs."""
+        ends = [n.args[0] for n in self._ends(turn)]
+        outputs = [node for node in self.outputs.values() if self.turn[node] == turn]
+        return [node for node in ends + outputs if self.kind[node] == "cr"]
+
+    def _ends(self, turn: int) -> list[Node]:
+        """Sums, and operations on a whole tile, that wait for this turn's loop."""
+        return [n for n in self.nodes if self.turn[n] == turn + 1 and (n.op == "sum" or self._is_tiled(n))]
 
     def _kept(self, last: int) -> set[Node]:
         """Nodes of the matrix that several turns need and that are not quickly computed again."""
@@ -132,7 +144,7 @@ class _Printer:
         kept = set()
 
         def visit(node: Node, turn: int) -> None:
-            if self.kind[node] != "cr" or node.op in ("var", "sum"):
+            if self.kind[node] != "cr" or node.op in ("var", "sum") or self._is_tiled(node):
                 return
             if first.setdefault(node, turn) != turn and not self._cheap(node):
                 kept.add(node)
@@ -141,9 +153,15 @@ class _Printer:
                     visit(a, turn)
 
         for turn in range(last + 1):
-            for node, _ in self._wanted(turn):
+            for node in self._wanted(turn):
                 visit(node, turn)
         return kept
+
+    def _terms(self, node: Node) -> list[Node]:
+        """What to add to a sum: each product then takes one instruction."""
+        if node.op != "add" or self.used[node] > 1:
+            return [node]
+        return [term for a in node.args for term in self._terms(a)]
 
     def _cheap(self, node: Node) -> bool:
         """One product or sum of what is there already."""
@@ -154,7 +172,7 @@ class _Printer:
         wanted = self._wanted(turn)
         if not wanted:
             return
-        sums = [n for n in self.nodes if n.op == "sum" and self.turn[n] == turn + 1 and self.kind[n.args[0]] == "cr"]
+        ends = [n for n in self._ends(turn) if self.kind[n.args[0]] == "cr"]
         local: dict[Node, str] = {}
         body: list[str] = []
         before: list[str] = []
@@ -175,19 +193,26 @@ class _Printer:
             return local[node]
 
         after: list[str] = []
-        for node in sums:
+        for node in ends:
+            if self._is_tiled(node):
+                value = ref(node.args[0])
+                name = self._named(node)
+                before.append(self._declared(name, "cr"))
+                body.append(f"{name}[r][c] = {value};")
+                after.append(f"{self.lane.tiled[node.op]}({name});")
+                continue
             over_columns = node.value == "c"
-            value = ref(node.args[0])
+            values = [ref(term) for term in self._terms(node.args[0])]
             name = self._named(node)
             held = self.lane.has_column if over_columns else self.lane.has_row
             index, own = ("[r][c % ACC]", "r") if over_columns else ("[c]", "c")
             if over_columns:
                 before += [f"float {name}_[{self.lane.rows}][ACC] = {{}};", self._declared(name, own)]
                 after += self._each(own, f"{name}[r] = {self.lane.across}(total({name}_[r]));")
-                body.append(f"{name}_{index} += {held} ? {value} : 0.0f;")
+                body += [f"{name}_{index} += {held} ? {value} : 0.0f;" for value in values]
             else:
                 before.append(self._declared(name, own, " = {}"))
-                body.append(f"{name}{index} += {held} ? {value} : 0.0f;")
+                body += [f"{name}{index} += {held} ? {value} : 0.0f;" for value in values]
         for name, node in self.outputs.items():
             if self.turn[node] == turn and self.kind[node] == "cr" and node not in self.code:
                 body.append(f"{name}[r][c] = {ref(node)};")

@@ -70,6 +70,11 @@ class Program:
         """The program as JSON, equal for equal programs."""
         return as_json([self.rows, self.columns, self.transposed], self.update, self.output)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether no entry of a state after a step is beyond 1."""
+        return self.update.op in ("tanh", "sigmoid")
+
     @cached_property
     def uses(self) -> list[str]:
         """Streams and weights by the kind as which they are used; one may be used as two."""
