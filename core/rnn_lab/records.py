@@ -33,6 +33,8 @@ RUNS = "runs"
 SERIES_COLUMNS = ("step", "tokens", "flops", "seconds", "loss", "grad_norm")
 Series1D = NDArray[np.float64]
 _CURE = "restore it from a copy, or remove the run's folder and run it again"
+_PLAN_CURE = "restore it from a copy, or move it away: the runs can be read without their plan"
+_ASIDE_CURE = "restore it from a copy, or remove it: no run's figures are in it"
 
 
 class _Result(BaseModel):
@@ -315,22 +317,22 @@ def read_series(path: Path, *, keep_damaged: bool = False) -> Series:
     """
     if not (path / SERIES).is_file():
         return Series(path, {}, tuple(read_runs(path, keep_damaged=keep_damaged)))
-    meta = _object(path / SERIES)
+    meta = _object(path / SERIES, _PLAN_CURE)
     try:
         jobs = [(str(job["name"]), job) for job in meta["jobs"]]
         external = tuple(ExternalRow.model_validate(row) for row in meta.get("external") or ())
     except (KeyError, TypeError, ValidationError) as error:
         raise RunError(
-            f"{path / SERIES}: not the plan of a series ({type(error).__name__}: {error}): {_CURE}"
+            f"{path / SERIES}: not the plan of a series ({type(error).__name__}: {error}): {_PLAN_CURE}"
         ) from error
-    noise = _object(path / "noise.json") if (path / "noise.json").exists() else meta.get("noise")
+    noise = _object(path / "noise.json", _ASIDE_CURE) if (path / "noise.json").exists() else meta.get("noise")
     return Series(path, meta, tuple(_job(path, name, job, keep_damaged) for name, job in jobs), external, noise)
 
 
 def _job(series: Path, name: str, planned: Mapping[str, Any], keep_damaged: bool) -> RunRecord:
     """A planned job as a run, whether or not it came to be one."""
     job_file, folder = series / "jobs" / f"{name}.json", series / RUNS / name
-    job = _object(job_file) if job_file.exists() else {}
+    job = _object(job_file, _ASIDE_CURE) if job_file.exists() else {}
     state = str(job.get("state", "pending"))
     if any((folder / mark).is_file() for mark in MARKS):
         run = _whole(folder, str(planned.get("model"))) if keep_damaged else read_run(folder)
@@ -374,12 +376,12 @@ def wrong_in(result: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path, cure: str = _CURE) -> dict[str, Any]:
     """A JSON file that holds one object."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read as JSON ({error}): {_CURE}") from error
+        raise RunError(f"{path}: cannot be read as JSON ({error}): {cure}") from error
     if not isinstance(table, dict):
-        raise RunError(f"{path}: holds no JSON object: {_CURE}")
+        raise RunError(f"{path}: holds no JSON object: {cure}")
     return table

@@ -129,3 +129,14 @@ def test_a_damaged_plan_is_refused(tmp_path, plan):
     (series(tmp_path) / "series.json").write_text(plan)
     with pytest.raises(RunError, match=r"series\.json: not the plan"):
         read_series(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "cure"), [("series.json", "move it away"), ("jobs/b.json", "remove it"), ("noise.json", "remove it")]
+)
+def test_the_cure_of_what_stands_beside_the_runs_works(tmp_path, file, cure):
+    (series(tmp_path) / file).write_text("{")
+    with pytest.raises(RunError, match=cure):
+        read_runs(tmp_path)
+    (tmp_path / file).unlink()
+    assert [run.status for run in read_runs(tmp_path) if run.name == "b"] == ["ok"]
