@@ -11,6 +11,7 @@ from rnn_lab.e3.suite import ABLATIONS, CONFIGS
 from rnn_lab.errors import ConfigError
 from rnn_lab.registry import registry
 from rnn_lab.train.run import plan_run
+from rnn_lab.train.schedule import filter_start
 
 FEATURES = {
     "baseline": ("muon", None, False, False, 0, None),
@@ -140,7 +141,10 @@ def test_a_budget_given_elsewhere_takes_the_files_place():
     shorter = config("e3/baseline", train={"steps": 20})
     assert (shorter.train.steps, shorter.schedule.warmup) == (20, 2)
     timed = config("e3/baseline", train={"minutes": 1.0})
-    assert (timed.train.steps, timed.train.minutes, timed.schedule.warmup) == (None, 1.0, 100)
+    assert (timed.train.steps, timed.train.minutes, timed.schedule.warmup) == (None, 1.0, 0.1)
+    filtered = config("e3/collider_only", train={"minutes": 1.0})
+    assert (filtered.schedule.warmup, filter_start(filtered)) == (0.1, 100)
+    assert filter_start(config("e3/collider_only", train={"tokens": 50 * 256 * 512})) == 5
     assert config("e3/baseline", model={"dim": 64, "depth": 2}).model.target is None
 
 
@@ -152,6 +156,48 @@ def test_every_value_says_which_key_it_is_from():
     plan = plan_run([*layers, Layer("-o", {"train": {"device": "cpu"}})], registry())
     assert plan.origins()["optimizer.lr"] == "e3/full, training.learning_rate"
     assert "galore_rank = 256 is half of the width 64 or more" in "\n".join(advice(plan.resolved.config, plan.spec))
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (
+            {"optimizer_type": "adamw", "aux_8bit": True, "muon_momentum": 0.9, "ns_steps": 5},
+            "muon_momentum, ns_steps, aux_8bit have no effect with optimizer_type = adamw",
+        ),
+        ({"optim_block_size": 64}, "optim_block_size has no effect with use_8bit_optim = false"),
+        ({"mtp_n_tokens": 2}, "mtp_n_tokens has no effect with use_mtp = false"),
+        ({"galore_rank": 8}, "galore_rank has no effect with use_galore = false"),
+        ({"collider_sparsity": 0.5}, "collider_sparsity has no effect with use_collider = false"),
+        ({"use_collider": True, "collider_threshold": 0.5}, "no effect with collider_mode = topk"),
+        ({"schedule_type": "cosine", "stable_ratio": 0.5}, "stable_ratio has no effect with schedule_type = cosine"),
+        ({"num_workers": 2}, "num_workers has no effect with use_async_loader = false"),
+        ({"checkpoint_every": 2}, "checkpoint_every has no effect with gradient_checkpointing = false"),
+    ],
+)
+def test_keys_without_effect_are_named(written, training, said):
+    (warning,) = read_layers(written({"training": training})).warnings
+    assert warning.endswith(said)
+
+
+def test_shipped_files_say_nothing_without_effect():
+    assert not [text for name in shipped() for text in read_layers(name).warnings if "no effect" in text]
+
+
+def test_codes_of_eight_bits_are_as_the_file_says(written):
+    training = {"use_8bit_optim": True, "optim_block_size": 64, "optim_quant": "dynamic"}
+    for projected in (False, True):
+        cfg = config(written({"training": {**training, "use_galore": projected}}))
+        assert (cfg.optimizer.block_size, cfg.optimizer.quant) == (64, "dynamic")
+
+
+def test_a_width_that_turns_collider_off_is_named():
+    own = {"model": {"dim": 64, "depth": 2}, "train": {"device": "cpu"}}
+    for least, told in ((65, True), (64, False)):
+        later = {**own, "objective": {"collider_min_dim": least}}
+        plan = plan_run([*read_layers("e3/collider_only", later).layers, Layer("-o", later)], registry())
+        said = "\n".join(advice(plan.resolved.config, plan.spec))
+        assert ("Collider will be off, because the width 64 is below collider_min_dim" in said) == told
 
 
 def test_checkpointing_lowers_what_activations_are_expected_to_take():

@@ -1,18 +1,20 @@
 """A suite in a folder: what was asked for is in its files, and its plan is a series like any other."""
 
 import pytest
-from rnn_lab.config import read_toml
-from rnn_lab.e3.suite import ABLATIONS, CONFIGS, Asked, chosen, write_suite
+from rnn_lab.config import TrainSection, read_toml
+from rnn_lab.e3.suite import ABLATIONS, CONFIGS, Asked, chosen, plan_suite, write_suite
 from rnn_lab.errors import ConfigError
 from rnn_lab.lab.plan import plan_series
 from rnn_lab.registry import registry
+from rnn_lab.sections import ScheduleSection
+from rnn_lab.train.schedule import Schedule
 
 
 def test_the_baseline_is_always_there_and_first():
     assert chosen(None, False) == list(CONFIGS)
     assert chosen("full,MTP_Only", False) == ["baseline", "full", "mtp_only"]
     assert chosen("full", True) == ["baseline", "full", *ABLATIONS]
-    with pytest.raises(ConfigError, match=r"unknown configuration 'ful'.*'full'"):
+    with pytest.raises(ConfigError, match=r"unknown configuration 'ful'.*'full'.*baseline, mtp_only.*a \.toml file"):
         chosen("ful", False)
     with pytest.raises(ConfigError, match="twice"):
         chosen("full,full", False)
@@ -25,7 +27,8 @@ def test_what_was_asked_for_is_in_the_files(tmp_path):
     assert (tables["model"]["family"], tables["model"]["target_params"]) == ("e74", "2M")
     training = tables["training"]
     assert (training["max_minutes"], training["batch_size"], "total_steps" in training) == (1.5, 32, False)
-    assert training["schedule_type"] == "constant" and training["warmup_steps"] == 100
+    assert training["schedule_type"] == "constant"
+    assert (training["warmup_steps"], training["collider_start_step"]) == (0.1, 100)
     assert protocol["series"]["seeds"] == 2 and [run["label"] for run in protocol["run"]] == ["Baseline", "E3_Full"]
     write_suite(tmp_path, asked)  # again, the same
     with pytest.raises(ConfigError, match="of a suite with other options"):
@@ -74,3 +77,39 @@ def test_a_file_of_ones_own_runs_beside_them(tmp_path):
     path = write_suite(tmp_path / "suite", Asked(configs=tuple(chosen(str(own), False)), steps=4))
     assert [run["label"] for run in read_toml(path)["run"]] == ["Baseline", "mine"]
     assert read_toml(tmp_path / "suite" / "mine.toml")["training"]["total_steps"] == 4
+
+
+def test_a_warm_up_keeps_its_share_of_any_budget(tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text("[training]\ntotal_steps = 400\nwarmup_steps = 80\nuse_collider = true\n")
+    for name, asked, warmup, start in (
+        ("a", Asked(configs=("baseline", str(own)), minutes=1), 0.2, 80),
+        ("b", Asked(configs=("baseline", str(own)), steps=50), 10, None),
+    ):
+        write_suite(tmp_path / name, asked)
+        training = read_toml(tmp_path / name / "mine.toml")["training"]
+        assert (training["warmup_steps"], training.get("collider_start_step")) == (warmup, start)
+    train = TrainSection(minutes=1)
+    schedule = Schedule(ScheduleSection(type="constant", warmup=0.2), train)
+    assert schedule.factor(5, 6.0) == 0.5 and schedule.factor(9, 12.0) == 1.0  # however few steps these are
+
+
+def test_nothing_is_left_of_a_suite_that_cannot_be_planned(tmp_path):
+    own, folder = tmp_path / "mine.toml", tmp_path / "out" / "suite"
+    asked = Asked(configs=("baseline", str(own)), tiny=True)
+    said = ["train.device=cpu"]
+    for text, reason in (
+        ("[training]\nuse_mpt = true\n", "mine.toml.*use_mpt"),
+        ('[model]\nfamily = "nope"\n[training]\ntotal_steps = 5\n', "nope"),
+    ):
+        own.write_text(text)
+        with pytest.raises(ConfigError, match=reason):
+            plan_suite(folder, asked, registry(), said)
+        assert not folder.parent.exists()
+    own.write_text("[training]\ntotal_steps = 5\nuse_collider = true\nns_steps = 4\noptimizer_type = 'adamw'\n")
+    notes = "\n".join(plan_suite(folder, asked, registry(), said).notes)
+    assert "mine: ns_steps has no effect with optimizer_type = adamw" in notes
+    assert "mine: use_collider: Collider will be off, because the width 64" in notes
+    with pytest.raises(ConfigError, match="other options"):  # one that is there stays
+        plan_suite(folder, Asked(configs=("baseline", str(own)), steps=3), registry(), said)
+    assert (folder / "mine.toml").exists()

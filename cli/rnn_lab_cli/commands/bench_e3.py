@@ -50,8 +50,7 @@ def e3(ctx: click.Context, /, **options: Any) -> None:
     order, and each seed begins with another configuration. Then REPORT.md and report.html: results beside the baseline,
     memory predicted and measured, a verdict on every claim. Exit code 0 only if all ran.
     """
-    from rnn_lab.e3.suite import SUITE, write_suite
-    from rnn_lab.lab.plan import plan_series
+    from rnn_lab.e3.suite import SUITE, plan_suite
     from rnn_lab.report import require_libraries
     from rnn_lab.train.rundir import default_command
 
@@ -63,7 +62,7 @@ def e3(ctx: click.Context, /, **options: Any) -> None:
     options["slots"] = options["slots"] or _one_slot(options["gpus"])
 
     def plan(folder: Path = out / SUITE) -> "SeriesPlan":
-        return plan_series(str(write_suite(folder, asked)), registry(), overrides=overrides)
+        return plan_suite(folder, asked, registry(), overrides)
 
     if options["dry_run"]:
         _show(plan, out / SUITE, as_json=options["as_json"])

@@ -17,6 +17,12 @@ def advice(cfg: RunConfig, spec: ModelSpec) -> list[str]:
         found.append(
             f"galore_rank = {rank} is half of the width {dim} or more: it saves little or nothing; auto is {dim // 4}"
         )
+    least = cfg.objective.collider_min_dim
+    if cfg.objective.use_collider and dim < least:
+        found.append(
+            f"use_collider: Collider will be off, because the width {dim} is below collider_min_dim = {least}: "
+            "collider_min_dim = 0 filters at any width"
+        )
     memory = _memory(cfg)
     if memory is not None and (needed := needed_bytes(cfg, spec)) > memory:
         found.append(

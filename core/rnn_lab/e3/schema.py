@@ -4,7 +4,7 @@ Keys and their order are the documents'. What was of their transformer is read a
 optional. `translate` turns a file into the sections of an ordinary run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +25,10 @@ ALIASES = {
 """Other names that the seeds' source has for keys of the documents."""
 WITHOUT_EFFECT = ("num_heads", "num_kv_heads", "ffn_mult", "group_size", "mhc_n_streams")
 """Keys of `[model]` that describe the source's transformer."""
+_MUON = ("muon_momentum", "ns_steps", "muon_scale", "orthogonalizer")
+_AUX = ("aux_optimizer", "aux_learning_rate", "aux_8bit")
+_READING = ("num_workers", "prefetch_batches")
+_RATE = ("stable_ratio", "min_lr_ratio")
 
 
 class ModelKeys(StrictModel):
@@ -169,6 +173,44 @@ class E3File(StrictModel):
         if longest is not None and self.training.seq_length > longest:
             raise ValueError(f"training.seq_length = {self.training.seq_length} exceeds model.max_seq_len = {longest}")
         return self
+
+
+def idle(t: TrainingKeys) -> list[str]:
+    """Keys of `[training]` that are set and have no effect beside the others, each group with what leaves it none."""
+    keys = list(TrainingKeys.model_fields)
+    decays = {"wsd": _RATE, "cosine": _RATE[1:]}.get(t.schedule_type, ())
+    groups: list[tuple[bool, Sequence[str], str]] = [
+        (t.optimizer_type == "muon", _MUON, f"optimizer_type = {t.optimizer_type}"),
+        (t.optimizer_type == "muon" or t.use_galore, _AUX, f"optimizer_type = {t.optimizer_type}"),
+        (t.use_8bit_optim, _family(keys, "optim_"), "use_8bit_optim = false"),
+        (t.use_galore, _family(keys, "galore_"), "use_galore = false"),
+        (t.use_mtp, _family(keys, "mtp_"), "use_mtp = false"),
+        (t.use_collider, _family(keys, "collider_"), "use_collider = false"),
+        (t.use_async_loader, _READING, "use_async_loader = false"),
+        (t.gradient_checkpointing, ("checkpoint_every",), "gradient_checkpointing = false"),
+    ]
+    found = [(name, reason) for active, names, reason in groups if not active for name in _given(t, names)]
+    # The suite's own files have these at their defaults, for whoever turns on what they are of.
+    found += [(name, f"schedule_type = {t.schedule_type}") for name in _changed(t, set(_RATE).difference(decays))]
+    if t.use_collider and t.collider_mode != "compat":
+        found += [(name, f"collider_mode = {t.collider_mode}") for name in _changed(t, {"collider_threshold"})]
+    return [
+        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect with {reason}"
+        for reason in dict.fromkeys(reason for _, reason in found)
+        if (names := [name for name, why in found if why == reason])
+    ]
+
+
+def _family(keys: Sequence[str], prefix: str) -> list[str]:
+    return [key for key in keys if key.startswith(prefix)]
+
+
+def _given(t: TrainingKeys, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name in t.model_fields_set]
+
+
+def _changed(t: TrainingKeys, names: Iterable[str]) -> list[str]:
+    return sorted(name for name in _given(t, names) if getattr(t, name) != TrainingKeys.model_fields[name].default)
 
 
 def is_e3(tables: Mapping[str, Any]) -> bool:

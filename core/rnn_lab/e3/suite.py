@@ -3,18 +3,24 @@
 The folder is part of the results: each file trains the same again by `rnn-lab fit --config`.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from rnn_lab.atomic import write_text_atomic
-from rnn_lab.config import read_toml
-from rnn_lab.e3.files import path_of, read_file
+from rnn_lab.config import Layer, parse_override, read_toml
+from rnn_lab.e3.files import path_of, read_file, read_layers, tables_of
+from rnn_lab.e3.schema import TrainingKeys, parse
+from rnn_lab.e3.translate import in_steps, share_of, translate
 from rnn_lab.errors import ConfigError, did_you_mean
+from rnn_lab.lab.plan import SeriesPlan, plan_series
 from rnn_lab.lab.series import SUITE as SUITE
+from rnn_lab.registry import Registry
 
 CONFIGS = {
     "baseline": "Baseline", "mtp_only": "MTP_Only", "muon_8bit": "8bit_Muon", "galore2": "GaLore2", "full": "E3_Full",
@@ -27,8 +33,6 @@ ABLATIONS = {
 }  # fmt: skip
 BASELINE = CONFIGS["baseline"]
 PROTOCOL = "e3.toml"
-WARMUP = 0.1
-"""Share of a budget in steps that is warm-up where the budget is not the files' own."""
 SHORT_BATCH = 32
 """Sequences per step under a budget in minutes, as in the ten-minute protocol."""
 TINY: dict[str, dict[str, Any]] = {
@@ -82,7 +86,10 @@ def chosen(configs: str | None, ablations: bool) -> list[str]:
     for text in filter(None, (part.strip() for part in (configs or "").split(","))):
         stem = labels.get(text.lower(), text)
         if stem not in known and not text.endswith(".toml"):
-            raise ConfigError(f"--configs: unknown configuration {text!r}.{did_you_mean(text, list(known))}")
+            raise ConfigError(
+                f"--configs: unknown configuration {text!r}.{did_you_mean(text, list(known))} Known: "
+                f"{', '.join(known)}, or the path of a .toml file."
+            )
         found.append(stem)
     found += [stem for stem in ABLATIONS if ablations and stem not in found]
     if twice := next((stem for stem in found if found.count(stem) > 1), None):
@@ -113,26 +120,60 @@ def write_suite(folder: Path, asked: Asked, overrides: Sequence[str] = ()) -> Pa
         raise ConfigError(f"--configs: a file called {twice}.toml is in the suite already: name yours otherwise")
     texts = {}
     for stem in asked.configs:
-        tables = changed(read_toml(_source(stem)), asked, shipped=stem in CONFIGS or stem in ABLATIONS)
+        source = _source(stem)
+        own = read_file(str(source)).training
+        tables = changed(read_toml(source), asked, own, shipped=_is_shipped(stem))
+        translate(parse(tables, str(source)), str(source))
         texts[f"{Path(stem).stem}.toml"] = tomli_w.dumps(tables)
     texts[PROTOCOL] = tomli_w.dumps(protocol(folder.resolve(), asked))
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise ConfigError(f"{path} is of a suite with other options: repeat those it began with")
-        write_text_atomic(path, text)
-        if name != PROTOCOL:
-            read_file(str(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
     return folder / PROTOCOL
+
+
+def plan_suite(folder: Path, asked: Asked, found: Registry, overrides: Sequence[str] = ()) -> SeriesPlan:
+    """Write a suite into `folder` and plan it; what cannot be planned leaves no files behind.
+
+    Raises:
+        ConfigError: see `write_suite` and `plan_series`.
+
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        plan = plan_series(str(write_suite(folder, asked)), found, overrides=overrides)
+    except BaseException:
+        if folder in absent:
+            shutil.rmtree(folder, ignore_errors=True)
+            for path in absent[1:]:
+                with suppress(OSError):  # somebody else's by now
+                    path.rmdir()
+        raise
+    later = tables_of([Layer("-o", parse_override(text)) for text in overrides])
+    notes = list(plan.notes)
+    for stem in asked.configs:
+        if not _is_shipped(stem):
+            file = str(folder / f"{Path(stem).stem}.toml")
+            notes += [
+                f"{label_of(stem)}: {text.removeprefix(f'{file}: ')}" for text in read_layers(file, later).warnings
+            ]
+    return replace(plan, notes=tuple(notes))
+
+
+def _is_shipped(stem: str) -> bool:
+    return stem in CONFIGS or stem in ABLATIONS
 
 
 def _source(stem: str) -> Path:
     return Path(stem) if stem.endswith(".toml") else path_of(f"e3/{stem}")
 
 
-def changed(tables: dict[str, Any], asked: Asked, *, shipped: bool) -> dict[str, Any]:
-    """Tables of a file with what was asked for in place of its own."""
+def changed(tables: dict[str, Any], asked: Asked, own: TrainingKeys, *, shipped: bool) -> dict[str, Any]:
+    """Tables of a file with what was asked for in place of its `own`."""
     model, training = dict(tables.get("model", {})), dict(tables.get("training", {}))
     if asked.model is not None:
         model["family"] = asked.model
@@ -151,7 +192,7 @@ def changed(tables: dict[str, Any], asked: Asked, *, shipped: bool) -> dict[str,
     if asked.seq_length is not None:
         training["seq_length"] = asked.seq_length
         model["max_seq_len"] = max(asked.seq_length, model.get("max_seq_len", 0))
-    _budget(training, asked)
+    _budget(training, asked, own)
     if asked.schedule is not None and training.get("schedule_type") != "none":
         training["schedule_type"] = asked.schedule
     if shipped and training.get("use_collider"):
@@ -170,9 +211,11 @@ def _projected(training: dict[str, Any]) -> None:
         training["galore_rank"] = "auto"
 
 
-def _budget(training: dict[str, Any], asked: Asked) -> None:
-    """The budget that was asked for, and a warm-up that ends within it."""
-    before = training.get("total_steps")
+def _budget(training: dict[str, Any], asked: Asked, own: TrainingKeys) -> None:
+    """The budget that was asked for, and a warm-up that keeps the share of it that it has in the file, which is `own`.
+
+    Collider begins by steps: under minutes where its warm-up ends in the file.
+    """
     if asked.steps is not None:
         training["total_steps"] = asked.steps
     if asked.minutes is not None:
@@ -180,9 +223,15 @@ def _budget(training: dict[str, Any], asked: Asked) -> None:
         training["max_minutes"] = asked.minutes
         if asked.batch_size is None and not asked.tiny:
             training["batch_size"] = SHORT_BATCH
-    steps = training.get("total_steps")
-    if training.get("warmup_steps") and steps is not None and (asked.tiny or steps != before):
-        training["warmup_steps"] = max(1, round(WARMUP * steps)) if steps > 1 else 0
+    if not own.warmup_steps:
+        return
+    share, steps = share_of(own.warmup_steps, own.total_steps), training.get("total_steps")
+    if asked.minutes is not None and own.schedule_type != "none":
+        training["warmup_steps"] = share
+        if own.use_collider:
+            training.setdefault("collider_start_step", in_steps(own.warmup_steps, own.total_steps))
+    elif steps is not None and (asked.tiny or steps != own.total_steps):
+        training["warmup_steps"] = max(1, round(share * steps)) if steps > 1 else 0
 
 
 def protocol(folder: Path, asked: Asked) -> dict[str, Any]:

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rnn_lab.config import Layer, OptimizerSection
-from rnn_lab.e3.schema import WITHOUT_EFFECT, E3File, TrainingKeys
+from rnn_lab.e3.schema import WITHOUT_EFFECT, E3File, TrainingKeys, idle
 from rnn_lab.errors import ConfigError
 from rnn_lab.sections import ObjectiveSection
 
 MUCH_ENTROPY = 0.05
+STEPS = 1000
+"""Budget where none is named: [train]'s own."""
+USUAL_SHARE = 0.1
+"""Share of a budget that is warm-up where nothing says how long a budget the warm-up was for."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ def translate(file: E3File, name: str, later: Mapping[str, Any] | None = None) -
         file: checked.
         name: for origins.
         later: what stronger layers set. A budget there takes the place of the file's, and the warm-up keeps its share
-            of the steps; a width and depth take the place of its target.
+            of it, be it steps, bytes or minutes; a width and depth take the place of its target.
 
     Raises:
         ConfigError: a setting that this version cannot train by.
@@ -56,9 +60,10 @@ Values = dict[str, tuple[Any, str]]
 def _of_file(file: E3File) -> list[str]:
     """Warnings that need nothing but the file."""
     t, notes = file.training, []
-    idle = [key for key in WITHOUT_EFFECT if getattr(file.model, key) is not None]
-    if idle:
-        notes.append(f"{', '.join(idle)}: of the source's transformer, without effect on {file.model.family}")
+    foreign = [key for key in WITHOUT_EFFECT if getattr(file.model, key) is not None]
+    if foreign:
+        notes.append(f"{', '.join(foreign)}: of the source's transformer, without effect on {file.model.family}")
+    notes += idle(t)
     if file.hardware.fp16 is not None:
         said = "bf16 takes its place and needs no loss scaling" if file.hardware.fp16 else "precision decides"
         notes.append(f"hardware.fp16 = {str(file.hardware.fp16).lower()}: {said}")
@@ -97,15 +102,15 @@ def _train(file: E3File, later: Mapping[str, Any], notes: list[str]) -> Values:
         values["train.device"] = ("cpu", "hardware.target")
     if t.gradient_checkpointing:
         values["train.checkpoint_every"] = (t.checkpoint_every, "training.gradient_checkpointing")
-    steps = t.total_steps
     if not {"steps", "tokens", "minutes"} & later.keys():
         if t.total_steps is not None:
             values["train.steps"] = (t.total_steps, "training.total_steps")
         if t.max_minutes is not None:
             values["train.minutes"] = (t.max_minutes, "training.max_minutes")
-    else:
-        steps = _whole(later.get("steps"))
-    return values | _schedule(t, steps, notes)
+        return values | _schedule(t, t.total_steps, notes)
+    if later.get("steps") is not None:
+        return values | _schedule(t, _whole(later["steps"]), notes)
+    return values | _shared(t, "minutes" in later, notes)
 
 
 def _whole(steps: Any) -> int | None:
@@ -114,6 +119,37 @@ def _whole(steps: Any) -> int | None:
         return None if steps is None else int(steps)
     except (TypeError, ValueError):
         return None
+
+
+def in_steps(warmup: float, total: int | None) -> int:
+    """Steps of a warm-up, where `total` is the budget that a share of it is of."""
+    return int(warmup) if warmup >= 1 or warmup == 0 else max(1, round(warmup * (total or STEPS)))
+
+
+def share_of(warmup: float, total: int | None) -> float:
+    """A warm-up as a share of its own budget `total`; of the usual one where that does not hold it."""
+    if warmup < 1:
+        return warmup
+    whole = total or STEPS
+    return warmup / whole if warmup < whole else USUAL_SHARE
+
+
+def _shared(t: TrainingKeys, timed: bool, notes: list[str]) -> Values:
+    """Schedule under a budget of minutes or bytes: the warm-up is the share of it that it was of the file's steps.
+
+    Collider begins by steps, and no steps end with a share of the minutes: it begins where it would under the file's.
+    """
+    if t.schedule_type == "none":
+        return _schedule(t, None, notes)
+    share = share_of(t.warmup_steps, t.total_steps)
+    if t.warmup_steps >= 1:
+        notes.append(f"warmup_steps: {share:g} of the budget in place of {t.warmup_steps:g} steps")
+    values = _schedule(t.model_copy(update={"warmup_steps": share}), None, notes)
+    if share and timed and t.use_collider and t.collider_start_step is None:
+        start = in_steps(t.warmup_steps, t.total_steps)
+        notes.append(f"collider_start_step: {start}, where the warm-up ends under the file's own budget in steps")
+        values["objective.collider_start_step"] = (start, "training.warmup_steps")
+    return values
 
 
 def _schedule(t: TrainingKeys, steps: int | None, notes: list[str]) -> Values:
@@ -125,8 +161,7 @@ def _schedule(t: TrainingKeys, steps: int | None, notes: list[str]) -> Values:
             notes.append(f"warmup_steps: {kept} of {steps} steps, the share of {warmup} of {t.total_steps}")
             warmup = kept
     if t.schedule_type == "none":
-        whole = int(warmup) if warmup >= 1 or warmup == 0 else max(1, round(warmup * (steps or 1000)))
-        return {"optimizer.warmup_steps": (whole, "training.warmup_steps")}
+        return {"optimizer.warmup_steps": (in_steps(warmup, steps), "training.warmup_steps")}
     values: Values = {
         "schedule.type": (t.schedule_type, "training.schedule_type"),
         "schedule.warmup": (float(warmup), "training.warmup_steps"),
