@@ -116,6 +116,36 @@ def test_a_resumed_run_knows_of_its_roll_back(tiny, tmp_path, poison):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+class Killed(Recorder):
+    """Ends the session as soon as it went back."""
+
+    def note(self, text):
+        if text.startswith("steps") and "back to step" in text:
+            raise KeyboardInterrupt
+        super().note(text)
+
+
+def test_a_run_killed_right_after_its_roll_back_knows_of_it(tiny, tmp_path, poison, mode):
+    poison(dict.fromkeys((6, 7, 8), 1))
+    run(rolled(tiny, steps=9), tmp_path / "whole")
+    poison(dict.fromkeys((6, 7, 8), 1))
+    run(rolled(tiny, steps=9), tmp_path / "r", Killed())
+    result = resume(tmp_path / "r", seen := Recorder())
+    assert [(row["at"], row["to"]) for row in result["rollbacks"]] == [(8, 4)]
+    assert [row["count"] for row in result["diagnostics"]] == [3]
+    assert [line["lr"] for line in seen.lines] == [line["lr"] for line in facts(tmp_path / "whole")[4:]]
+    one, two = weights(tmp_path / "whole", 9), weights(tmp_path / "r", 9)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_killed_right_after_its_roll_back_takes_no_second_one(tiny, tmp_path, poison):
+    poison(dict.fromkeys((6, 7, 8), 2))
+    run(rolled(tiny), tmp_path / "r", Killed())
+    with pytest.raises(Diverged, match="step 8 after 1 roll-back") as caught:
+        resume(tmp_path / "r")
+    assert caught.value.exit_code == 3
+
+
 def test_schedule_free_is_slowed_down_too(tiny, tmp_path, poison):
     poison(dict.fromkeys((2, 3, 4), 1))
     plan = tiny(train={"steps": 6, "on_nonfinite": "rollback"})

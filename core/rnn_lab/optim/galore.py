@@ -20,7 +20,7 @@ from rnn_lab.optim.adamw import AdamRule, direction
 from rnn_lab.optim.batch import MatrixBatch, Member, Signals
 from rnn_lab.optim.moments import Momentum, momentum
 from rnn_lab.optim.muon import MuonRule, advance
-from rnn_lab.optim.projector import energy, leading_vectors, overlap
+from rnn_lab.optim.projector import alive, chosen, energy, leading_vectors, overlap
 
 LOST = 0.20
 """An adaptive refresh follows where 1 - cos(G, U U'G) is above this."""
@@ -48,7 +48,7 @@ class Subspaces:
 
 @dataclass
 class Watch:
-    """What the last refresh showed; figures of the matrices of a batch."""
+    """What the last refresh showed; figures of those matrices of a batch whose gradients were not zero."""
 
     energy: Tensor | None = None
     stale: Tensor | None = None
@@ -72,6 +72,8 @@ class GaLoreBatch(MatrixBatch):
             self.small, dtype=self.dtype, device=self.device
         )  # fmt: skip
         self.watch = Watch()
+        self.waiting: list[int] = []
+        """Matrices whose refresh was due at a gradient of zeros."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -104,30 +106,34 @@ class GaLoreBatch(MatrixBatch):
         return direction(m_Krn, self.second, self.rule, torch.tensor(taken))
 
     def _refresh(self, G_Kmn: Tensor, taken: int) -> None:
-        """New subspaces where they are due."""
+        """New subspaces where they are due; a matrix whose gradient is zero waits for its first other one."""
         every = self.subspaces.every
-        first, due = taken == 1, (taken - 1) % every == 0
-        if not due:
-            quarter = max(1, every // 4)
-            if not self.subspaces.adaptive or (taken - 1) % quarter:
-                return
-            lost_K = 1 - energy(self.U, G_Kmn).sqrt() > LOST
-            if not lost_K.any():
-                return
+        due = (taken - 1) % every == 0
+        looks = self.subspaces.adaptive and not due and (taken - 1) % max(1, every // 4) == 0
+        if due:
+            self.waiting = list(range(self.shape[0]))
+        if not self.waiting and not looks:
+            return
+        alive_K = alive(G_Kmn)
+        waiting_K = chosen(self.waiting, alive_K)
+        which_K = waiting_K | (1 - energy(self.U, G_Kmn).sqrt() > LOST) if looks else waiting_K
+        which_K = which_K & alive_K
+        self.waiting = (waiting_K & ~alive_K).nonzero().flatten().tolist()
+        if not which_K.any():
+            return
         began = time.perf_counter()
-        new_Kmr = leading_vectors(G_Kmn, self.rank, self._seed(taken))
-        if not due:
-            new_Kmr = torch.where(lost_K[:, None, None], new_Kmr, self.U.to(new_Kmr.dtype))
-        new_Kmr = new_Kmr.to(self.U.dtype)
-        if not first:
-            self.watch.stale = energy(self.U, G_Kmn)
-            self.watch.overlap = overlap(new_Kmr.to(self.dtype), self.U)
-            self._carry_over(new_Kmr, None if due else lost_K)
+        new_Kmr = leading_vectors(G_Kmn, self.rank, self._seed(taken)).to(self.U.dtype)
+        new_Kmr = torch.where(which_K[:, None, None], new_Kmr, self.U)
+        shown_K = (alive_K if looks else which_K) & alive(self.U)  # those that had a subspace before
+        if shown_K.any():
+            self.watch.stale = energy(self.U, G_Kmn)[shown_K]
+            self.watch.overlap = overlap(new_Kmr.to(self.dtype), self.U)[shown_K]
+            self._carry_over(new_Kmr, which_K)
         self.U.copy_(new_Kmr)
-        self.watch.energy = energy(self.U, G_Kmn)
+        self.watch.energy = energy(self.U, G_Kmn)[alive_K]
         self.watch.seconds, self.watch.refreshes = time.perf_counter() - began, self.watch.refreshes + 1
 
-    def _carry_over(self, new_Kmr: Tensor, which_K: Tensor | None) -> None:
+    def _carry_over(self, new_Kmr: Tensor, which_K: Tensor) -> None:
         """Momentum in the new subspaces; second moments are no vectors and stay."""
         how = self.subspaces.on_refresh
         if how == "keep":
@@ -139,14 +145,10 @@ class GaLoreBatch(MatrixBatch):
         else:
             turn_Krr = torch.bmm(new_Kmr.to(self.dtype).mT, self.U.to(self.dtype))
             gone_Krn, second = torch.bmm(turn_Krr, m_Krn), None
-        if which_K is not None:
-            gone_Krn = torch.where(which_K[:, None, None], gone_Krn, m_Krn)
-            second = None if second is None or self.second is None else torch.where(
-                which_K[:, None, None], second, self.second
-            )  # fmt: skip
+        gone_Krn = torch.where(which_K[:, None, None], gone_Krn, m_Krn)
         self.momentum.write(gone_Krn, None)
         if second is not None and self.second is not None:
-            self.second.copy_(second)
+            self.second.copy_(torch.where(which_K[:, None, None], second, self.second))
 
     def _seed(self, taken: int) -> int:
         """Of this batch's probe at this step: a resumed run draws the same one."""

@@ -1,5 +1,7 @@
 """One-sided projections of GaLore (arXiv 2403.03507, 2504.20437): the leading left singular vectors of a gradient."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,22 @@ def leading_vectors(G_Kmn: Tensor, rank: int, seed: int) -> Tensor:
 
 
 def energy(U_Kmr: Tensor, G_Kmn: Tensor) -> Tensor:
-    """ρ = |U'G|² / |G|² per matrix: the share of a gradient within a subspace; 1 for a gradient of zeros."""
+    """ρ = |U'G|² / |G|² per matrix: the share of a gradient within a subspace; 0 for a gradient of zeros."""
     inside = torch.bmm(U_Kmr.to(G_Kmn.dtype).mT, G_Kmn).square().sum((-2, -1))
     total = G_Kmn.square().sum((-2, -1))
-    return torch.where(total > 0, inside / total.clamp(min=1e-38), 1.0)
+    return inside / total.clamp(min=1e-38)
+
+
+def alive(G_Kmn: Tensor) -> Tensor:
+    """Which matrices are not all zeros, `[K]`; zeros have no leading vectors."""
+    return (G_Kmn != 0).flatten(1).any(1)
+
+
+def chosen(indices: Iterable[int], like_K: Tensor) -> Tensor:
+    """Mask `[K]` of some matrices, where `like_K` is."""
+    mask_K = torch.zeros(like_K.shape[0], dtype=torch.bool)
+    mask_K[list(indices)] = True
+    return mask_K.to(like_K.device)
 
 
 def overlap(new_Kmr: Tensor, old_Kmr: Tensor) -> Tensor:

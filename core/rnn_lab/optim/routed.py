@@ -141,7 +141,28 @@ class RoutedOptimizer(torch.optim.Optimizer):
         state: dict[int, dict[str, Tensor]] = {}
         for p, name, tensor in self.states():
             state.setdefault(order[id(p)], {})[name] = tensor.detach().clone()
+        if waiting := [[order[id(p)], slot, k] for p, slot, k in self._waiting()]:
+            groups[0]["waiting"] = waiting
         return {"state": state, "param_groups": groups}
+
+    def _waiting(self) -> Iterator[tuple[nn.Parameter, int, int]]:
+        """(parameter, slot, matrix of the piece) of subspaces whose refresh waits for a gradient."""
+        for _, rule in self.rules:
+            if isinstance(rule, GaLoreBatch | GumBatch):
+                for member, span in rule:
+                    matrices = range(*span.indices(rule.shape[0]))
+                    yield from ((member.parameter, member.slot, k - span.start) for k in matrices if k in rule.waiting)
+
+    def _wait(self, waiting: set[tuple[int, int, int]]) -> None:
+        """Inverse of `_waiting`, by (id of parameter, slot, matrix)."""
+        for _, rule in self.rules:
+            if isinstance(rule, GaLoreBatch | GumBatch):
+                rule.waiting = [
+                    k
+                    for member, span in rule
+                    for k in range(*span.indices(rule.shape[0]))
+                    if (id(member.parameter), member.slot, k - span.start) in waiting
+                ]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state, in the dtypes it was saved in: codes stay int8, scales fp32.
@@ -179,7 +200,8 @@ class RoutedOptimizer(torch.optim.Optimizer):
             for tensor, saved in pairs:
                 tensor.copy_(saved)
         for group, saved_group in zip(self.param_groups, groups, strict=True):
-            group.update({k: v for k, v in saved_group.items() if k not in ("params", "settings")})
+            group.update({k: v for k, v in saved_group.items() if k not in ("params", "settings", "waiting")})
+        self._wait({(id(order[int(i)]), slot, k) for i, slot, k in groups[0].get("waiting", [])})
         self._done = int(groups[0]["steps_taken"])
         self._taken.fill_(self._done)
         self._lrs.copy_(torch.tensor([g["scheduled_lr"] for g in groups], dtype=torch.float64))

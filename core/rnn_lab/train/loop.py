@@ -275,6 +275,7 @@ class Trainer:
         self.metrics.close()
         self.metrics = MetricsLog(self.run.metrics, self.step)
         self._look_back(self.metrics)
+        self.save()  # a session that begins here has to know of the roll-back
         for tracker in self.trackers:
             if hasattr(tracker, "rewind"):
                 tracker.rewind(self.step)
