@@ -45,6 +45,12 @@ def test_verdicts(gains, verdict, rider):
     assert found.lower < found.value < found.upper and found.n == 3
 
 
+def test_bounds_are_one_sided():
+    found = judge([np.exp(0.0), np.exp(0.1), np.exp(0.2)])
+    # Student's t of two degrees of freedom at 0.95; the two-sided 4.303 would be wider.
+    assert np.log([found.lower, found.upper]) == pytest.approx(0.1 + 2.919986 * 0.1 / 3**0.5 * np.array([-1, 1]))
+
+
 def test_one_seed_gives_no_verdict():
     with pytest.raises(ConfigError, match="two seeds"):
         judge([1.3])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from rnn_lab.e3.checklist import checklist
-from rnn_lab.e3.claims import VERDICTS, claims
+from rnn_lab.e3.claims import MARGIN, VERDICTS, better, claims
 from rnn_lab.e3.measure import Mean, Row, mean_of, paired
 from rnn_lab.e3.suite import CONFIGS
 
@@ -50,6 +50,32 @@ def test_one_seed_is_inconclusive_and_a_decaying_rate_was_not_run():
     assert verdicts(suite(mtp_only=none))["C1", "Baseline"].reason == "schedule wsd"
 
 
+@pytest.mark.parametrize(("seeds", "verdict"), [(2, "inconclusive"), (3, "verified")])
+def test_two_seeds_give_no_verdict(seeds, verdict):
+    few = row(
+        "MTP_Only", e_data=paired([1.3, 1.301, 1.302][:seeds], ratio=True), delta=paired([-0.5, -0.501, -0.502][:seeds])
+    )
+    for name in ("C1", "C1 (loss)"):
+        claim = verdicts(suite(mtp_only=few))[name, "Baseline"]
+        assert claim.verdict == verdict and ("a verdict takes 3" in claim.reason) == (seeds < 3)
+
+
+def test_quality_is_kept_by_the_upper_bound():
+    found = paired([0.0, 0.008, 0.016])
+    assert found.value < MARGIN < found.upper and better(found) is False
+    assert better(paired([0.0, 0.001, 0.002])) is True and better(paired([0.0])) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "label", "edge"),
+    [("C2", "muon_8bit", "8bit_Muon", 0.855), ("C3", "galore2", "GaLore2", 0.495), ("C4", "full", "E3_Full", 0.945)],
+)
+def test_state_is_judged_to_the_whole_per_cent(name, stem, label, edge):
+    for saved, verdict in ((edge - 0.001, "refuted"), (edge + 0.001, "verified")):
+        found = verdicts(suite(**{stem: row(label, saved=saved)}))[name, "Muon"]
+        assert (found.of, found.verdict) == (label, verdict)
+
+
 def test_loss_is_judged_apart_from_data():
     found = verdicts(suite(mtp_only=row("MTP_Only", gain=1.2, worse=-0.04)))
     assert found["C1", "Baseline"].verdict == "verified"
@@ -71,7 +97,8 @@ def test_the_loader_needs_a_gpu_that_is_idle_without_it():
     rows = suite(baseline=row("Baseline", busy=mean_of([70.0])), muon_8bit=row("8bit_Muon", busy=mean_of([95.0])))
     assert verdicts(rows)["C5", "Baseline"].verdict == "verified"
     rows["Baseline"] = replace(rows["Baseline"], busy=mean_of([97.0]))
-    assert "no bottleneck" in verdicts(rows)["C5", "Baseline"].reason
+    found = verdicts(rows)["C5", "Baseline"]
+    assert found.verdict == "refuted" and "no bottleneck" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -113,3 +140,20 @@ def test_the_checklist_follows_the_rules():
     }  # fmt: skip
     rows = suite()
     assert {i.name: i.state for i in checklist(rows, claims(rows, None, 5.0))}["No Regressions"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"calm": 0.94}, "GaLore2 94 %"),
+        ({"skipped": 1}, "GaLore2 1 step not finite"),
+        ({"rollbacks": 2}, "GaLore2 2 roll-backs"),
+        ({"status": "2 ok, 1 diverged"}, "GaLore2 diverged"),
+        ({"status": "2 ok, 1 failed"}, "GaLore2 failed"),
+        ({"status": "2 ok (1 roll-back), 1 oom"}, "GaLore2 oom"),
+    ],
+)
+def test_training_is_stable_only_where_nothing_went_wrong(change, said):
+    rows = suite(galore2=replace(row("GaLore2"), **change))
+    found = {item.name: item for item in checklist(rows, [])}["Training Stability"]
+    assert found.state == "fail" and said in found.found.split("; ")

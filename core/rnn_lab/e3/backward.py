@@ -4,12 +4,14 @@ A GPU replays CUDA graphs, so that launches from Python count for nothing; backw
 forward alone. Rounds alternate, and each gives a reduction; the interval is of those.
 """
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from rnn_lab.bench.timing import Call, time_eager, time_graph
 from rnn_lab.config import ModelSection
@@ -29,6 +31,60 @@ WIDTH = 1024
 """Least width that the claim is about: narrower products do not pay for gathering their rows."""
 DEPTH = 4
 ROUNDS = 5
+_CURE = "remove it, and `rnn-lab bench e3 --resume` measures again"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Timed(_Strict):
+    forward_ms: float
+    both_ms: float
+
+
+class _Round(_Strict):
+    dense: _Timed
+    filtered: _Timed
+
+
+class _Means(_Strict):
+    forward_ms: float
+    backward_ms: float
+
+
+class _Reduction(_Strict):
+    value: float
+    low: float
+    high: float
+
+
+class _Graph(_Strict):
+    used: bool
+    reason: str | None
+
+
+class _Measured(_Strict):
+    """What backward.json holds, to the key; `sum` is that of all the rest."""
+
+    model: str
+    dim: int = Field(ge=1)
+    depth: int = Field(ge=1)
+    params: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    seq_len: int = Field(ge=1)
+    sparsity: float = Field(ge=0, lt=1)
+    device: str
+    gpu: str | None
+    dtype: str
+    torch: str
+    graph: _Graph
+    rounds: list[_Round]
+    dense: _Means
+    filtered: _Means
+    backward_reduction: _Reduction
+    step_reduction: _Reduction
+    sum: str | None = None
 
 
 def arguments(series: Path) -> list[str] | None:
@@ -87,13 +143,23 @@ def measure(
                 "both_ms": timed([both], device, seconds / ROUNDS).median} for kind, (forward, both) in calls.items()}
         for _ in range(ROUNDS)
     ]  # fmt: skip
-    return {
+    return sealed({
         "model": spec.name, "dim": int(spec.layer_cfg.dim), "depth": spec.lm_cfg.depth,
         "params": spec.certificate.params, "batch_size": batch_size, "seq_len": seq_len, "sparsity": sparsity,
         "device": str(device), "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__,
         "graph": {"used": reason is None, "reason": reason}, "rounds": rounds, **_summary(rounds),
-    }  # fmt: skip
+    })  # fmt: skip
+
+
+def sealed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured with its sum, by which `read` knows it again."""
+    return {**found, "sum": _sum_of(found)}
+
+
+def _sum_of(found: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in found.items() if key != "sum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _uncaptured(calls: dict[str, tuple[Call, Call]], device: torch.device) -> str | None:
@@ -148,7 +214,7 @@ def _backward(one: dict[str, float]) -> float:
 
 
 def read(series: Path) -> dict[str, Any] | None:
-    """What was measured for a suite, or None.
+    """What was measured for a suite, or None; of a file that is not as it was written no more than `edited`, a reason.
 
     Raises:
         RnnLabError: the file is damaged.
@@ -158,7 +224,10 @@ def read(series: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found, "backward_reduction": dict(found["backward_reduction"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise RnnLabError(f"{path}: damaged: remove it, and `rnn-lab bench e3 --resume` measures again") from error
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _Measured.model_validate(found)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RnnLabError(f"{path}: damaged: {_CURE}") from error
+    if found.get("sum") != _sum_of(found):
+        return {"edited": f"edited: the sum in {BACKWARD} is not that of its figures: {_CURE}"}
+    return found

@@ -4,14 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rnn_lab.e3.claims import MARGIN, Claim, better, percent
-from rnn_lab.e3.measure import CALM, Row
+from rnn_lab.e3.measure import CALM, Row, times
 from rnn_lab.e3.suite import BASELINE
 
 CALM_SHARE = 0.95
 SPEED = 0.95
 FULL = "E3_Full"
 QUALITY = f"loss at equal steps at most {MARGIN} nats above the baseline's, one-sided 95 %"
-STABLE = f"no run diverges; {CALM_SHARE:.0%} of its steps after warm-up have gradient norms of {CALM[0]} to {CALM[1]}"
+STABLE = (
+    "no run diverges, crashes, skips a step or goes back; "
+    f"{CALM_SHARE:.0%} of its steps after warm-up have gradient norms of {CALM[0]} to {CALM[1]}"
+)
+CRASHED = ("diverged", "failed", "oom", "timeout", "killed")
+"""Ends of a run that is not stable."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,18 @@ def _claimed(name: str, rule: str, claims: Sequence[Claim]) -> Item:
 
 def _stable(rows: Sequence[Row]) -> Item:
     told = [(row, row.calm) for row in rows if row.calm is not None]
-    diverged = [row.label for row in rows if "diverged" in row.status]
-    found = [f"{row.label} {percent(calm)}" for row, calm in told] + [f"{label} diverged" for label in diverged]
-    passed = bool(told) and not diverged and all(calm >= CALM_SHARE for _, calm in told)
+    wrong = [f"{row.label} {trouble}" for row in rows for trouble in _troubles(row)]
+    found = [f"{row.label} {percent(calm)}" for row, calm in told] + wrong
+    passed = bool(told) and not wrong and all(calm >= CALM_SHARE for _, calm in told)
     return Item("Training Stability", STABLE, _state(passed, bool(found)), "; ".join(found))
+
+
+def _troubles(row: Row) -> list[str]:
+    """What of a configuration's runs was not stable, whatever their gradient norms."""
+    found = [end for end in CRASHED if end in row.status.replace(",", "").split()]
+    if row.skipped:
+        found.append(f"{row.skipped} step{'' if row.skipped == 1 else 's'} not finite")
+    return [*found, *([times(row.rollbacks)] if row.rollbacks else [])]
 
 
 def _kept(name: str, rule: str, rows: Sequence[Row]) -> Item:

@@ -22,6 +22,8 @@ BUSY, WAIT = 0.90, 0.10
 FASTER_BACKWARD, JUDGED_AT = 0.35, 0.30
 WIDE = 1024
 MINUTES = 25.0
+SEEDS = 3
+"""Paired seeds that a verdict on a loss or on data takes at least."""
 MARGIN = 0.01
 """Nats per byte that a configuration may lose and count as equally good."""
 
@@ -101,9 +103,16 @@ def _gain(head: tuple[str, str, str, str], formula: str, row: Row) -> Claim:
         judged: Gain = judge(found.values)
     except ConfigError:
         return Claim(*head, formula, measured, "none", "inconclusive", "one seed shows no spread")
-    seeds = f"{judged.n} paired seeds" + ("" if judged.n >= 3 else "; three are asked for")
-    said = f"{seeds}{'; ' + judged.rider if judged.rider else ''}"
+    if (few := _few(found)) is not None:
+        return Claim(*head, formula, measured, bounds(found), "inconclusive", few)
+    said = f"{judged.n} paired seeds{'; ' + judged.rider if judged.rider else ''}"
     return Claim(*head, formula, measured, bounds(found), judged.verdict, said)
+
+
+def _few(found: Paired) -> str | None:
+    """Why seeds are too few for a verdict, or None."""
+    n = len(found.values)
+    return None if n >= SEEDS else f"{n} paired seeds: a verdict takes {SEEDS}"
 
 
 def _better_loss(head: tuple[str, str, str, str], formula: str, row: Row, base: Row) -> Claim:
@@ -115,7 +124,9 @@ def _better_loss(head: tuple[str, str, str, str], formula: str, row: Row, base: 
         return Claim(*head, formula, measured, "none", "inconclusive", "one seed shows no spread")
     low, high = -found.upper / of.value, -found.lower / of.value
     verdict = "verified" if low >= BETTER_LOSS else "refuted" if high < BETTER_LOSS else "inconclusive"
-    return Claim(*head, formula, measured, f"{percent(low)} to {percent(high)}, one-sided 95 % each", verdict, "")
+    few = _few(found)
+    interval = f"{percent(low)} to {percent(high)}, one-sided 95 % each"
+    return Claim(*head, formula, measured, interval, verdict if few is None else "inconclusive", few or "")
 
 
 def _state(name: str, text: str, claimed: float, labels: tuple[str, ...], rows: Mapping[str, Row]) -> list[Claim]:
@@ -187,6 +198,8 @@ def _faster(backward: Mapping[str, Any] | None) -> Claim:
     formula = f"1 − filtered / dense backward time {where}; at least {percent(JUDGED_AT)}"
     if backward is None:
         return Claim(*head, formula, "", "", "not run", "backward is measured on a GPU")
+    if backward.get("edited"):
+        return Claim(*head, formula, "", "", "not run", str(backward["edited"]))
     found = backward["backward_reduction"]
     measured = f"{percent(found['value'])} at dim {backward['dim']}, {backward['gpu'] or backward['device']}"
     interval = f"{percent(found['low'])} to {percent(found['high'])}"

@@ -56,7 +56,10 @@ class Paired:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration, all its runs; a figure that no run has is None."""
+    """One configuration, all its runs; a figure that no run has is None.
+
+    `skipped` and `rollbacks` count steps that were not finite and roll-backs, of every run, however it ended.
+    """
 
     label: str
     model: str
@@ -84,6 +87,8 @@ class Row:
     busy: Mean | None = None
     norms: tuple[float, float, float] | None = None
     calm: float | None = None
+    skipped: int = 0
+    rollbacks: int = 0
     sparsity: Mean | None = None
     ahead: Mapping[str, Mean] = field(default_factory=dict)
 
@@ -112,14 +117,11 @@ def _row(
     label: str, every: Sequence[RunRecord], sound: Sequence[RunRecord], base: Mapping[int | None, RunRecord], last: int,
     along: int,
 ) -> Row:  # fmt: skip
-    states: dict[str, int] = {}
-    for run in every:
-        state = "ok" if counts(run) else (run.problem and "damaged") or (run.edited and "edited") or run.status
-        states[state] = states.get(state, 0) + 1
-    status = ", ".join(f"{n} {state}" for state, n in states.items())
-    head = (label, every[0].model, len(sound), len(every), status, features(next(iter(sound), every[0]).config))
+    ran = features(next(iter(sound), every[0]))
+    head = (label, every[0].model, len(sound), len(every), _status(every), ran)
+    skipped, rollbacks = sum(map(not_finite, every)), sum(map(_rollbacks, every))
     if not sound:
-        return Row(*head)
+        return Row(*head, skipped=skipped, rollbacks=rollbacks)
     pairs = [(base[run.seed], run) for run in sound if run.seed in base and run is not base[run.seed]]
     pairs = [(b, x) for b, x in pairs if unpaired_because(b, x) is None]
     gains = {axis: _gains(pairs, axis, along) for axis in ("step", "seconds", "flops")}
@@ -144,6 +146,8 @@ def _row(
         busy=mean_of([_column(run, "gpu_util") for run in sound]),
         norms=_norms(sound),
         calm=_calm(sound),
+        skipped=skipped,
+        rollbacks=rollbacks,
         sparsity=mean_of([_last_of(run, "collider_sparsity", last) for run in sound]),
         ahead={
             key: found for key in sorted(sound[0].lines[-1]) if key.startswith("mtp_k")
@@ -152,32 +156,87 @@ def _row(
     )  # fmt: skip
 
 
-def features(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What a configuration turns on, for a table; from config.toml, so that it is what ran."""
+def _status(runs: Sequence[RunRecord]) -> str:
+    """How many runs ended how, and how often those went back: `2 ok (1 roll-back), 1 diverged`."""
+    states: dict[str, int] = {}
+    back: dict[str, int] = {}
+    for run in runs:
+        state = "ok" if counts(run) else (run.problem and "damaged") or (run.edited and "edited") or run.status
+        states[state] = states.get(state, 0) + 1
+        back[state] = back.get(state, 0) + _rollbacks(run)
+    return ", ".join(f"{n} {state}{f' ({times(back[state])})' if back[state] else ''}" for state, n in states.items())
+
+
+def times(rollbacks: int) -> str:
+    """Roll-backs in words."""
+    return f"{rollbacks} roll-back{'' if rollbacks == 1 else 's'}"
+
+
+def _rollbacks(run: RunRecord) -> int:
+    rows = run.result.get("rollbacks")
+    return len(rows) if isinstance(rows, list) else 0
+
+
+def not_finite(run: RunRecord) -> int:
+    """Steps of a run that were not finite: lines without a loss, or what D-NAN counted, of which a roll-back drops."""
+    told = run.result.get("diagnostics")
+    counted = 0
+    if isinstance(told, list):
+        nans = [one for one in told if isinstance(one, Mapping) and one.get("id") == "D-NAN"]
+        counted = sum(int(one.get("count") or 1) for one in nans)
+    return max(counted, sum(bool(line.get("skipped")) for line in _lines(run)))
+
+
+def _lines(run: RunRecord) -> list[dict[str, Any]]:
+    """Lines of a run, none of one that cannot be read."""
+    return [] if run.problem is not None else run.lines
+
+
+def features(run: RunRecord) -> dict[str, str]:
+    """What a configuration turned on, for a table: asked for by config.toml, and off where the run had nothing of it.
+
+    A run without a line tells nothing, so that what it asked for stands.
+    """
+    config = run.config
     if not config:
         return {}
     objective, optimizer = config.get("objective", {}), config.get("optimizer", {})
     loader, train, schedule = config.get("loader", {}), config.get("train", {}), config.get("schedule", {})
     name = str(optimizer.get("name", "?"))
-    mtp = f"{objective.get('mtp_variant')}, n = {objective.get('mtp_n_tokens')}" if objective.get("use_mtp") else "-"
-    collider = "-"
+    kept = (run.result.get("optimizer_state") or {}).get("by_category")
+    mtp = collider = galore = eight = ahead = "-"
+    if objective.get("use_mtp"):
+        mtp = f"{objective.get('mtp_variant')}, n = {objective.get('mtp_n_tokens')}"
+        mtp = mtp if _any(run, "mtp_k2") else "off (no further byte predicted)"
     if objective.get("use_collider"):
         rule = f"{objective.get('collider_mode')} by {objective.get('collider_scorer')}"
         collider = f"{rule}, s = {objective.get('collider_sparsity')}"
-    galore = "-"
+        collider = collider if _any(run, "collider_sparsity") else "off (never filtered)"
+    if loader.get("workers"):
+        ahead = f"{loader['workers']} / {loader.get('prefetch')}"
+        ahead = ahead if _any(run, "queue_depth", least=0) else "off (no thread read ahead)"
     if name.startswith("galore"):
         galore = f"r = {optimizer.get('galore_rank', 'd/4')}, every {optimizer.get('galore_update_freq')}"
+        galore = galore if kept is None or kept.get("subspaces") else "off (no matrix projected)"
+    if name == "muon8bit" or optimizer.get("bits") == 8:
+        eight = "yes" if kept is None or kept.get("scales") else "off (no momentum in 8 bits)"
     return {
         "MTP": mtp,
         "Collider": collider,
-        "reading ahead": f"{loader['workers']} / {loader.get('prefetch')}" if loader.get("workers") else "-",
+        "reading ahead": ahead,
         "optimizer": name,
-        "8 bits": "yes" if name == "muon8bit" or optimizer.get("bits") == 8 else "-",
+        "8 bits": eight,
         "GaLore": galore,
         "checkpointing": "yes" if train.get("checkpoint_every") else "-",
         "schedule": str(schedule.get("type", "none")),
-        "precision": str(train.get("dtype", "auto")),
+        "precision": str(run.result.get("dtype") or train.get("dtype", "auto")),
     }
+
+
+def _any(run: RunRecord, key: str, least: float | None = None) -> bool:
+    """Whether a step had the figure at all, above 0 or `least` at least; true of a run without a line."""
+    values = [line[key] for line in _lines(run) if isinstance(line.get(key), int | float)]
+    return not _lines(run) or any(value > 0 if least is None else value >= least for value in values)
 
 
 def mean_of(values: Sequence[float | int | None]) -> Mean | None:

@@ -48,7 +48,9 @@ def _claims(report: E3Report) -> Table:
 def _configurations(report: E3Report) -> Table:
     names = list(dict.fromkeys(name for row in report.rows for name in row.features))
     rows = [(row.label, row.model, *(row.features.get(name, MISSING) for name in names)) for row in report.rows]
-    text = ("As they ran, from config.toml of each run.",)
+    text = (
+        "As they ran: what config.toml of each run asks for, and off where its steps and its state had nothing of it.",
+    )
     return Table("Configurations", text, ("configuration", "model", *names), tuple(rows))
 
 
