@@ -1,10 +1,14 @@
 """A suite in a folder: what was asked for is in its files, and its plan is a series like any other."""
 
+import json
+import shutil
+
 import pytest
 from rnn_lab.config import TrainSection, read_toml
-from rnn_lab.e3.suite import ABLATIONS, CONFIGS, Asked, chosen, plan_suite, write_suite
+from rnn_lab.e3.suite import ABLATIONS, CONFIGS, Asked, chosen, follow, plan_suite, write_suite
 from rnn_lab.errors import ConfigError
 from rnn_lab.lab.plan import plan_series
+from rnn_lab.lab.series import SeriesDir
 from rnn_lab.registry import registry
 from rnn_lab.sections import ScheduleSection
 from rnn_lab.train.schedule import Schedule
@@ -92,6 +96,21 @@ def test_a_warm_up_keeps_its_share_of_any_budget(tmp_path):
     train = TrainSection(minutes=1)
     schedule = Schedule(ScheduleSection(type="constant", warmup=0.2), train)
     assert schedule.factor(5, 6.0) == 0.5 and schedule.factor(9, 12.0) == 1.0  # however few steps these are
+
+
+def test_a_suite_that_was_moved_is_planned_as_it_was(tmp_path):
+    asked, said = Asked(configs=("baseline", "full"), tiny=True), ["train.device=cpu"]
+    old, new = tmp_path / "old", tmp_path / "new"
+    plan = plan_suite(old / "suite", asked, registry(), said)
+    SeriesDir.create(old, plan, stall_minutes=10).unlock()
+    shutil.move(old, new)
+    with pytest.raises(ConfigError, match="other options"):
+        plan_suite(new / "suite", asked, registry(), said)
+    follow(new)
+    again = json.loads(json.dumps(plan_suite(new / "suite", asked, registry(), said).table()))
+    kept = json.loads((new / "series.json").read_text())
+    assert {key: kept[key] for key in again} == again and str(old) not in (new / "series.json").read_text()
+    assert not old.exists()
 
 
 def test_nothing_is_left_of_a_suite_that_cannot_be_planned(tmp_path):

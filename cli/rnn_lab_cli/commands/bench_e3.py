@@ -50,7 +50,7 @@ def e3(ctx: click.Context, /, **options: Any) -> None:
     order, and each seed begins with another configuration. Then REPORT.md and report.html: results beside the baseline,
     memory predicted and measured, a verdict on every claim. Exit code 0 only if all ran.
     """
-    from rnn_lab.e3.suite import SUITE, plan_suite
+    from rnn_lab.e3.suite import SUITE, follow, plan_suite
     from rnn_lab.report import require_libraries
     from rnn_lab.train.rundir import default_command
 
@@ -67,6 +67,8 @@ def e3(ctx: click.Context, /, **options: Any) -> None:
     if options["dry_run"]:
         _show(plan, out / SUITE, as_json=options["as_json"])
         return
+    if options["resume"]:
+        follow(out)
     scheduler, _ = run_series(out, options, plan)
     again = command_again(["rnn-lab", *default_command()[1:]])
     show_series(scheduler, out, as_json=options["as_json"], rerun=again, after="rnn-lab bench report")

@@ -20,6 +20,7 @@ from rnn_lab.e3.translate import in_steps, share_of, translate
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.lab.plan import SeriesPlan, plan_series
 from rnn_lab.lab.series import SUITE as SUITE
+from rnn_lab.lab.series import SeriesDir
 from rnn_lab.registry import Registry
 
 CONFIGS = {
@@ -162,6 +163,39 @@ def plan_suite(folder: Path, asked: Asked, found: Registry, overrides: Sequence[
                 f"{label_of(stem)}: {text.removeprefix(f'{file}: ')}" for text in read_layers(file, later).warnings
             ]
     return replace(plan, notes=tuple(notes))
+
+
+def follow(out: Path) -> None:
+    """Let the plan of a suite that was moved or copied to `out` name the files that are there now.
+
+    Raises:
+        ConfigError: `out` holds no series.
+        RnnLabError: a scheduler works on it.
+
+    """
+    folder = (out / SUITE).resolve()
+    series = SeriesDir.open(out)
+    try:
+        plan = series.read_plan()
+        before = Path(str(plan["protocol"])).parent
+        if before == folder or not (folder / PROTOCOL).is_file():
+            return
+        tables = _moved(read_toml(folder / PROTOCOL), before, folder)
+        write_text_atomic(folder / PROTOCOL, tomli_w.dumps(tables))
+        series.write_json(series.plan, _moved(plan, before, folder))
+    finally:
+        series.unlock()
+
+
+def _moved(value: Any, before: Path, now: Path) -> Any:
+    """The same with every path of a file in the folder `before` as one in `now`."""
+    if isinstance(value, Mapping):
+        return {key: _moved(item, before, now) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, before, now) for item in value]
+    if isinstance(value, str) and value.startswith(f"{before}/"):
+        return f"{now}{value.removeprefix(str(before))}"
+    return value
 
 
 def _is_shipped(stem: str) -> bool:
