@@ -265,6 +265,9 @@ def _limits(found: Sequence[Row], sound: Sequence[RunRecord], last: int) -> list
         )
     texts.append("Data are read at random offsets of a file in the page cache: slow storage was not tried.")
     texts.append(
+        "E_flop counts neither what Collider saves in backward nor what checkpointing computes again; E_time has both."
+    )
+    texts.append(
         "MTP_Only differs from the baseline in one feature; 8bit_Muon, GaLore2 and E3_Full in several, which ablations "
         "part."
     )
