@@ -160,9 +160,9 @@ __device__ __forceinline__ void store_scalar(float* to, const Place& p, float x)
 template <class X, int UNIT, int WIDTH, int PITCH>
 __device__ __forceinline__ void copy_tile(char* to, const X* from, int step, int steps, int width) {
     constexpr int PER = (UNIT ? UNIT : int(sizeof(X))) / int(sizeof(X)), ACROSS = (WIDTH + PER - 1) / PER;
-    constexpr int UNITS = TILE * ACROSS, TURNS = (UNITS + THREADS - 1) / THREADS;
-#pragma unroll(TURNS <= 8 ? TURNS : 1)
-    for (int n = 0; n < TURNS; ++n) {
+    constexpr int UNITS = TILE * ACROSS, ROUNDS = (UNITS + THREADS - 1) / THREADS;
+#pragma unroll(ROUNDS <= 8 ? ROUNDS : 1)
+    for (int n = 0; n < ROUNDS; ++n) {
         const int unit = threadIdx.x + n * THREADS;
         if (UNITS % THREADS && unit >= UNITS) break;
         const int k = unit / ACROSS, i = unit % ACROSS * PER;
@@ -247,7 +247,7 @@ __device__ __forceinline__ void copy(const float (&from)[RE][CE], float (&to)[RE
 
 using Tile = float (&)[RE][CE];
 using Row = float (&)[RE];
-// Where streams are at a tile, and gradients by them; a stride of one tile in the direction of the walk, in bytes.
+// Where the next tile of each stream is, and where gradients by the next tile go.
 struct Walk {
     const char* from[NU];
     char* to[NU];

@@ -159,11 +159,11 @@ def _prepare(layout: Layout, dialect: Dialect) -> Iterator[str]:
             "}",
             *_pad_columns(layout, list(made)),
         ])  # fmt: skip
-    for axis, count in (("r", "TILE * NR"), ("", "TILE")):
+    for axis in ("r", ""):
         own = {name: node for name, node in layout.values.items() if axes(name) == axis}
         if own:
             stored = [f"{layout.floats(name)}[item] = {code(name)};" for name in own]
-            yield from _by_number(layout, count, own, dialect, [], stored)
+            yield from _by_number(layout, axis == "r", own, dialect, [], stored)
 
 
 def _pad_columns(layout: Layout, names: list[str]) -> Iterator[str]:
@@ -196,14 +196,14 @@ def _read_columns(layout: Layout, names: list[str]) -> Iterator[str]:
 
 
 def _by_number(
-    layout: Layout, count: str, outputs: dict[str, Node], dialect: Dialect, before: list[str], after: list[str]
+    layout: Layout, rows: bool, outputs: dict[str, Node], dialect: Dialect, before: list[str], after: list[str]
 ) -> Iterator[str]:
     """Every number of a tile by one thread: `item`, of step k and, where there are rows, row i."""
+    count = "TILE * NR" if rows else "TILE"
     yield "#pragma unroll"
     yield f"for (int n = 0; n < ({count} + THREADS - 1) / THREADS; ++n) {{"
     yield "    const int item = threadIdx.x + n * THREADS;"
     yield f"    if ({count} % THREADS && item >= {count}) break;"
-    rows = "NR" in count
     yield "    const int k = item / NR, i = item % NR;" if rows else "    const int k = item;"
     for name in _needed(outputs.values()):
         if name[0] != "g":
@@ -302,7 +302,7 @@ def _pull_back(layout: Layout, dialect: Dialect) -> Iterator[str]:
     if rows:
         arriving = [f"const float {code(n)} = {layout.floats(n)}[item];" for n in _needed(rows.values()) if n[0] == "g"]
         sent = [f"if (k < steps && i < p.rows) {_send(layout, name, code(name))}" for name in rows]
-        yield from _by_number(layout, "TILE * NR", rows, dialect, arriving, sent)
+        yield from _by_number(layout, True, rows, dialect, arriving, sent)
     scalars = {name: node for name, node in pulled.items() if axes(name) == ""}
     if scalars:
         yield from _scalars(layout, scalars, dialect)

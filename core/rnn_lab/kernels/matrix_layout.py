@@ -92,7 +92,7 @@ class Layout:
                 self.raw[name] = (size, pitch)
                 size += t.steps * pitch
         self.raw_bytes = size
-        self._size = 2 * size
+        self.bytes = 2 * size
         self.at: dict[str, int] = {}
         for name in self.weights:
             self._take(name, self.width(name))
@@ -100,11 +100,10 @@ class Layout:
             self._take(name, t.steps * self.pitch[axes(name)])
         if not form.forward:
             self._take_backward()
-        self.bytes = self._size
 
     def _take(self, name: str, floats: int) -> None:
-        self.at[name] = self._size
-        self._size += -(-4 * floats // 16) * 16
+        self.at[name] = self.bytes
+        self.bytes += -(-4 * floats // 16) * 16
 
     def _take_backward(self) -> None:
         """Sums of the replay; gradients by prepared values; those by weights of every step, and added up."""
