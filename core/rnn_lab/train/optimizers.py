@@ -12,6 +12,9 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
 from rnn_lab.config import OptimizerSection
+from rnn_lab.train.uncompiled import spare_the_compiler
+
+spare_the_compiler()
 
 _OF_THIS_MACHINE = ("foreach", "fused", "capturable")
 """Keys of a parameter group that say how an update runs, not what it does."""
