@@ -270,6 +270,36 @@ def test_a_trial_is_not_tried_for_ever(plan, worker, tmp_path):
     assert [trial.params["x"] for trial in study.trials] == [0.5] * 3
 
 
+def test_a_trial_that_ends_while_others_look_is_nobodys_loss(tmp_path, monkeypatch):
+    from rnn_lab.search.study import recover
+
+    study = open_study(str(tmp_path / "j.log"), "s", "random", make_pruner("none", 1), 0)
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("host", "here")
+
+    def free(lock):
+        study.tell(trial.number, 1.0)  # by its worker, after the look at the study and before the look at the lock
+        return True
+
+    monkeypatch.setattr(TrialLock, "free", free)
+    recover(study, tmp_path / "locks", "here", pytest.fail)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
+
+
+def test_a_trial_is_held_until_the_study_knows_how_it_ended(plan, worker, tmp_path, monkeypatch):
+    made, told, release = plan(LR), [], TrialLock.release
+
+    def spy(lock):
+        study = open_study(worker().storage, made.name, "random", make_pruner("none", 1), 0)
+        told.extend(trial.state.name for trial in study.trials)
+        release(lock)
+
+    monkeypatch.setattr(TrialLock, "release", spy)
+    run_search(made, worker(), 1)
+    assert told == ["COMPLETE"]
+
+
 def test_only_the_best_keeps_its_checkpoints(plan, worker, tmp_path):
     made = plan(LR)
     rows = run_search(made, worker(), 2)

@@ -82,8 +82,11 @@ def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
             return rows
         _stop_if_hopeless(rows, worker.out)
         objective = _Objective(plan, worker, host)
-        with stable():
-            study.optimize(objective, n_trials=1, catch=(TrialFailed,))
+        try:
+            with stable():
+                study.optimize(objective, n_trials=1, catch=(TrialFailed,))
+        finally:
+            objective.release()
         rows = rows_of(study)
         write_trials(worker.out, plan.identity, rows)
         _tidy(rows, worker)
@@ -96,6 +99,13 @@ class _Objective:
     def __init__(self, plan: SearchPlan, worker: Worker, host: str) -> None:
         self.plan, self.worker, self.host = plan, worker, host
         self.number = -1
+        self._lock: TrialLock | None = None
+
+    def release(self) -> None:
+        """Let go of the trial, once the study knows how it ended: until then others would take its worker for gone."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __call__(self, trial: Any) -> float:
         """Value of the trial.
@@ -105,13 +115,10 @@ class _Objective:
             TrialFailed: it ended with an error.
         """
         self.number = trial.number
-        lock = TrialLock(self.worker.out / "locks", trial.number)
-        descriptor = lock.acquire()
-        try:
-            trial.set_user_attr("host", self.host)
-            return self._train(trial, descriptor)
-        finally:
-            lock.release()
+        self._lock = TrialLock(self.worker.out / "locks", trial.number)
+        descriptor = self._lock.acquire()
+        trial.set_user_attr("host", self.host)
+        return self._train(trial, descriptor)
 
     def _train(self, trial: Any, descriptor: int) -> float:
         plan, worker = self.plan, self.worker
