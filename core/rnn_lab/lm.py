@@ -194,6 +194,13 @@ def lm_n_params(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> dict[s
     return {"embedding": VOCAB * layer_cfg.dim, **parts, "norms": norms, "final_norm": norm}
 
 
+def lm_base_and_layer(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> tuple[int, int]:
+    """Closed-form count without any layer, and what one layer adds: `lm_n_params` at every depth from one look."""
+    counts = lm_n_params(layer_cls, layer_cfg, cfg)
+    deep = sum(n for name, n in counts.items() if name.startswith("layers.") or name == "norms")
+    return sum(counts.values()) - deep, deep // cfg.depth
+
+
 def counted_params(model: LM) -> dict[str, int]:
     """Parameters of an instantiated model (any device, meta included) per component, tied tensors once."""
     counts: dict[str, int] = {}
