@@ -192,8 +192,8 @@ def test_an_interrupted_trial_is_resumed(worker, tmp_path, corpus):
     process = start(tmp_path, corpus, 2, fake="slow")
     wait_for(lambda: training(tmp_path))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
     assert (
         json.loads((tmp_path / "search" / "runs" / "trial-0000" / "result.json").read_text())["status"] == "interrupted"
     )
