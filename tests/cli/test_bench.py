@@ -145,6 +145,13 @@ def test_only_the_operation_that_is_asked_for(rnn_lab, op, kept):
     assert bool(rows) is kept
 
 
+def test_only_the_implementations_that_are_asked_for(rnn_lab):
+    rows = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "ref*", "--json").json["rows"]
+    assert {row["implementation"] for row in rows if row["status"] == "ok"} == {"reference"}
+    done = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "nobody's")
+    assert done.code == 0 and "nothing that is nobody's" in done.err
+
+
 def test_train_json_has_rates_memory_and_the_loss(rnn_lab, tmp_path):
     out = tmp_path / "page.json"
     options = ["--model", "e61:dim=16,depth=2", "--model", "mamba2:dim=64,depth=1", "--json", "--out", str(out)]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rnn_lab.atomic import fsync_dir, write_bytes_atomic
 from rnn_lab.errors import CheckpointError
+from rnn_lab.train.rundir import REPLACED, list_checkpoints
 
 MANIFEST = "sha256.json"
 
@@ -46,7 +47,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final = folder / f"step_{checkpoint.step}"
-    temporary = folder / f".step_{checkpoint.step}.tmp"
+    temporary, before = folder / f".step_{checkpoint.step}.tmp", folder / f".step_{checkpoint.step}{REPLACED}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -59,21 +60,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             manifest = {name: found.result() for name, found in sums.items()}
         write_bytes_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         if final.exists():
-            shutil.rmtree(final)
+            shutil.rmtree(before, ignore_errors=True)
+            final.rename(before)
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_dir(folder)
+    shutil.rmtree(before, ignore_errors=True)
     for _, old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in `folder`, oldest first; intact or not."""
-    found = [path for path in folder.glob("step_*") if path.name[5:].isdigit()] if folder.is_dir() else []
-    return sorted((int(path.name[5:]), path) for path in found)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -27,6 +27,22 @@ from rnn_lab.config import Layer, Resolved, read_toml, resolve
 from rnn_lab.errors import ConfigError, RnnLabError
 
 PACKAGES = ("rnn-lab-core", "torch", "triton", "numpy", "schedulefree", "safetensors")
+REPLACED = ".replaced"
+"""End of the name of a checkpoint that another one of the same step replaces."""
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the checkpoints in `folder`, oldest first; intact or not.
+
+    One that was about to be replaced by another of its step stands for both until the other has its name.
+    """
+    found: dict[int, Path] = {}
+    for pattern, end in ((f".step_*{REPLACED}", REPLACED), ("step_*", "")):
+        for path in folder.glob(pattern) if folder.is_dir() else ():
+            step = path.name.removesuffix(end).rpartition("step_")[2]
+            if step.isdigit():
+                found[int(step)] = path
+    return sorted(found.items())
 
 
 class RunDir:
