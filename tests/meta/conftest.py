@@ -37,7 +37,6 @@ class Lab:
             "PATH": f"{self.bin}{os.pathsep}{os.environ.get('PATH', '')}",
             "VIRTUAL_ENV": str(folder),
             "OMP_NUM_THREADS": "1",
-            "RNN_LAB_PLUGIN_TIMEOUT": "60",  # a busy machine is no slow plugin
             "PIP_NO_INDEX": "1",
             "PIP_NO_BUILD_ISOLATION": "0",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
