@@ -1,8 +1,8 @@
 """Write the pages that follow from the code: `python docs/generate.py`, or `--check` to see whether they are stale.
 
 Whole pages: cli.md, models.md, config.md, hooks.md, presets.md. Blocks between `<!-- generated: NAME -->` and
-`<!-- end -->` in written pages: the results of README.md, the tables of performance.md and protocols.md, the models
-and seed rows of each family.
+`<!-- end -->` in written pages: the results of README.md, the tables of performance.md, protocols.md and
+diagnostics.md, the models and seed rows of each family.
 
 `--record RUN [NAME]` first keeps the figures of a finished run as docs/benchmarks/NAME.json; see results.py.
 """
@@ -25,6 +25,7 @@ FAMILIES = sorted(path.name for path in (ROOT / "plugins").iterdir() if (path / 
 os.environ["RNN_LAB_LOAD_PLUGINS"] = ",".join(FAMILIES)
 os.environ.pop("RNN_LAB_PLUGINS_DIR", None)
 
+import e3_page  # noqa: E402
 import results  # noqa: E402
 import seeds  # noqa: E402
 import speed  # noqa: E402
@@ -195,6 +196,16 @@ def _cpu_defaults() -> str:
     return ", ".join(f"`{key} = {value}`" for key, value in pairs)
 
 
+def diagnostics_block() -> str:
+    """The registered rules."""
+    rows = []
+    for name in registry().diagnostics:
+        rule = registry().load("diagnostics", name)
+        severity = rule.severity if rule.for_muon is None else f"{rule.severity}; Muon: {rule.for_muon}"
+        rows.append((f"`{name}`", severity, ", ".join(rule.at), rule.condition))
+    return table(("id", "severity", "asked at", "condition"), rows)
+
+
 def protocols_block() -> str:
     """The shipped protocols, from their files."""
     rows = []
@@ -310,8 +321,12 @@ def pages() -> dict[Path, str]:
     }
     blocks += [(docs / "performance.md", name, make(docs / "benchmarks", table)) for name, make in measured.items()]
     blocks += [
+        (docs / "diagnostics.md", "diagnostics", diagnostics_block()),
         (docs / "protocols.md", "protocols", protocols_block()),
         (docs / "protocols.md", "protocol-fields", protocol_fields_block()),
+        (docs / "e3.md", "e3-files", e3_page.files_block(table)),
+        (docs / "e3.md", "e3-state", e3_page.state_block(table)),
+        (docs / "e3.md", "e3-keys", e3_page.keys_block(table, _field_rows)),
     ]
     for family in FAMILIES:
         readme = ROOT / "plugins" / family / "README.md"

@@ -22,7 +22,8 @@ def probe_backends(
     """
     with torch.device("meta"):
         layer = layer_cls(cfg)
-    layer = layer.to_empty(device=device)
+    # As to_empty, which imports the compiler's symbolic shapes to read strides of meta tensors.
+    layer = layer._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
     with torch.random.fork_rng(), autocast(device, dtype):
         for tensor in (*layer.parameters(), *layer.buffers()):
             if tensor.is_floating_point():

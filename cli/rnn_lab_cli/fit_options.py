@@ -54,6 +54,7 @@ _options = (
     click.option("--checkpoint-every", metavar="N", help="Steps between checkpoints; default: every two minutes."),
     click.option("--keep-checkpoints", metavar="N", help="Newest checkpoints that survive."),
     click.option("--eval-every", metavar="N", help="Steps between validations; default: only at the end."),
+    click.option("--strict/--no-strict", default=None, help="End the run at a diagnostic of severity error."),
     click.option("--out", metavar="DIR", help="Folder of the run; default: runs/MODEL-TIME."),
     click.option("--config", metavar="FILE", help="TOML file with [model], [data], [train], ... tables."),
     override_option,

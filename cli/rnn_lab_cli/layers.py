@@ -1,11 +1,13 @@
 """From options to configuration layers, each value with the option that set it as its origin."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from rnn_lab.config import Layer, parse_override, read_toml
+from rnn_lab.config import Layer, parse_override
+from rnn_lab.e3.files import read_layers, tables_of
 from rnn_lab.registry import Registry
+
+from rnn_lab_cli.output import note
 
 OPTION_KEYS = {
     "model": "model.name",
@@ -29,6 +31,7 @@ OPTION_KEYS = {
     "checkpoint_every": "checkpoint.every",
     "keep_checkpoints": "checkpoint.keep",
     "eval_every": "eval.every",
+    "strict": "diagnostics.strict",
 }
 """The configuration key that each option of `fit` sets."""
 
@@ -50,7 +53,7 @@ def config_layers(
         fields: fields of the model's Config that options set.
         overrides: texts of `-o`.
         found: registry to find the protocol in.
-        config: path of `--config`.
+        config: path of `--config`, or a file of the E3 suite by name; what it warns of goes to stderr.
         protocol: name of `--protocol`.
         preset: name of `--preset`; its own recipe holds where no protocol is named.
 
@@ -63,16 +66,20 @@ def config_layers(
         layers.append(protocol_layer(protocol, found))
     if preset is not None:
         layers.append(preset_layer(preset, found, with_recipe=protocol is None))
-    if config is not None:
-        layers.append(Layer(config, read_toml(Path(config))))
+    stronger = []
     for option, value in options.items():
         if option in OPTION_KEYS and value is not None:
             section, _, key = OPTION_KEYS[option].partition(".")
-            layers.append(Layer(f"option --{option.replace('_', '-')}", {section: {key: value}}))
+            stronger.append(Layer(f"option --{option.replace('_', '-')}", {section: {key: value}}))
     for name, value in fields.items():
-        layers.append(Layer(f"option --{name.replace('_', '-')}", {"model": {name: value}}))
-    layers += [Layer("-o", parse_override(text)) for text in overrides]
-    return layers
+        stronger.append(Layer(f"option --{name.replace('_', '-')}", {"model": {name: value}}))
+    stronger += [Layer("-o", parse_override(text)) for text in overrides]
+    if config is not None:
+        read = read_layers(config, tables_of(stronger))
+        for text in read.warnings:
+            note(f"warning: {text}")
+        layers += read.layers
+    return layers + stronger
 
 
 def protocol_layer(name: str, found: Registry) -> Layer:

@@ -5,7 +5,6 @@ them finds the name; the second, click's own, then knows the fields too.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -89,14 +88,15 @@ def model_named_by(model: str | None, given: Mapping[str, Any], found: Registry)
         ConfigError: a preset is given, and something stronger names another model than its own.
 
     """
-    from rnn_lab.config import parse_override, read_toml
+    from rnn_lab.config import parse_override
+    from rnn_lab.e3.files import read_layers, tables_of
     from rnn_lab.presets import find_preset
 
     tables: list[Mapping[str, Any]] = [parse_override(text) for text in reversed(list(given.get("override") or ()))]
     if model is not None:
         tables.append({"model": {"name": model}})
     if (config := given.get("config")) is not None:
-        tables.append(read_toml(Path(config)))
+        tables.append(tables_of(read_layers(config).layers))
     stronger = _model_in(tables)
     if (preset := given.get("preset")) is not None:
         tables.append(find_preset(preset, found).layer().values)

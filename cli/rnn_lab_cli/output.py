@@ -4,7 +4,6 @@ Results go to stdout, notes to stderr. A table is drawn on a terminal; in a pipe
 line per row, the header first.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from rnn_lab.config import RunConfig
+    from rnn_lab.modelspec import ModelSpec
     from rnn_lab.registry import Registry
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -24,6 +25,8 @@ def json_option(command: C) -> C:
 
 def emit_json(value: Any) -> None:
     """The only thing that a command with --json writes to stdout."""
+    import json
+
     click.echo(json.dumps(value, indent=1, allow_nan=False, default=str))
 
 
@@ -39,6 +42,14 @@ def note_preset(name: str | None, found: "Registry") -> None:
 
         for text in find_preset(name, found).notes:
             note(f"{name}: {text}")
+
+
+def note_advice(cfg: "RunConfig", spec: "ModelSpec") -> None:
+    """What is unwise about a configuration once the model has a size, on stderr."""
+    from rnn_lab.e3.advice import advice
+
+    for text in advice(cfg, spec):
+        note(f"warning: {text}")
 
 
 def on_terminal() -> bool:

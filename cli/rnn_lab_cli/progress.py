@@ -103,7 +103,8 @@ class Eta:
 
 def progress_text(line: dict[str, Any], fraction: float, left: float | None) -> str:
     """`step 120  loss 2.3456  last100 2.4000  12,345 tok/s  34 %  1:23 left`."""
-    parts = [f"step {line['step']:,}", f"loss {line['loss']:.4f}"]
+    loss = "skipped" if line["loss"] is None else f"{line['loss']:.4f}"
+    parts = [f"step {line['step']:,}", f"loss {loss}"]
     if line.get("last100") is not None:
         parts.append(f"last100 {line['last100']:.4f}")
     if line.get("val_loss") is not None:

@@ -74,6 +74,7 @@ def _summary(result: dict[str, Any], out: Path) -> None:
             ("validation bits per byte", result["val_bpb"]),
             ("tokens per second", result["tokens_per_s"]),
             ("backends", _backends(result["backends"])),
+            ("diagnostics", _found(result["diagnostics"])),
             ("where", str(out)),
         ]
     )
@@ -87,6 +88,10 @@ def _summary(result: dict[str, Any], out: Path) -> None:
     else:
         click.echo(f"  rnn-lab resume {run}")
     click.echo(f"  rnn-lab runs {parent}")
+
+
+def _found(rows: list[dict[str, Any]] | None) -> str:
+    return ", ".join(f"{row['id']} {row['count']}x" for row in rows or []) or "nothing"
 
 
 def _backends(rows: list[dict[str, Any]] | None) -> str:

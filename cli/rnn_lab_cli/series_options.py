@@ -10,8 +10,7 @@ from rnn_lab_cli.output import json_option
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-_options = (
-    *budget_options,
+_common = (
     click.option("--data", metavar="FILE", help="Raw byte file for every run; default: text of this machine."),
     click.option("--val-data", metavar="FILE", help="Validation bytes for every run."),
     override_option,
@@ -29,7 +28,12 @@ _options = (
 
 def series_options(command: C) -> C:
     """Everything that a command which runs a series takes, what selects its runs aside."""
-    return apply(command, _options)
+    return apply(command, (*budget_options, *_common))
+
+
+def series_options_without_budget(command: C) -> C:
+    """The same for a command that has budgets of its own."""
+    return apply(command, _common)
 
 
 def overrides_of(options: Mapping[str, Any]) -> list[str]:
@@ -38,7 +42,7 @@ def overrides_of(options: Mapping[str, Any]) -> list[str]:
 
     from rnn_lab.lab.plan import toml_value
 
-    given = [f"train.{key}={options[key]}" for key in ("steps", "tokens", "minutes") if options[key] is not None]
+    given = [f"train.{key}={options[key]}" for key in ("steps", "tokens", "minutes") if options.get(key) is not None]
     for key, option in (("path", "data"), ("val_path", "val_data")):
         if options[option] is not None:
             given.append(f"data.{key}={toml_value(str(Path(options[option]).resolve()))}")

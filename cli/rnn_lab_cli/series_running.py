@@ -103,8 +103,8 @@ def exit_code(scheduler: "Scheduler") -> int:
     return DIVERGED if "diverged" in states else DONE
 
 
-def show_series(scheduler: "Scheduler", out: Path, *, as_json: bool, rerun: str) -> None:
-    """Every job and how it ended; what to do next, on stderr."""
+def show_series(scheduler: "Scheduler", out: Path, *, as_json: bool, rerun: str, after: str = "rnn-lab report") -> None:
+    """Every job and how it ended; what to do next, on stderr: `after` is what reports on the folder."""
     rows = scheduler.rows()
     if as_json:
         emit_json({"series": str(out), "jobs": [_as_dict(row) for row in rows]})
@@ -114,7 +114,7 @@ def show_series(scheduler: "Scheduler", out: Path, *, as_json: bool, rerun: str)
     if scheduler.interrupted or {row.state for row in rows} - {"done", "diverged"}:
         note(f"go on with: {rerun}")
     else:
-        note(f"next: rnn-lab report {shlex.quote(str(out))}")
+        note(f"next: {after} {shlex.quote(str(out))}")
 
 
 def _as_dict(row: "Row") -> dict[str, Any]:

@@ -8,9 +8,11 @@ from rnn_lab.hookspecs import hookimpl
 
 @hookimpl
 def register_optimizers(register: Callable[..., None]) -> None:
-    """Schedule-free AdamW (the default) and AdamW."""
+    """Schedule-free AdamW (the default), AdamW, and those that treat matrices as matrices."""
     register("schedulefree", "rnn_lab.train.optimizers:schedule_free_adamw")
     register("adamw", "rnn_lab.train.optimizers:adamw")
+    for name in ("muon", "muon8bit", "galore_muon", "galore_adamw"):
+        register(name, f"rnn_lab.optim.factories:{name}")
 
 
 @hookimpl
@@ -30,3 +32,15 @@ def register_presets(register: Callable[..., None]) -> None:
 def register_trackers(register: Callable[..., None]) -> None:
     """TensorBoard; metrics.jsonl is written whatever trackers are chosen."""
     register("tensorboard", "rnn_lab.trackers.tensorboard:TensorBoardTracker")
+
+
+@hookimpl
+def register_diagnostics(register: Callable[..., None]) -> None:
+    """What a run is looked at for while it trains: docs/diagnostics.md."""
+    about = {
+        "training": "NAN DIVERGE GNORM-HI GNORM-LO GSPIKE CLIP ENTROPY WARMUP NOISE",
+        "features": "LOADER OOM GALORE-RANK GALORE-NOSAVE GALORE-SLOW COLLIDER COLLIDER-NOGAIN QUANT",
+    }
+    for module, names in about.items():
+        for name in names.split():
+            register(f"D-{name}", f"rnn_lab.diagnostics.{module}:{name.replace('-', '_')}")

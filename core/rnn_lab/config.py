@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from rnn_lab.errors import ConfigError, did_you_mean
+from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ScheduleSection
+from rnn_lab.strict import StrictModel as StrictModel
 
 M = TypeVar("M", bound=BaseModel)
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbgt]?)\s*$", re.IGNORECASE)
@@ -39,12 +41,6 @@ def parse_count(text: object) -> int:
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1, le=10**15)]
-
-
-class StrictModel(BaseModel):
-    """Frozen model that refuses unknown keys and values out of range."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelSection(StrictModel):
@@ -84,6 +80,15 @@ class TrainSection(StrictModel):
     graph: Literal["auto", "on", "off"] = Field(
         "auto", description="replay the whole step as one CUDA graph; auto: where that works, on: or fail"
     )
+    on_nonfinite: Literal["stop", "rollback"] = Field(
+        "stop", description="rollback: skip such steps; after three in a row go back to a checkpoint, at half the rate"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="gradient checkpointing: blocks that backward computes again together; default: none"
+    )
+    checkpoint_chunk: int | None = Field(
+        None, ge=1, description="with checkpoint_every: bytes of time that are computed again together; default: all"
+    )
 
 
 class OptimizerSection(StrictModel):
@@ -96,6 +101,46 @@ class OptimizerSection(StrictModel):
     eps: float = Field(1e-8, gt=0, le=1, description="term that keeps the denominator from zero")
     warmup_steps: int = Field(0, ge=0, le=10**9, description="steps of linear learning-rate warm-up")
     decay: Literal["all", "matrices"] = Field("all", description="parameters that weight decay acts on")
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="decay of Muon's momentum (Nesterov)")
+    muon_scale: Literal["original", "match_rms_adamw"] = Field(
+        "original", description="length of Muon's steps: sqrt(max(1, m/n)), or 0.2 sqrt(max(m, n)) as AdamW's are"
+    )
+    muon_heads: bool = Field(False, description="orthogonalise parameters of three axes too, head by head")
+    ns_steps: int = Field(5, ge=1, le=20, description="Newton-Schulz iterations")
+    orthogonalizer: Literal["ns", "polar_express"] = Field("ns", description="polynomials of the iterations")
+    bits: Literal[8, 32] | None = Field(None, description="of a value of Muon's momentum; left open: by the name")
+    block_size: int = Field(256, ge=16, le=2**20, description="values per scale of 8-bit momentum")
+    quant: Literal["linear", "dynamic"] = Field("linear", description="spacing of 8-bit momentum")
+    galore_rank: int | None = Field(
+        None, ge=1, le=2**17, description="rank r of GaLore's subspaces; auto or left open: a quarter of a shorter side"
+    )
+    galore_update_freq: int = Field(200, ge=1, le=10**9, description="steps between new subspaces")
+    galore_scale: float | None = Field(
+        None, gt=0, le=100, description="factor of projected steps; left open: 1 for Muon, 0.25 for AdamW"
+    )
+    galore_on_refresh: Literal["reproject", "keep", "reset"] = Field(
+        "reproject", description="what becomes of the momentum in a new subspace"
+    )
+    galore_min_dim: int = Field(256, ge=1, le=2**17, description="matrices with a shorter side are not projected")
+    galore_force: bool = Field(False, description="project even where nothing is saved")
+    galore_adaptive: bool = Field(False, description="also refresh a subspace that has lost the gradient")
+    galore_proj_dtype: Literal["fp32", "bf16"] | None = Field(
+        None, description="of the stored subspace; left open: bf16 beside 8-bit momentum, else fp32"
+    )
+    galore_layerwise: bool = Field(
+        False, description="update each parameter in backward and free its gradient; needs clip = 0, grad_accum = 1"
+    )
+    galore_debias: Literal["none", "gum"] = Field("none", description="gum: full-rank periods at random, unbiased")
+    galore_gum_share: float = Field(0.1, gt=0, lt=1, description="probability q of a full-rank period under gum")
+    stochastic_rounding: bool = Field(False, description="round 8-bit momentum up or down at random, right on average")
+    aux_lr: float = Field(3e-4, gt=0, le=100, description="AdamW's rate for what Muon and GaLore leave")
+    aux_8bit: bool = Field(False, description="keep AdamW's moments for those in 8 bits")
+    aux_library: Literal["own", "bitsandbytes"] = Field("own", description="who updates 8-bit moments")
+
+    @field_validator("galore_rank", mode="before")
+    @classmethod
+    def _auto(cls, rank: object) -> object:
+        return None if rank == "auto" else rank
 
     @field_validator("betas")
     @classmethod
@@ -132,9 +177,13 @@ class RunConfig(StrictModel):
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     optimizer: OptimizerSection = OptimizerSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    schedule: ScheduleSection = ScheduleSection()
+    loader: LoaderSection = LoaderSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
+    diagnostics: DiagnosticsSection = DiagnosticsSection()
 
 
 SECTIONS: dict[str, type[StrictModel]] = {

@@ -31,9 +31,9 @@ TOLERANCE = 0.005
 ENDED = ("ok",)
 FAILED = ("diverged", "oom", "failed", "timeout", "pending", "damaged")
 _BUDGETS = ("train.steps", "train.tokens", "train.minutes")
-_TRAINING = ("train", "optimizer", "eval")
-_RECORD = ("checkpoint", "log", "data.path", "data.val_path", "date", "git", "command")
-_ENVIRONMENT = ("train.device", "train.graph", "train.dtype")
+_TRAINING = ("train", "optimizer", "objective", "schedule", "eval")
+_RECORD = ("checkpoint", "log", "diagnostics", "data.path", "data.val_path", "date", "git", "command")
+_ENVIRONMENT = ("train.device", "train.graph", "train.dtype", "loader.workers", "loader.prefetch")
 
 
 @dataclass(frozen=True)

@@ -45,5 +45,10 @@ def register_trackers(register: Callable[..., None]) -> None:
 
 
 @hookspec
+def register_diagnostics(register: Callable[..., None]) -> None:
+    """Contribute diagnostics: `register(id, "module:RULE")`; see rnn_lab/diagnostics/rule.py for what a rule is."""
+
+
+@hookspec
 def register_commands(cli: Any) -> None:
     """Contribute commands: `cli.add_lazy(name, "module:command", help=one_line)`."""

@@ -59,7 +59,7 @@ def _steps(run: "RunRecord") -> Iterator[str]:
     seconds = 0.0
     for number, line in enumerate(run.lines, 1):
         where = f"metrics.jsonl, line {number}"
-        sums.append(line["loss"])
+        sums.append(sums[-1] if line["loss"] is None else line["loss"])
         if line.get("bpb") is not None and not _same(line["bpb"] * math.log(2), line["loss"]):
             yield f"{where}: bpb {line['bpb']!r} is not loss {line['loss']!r} / ln 2"
         for key in _CUMULATIVE:

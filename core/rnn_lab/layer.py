@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rnn_lab.config import StrictModel
 from rnn_lab.kernels.dispatch import Choice
-from rnn_lab.parts import Part
+from rnn_lab.parts import Linear, Part
 from rnn_lab.spectral import prepare_together
 
 State = dict[str, Tensor]
@@ -50,6 +50,9 @@ class Layer(nn.Module, ABC):
     peers: ClassVar[Mapping[str, Callable[[Any, int], nn.Module]]] = {}
     """Other libraries' blocks of the same mathematics by name, made from a Config and a layer's index: bench train."""
 
+    token_filter_exclude: ClassVar[tuple[str, ...]] = ()
+    """Parts whose backward a token filter leaves whole: maps that do not take one position to one position."""
+
     def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.cfg = cfg
@@ -60,6 +63,8 @@ class Layer(nn.Module, ABC):
             setattr(self, name, module)
             if hasattr(module, "backends"):
                 module.backends = self.backends
+            if name in self.token_filter_exclude and isinstance(module, Linear):
+                module.filtered = False
 
     @classmethod
     @abstractmethod

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnn_lab.config import StrictModel
 from rnn_lab.init import fill, normal
@@ -22,7 +21,9 @@ from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
 from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.kernels.residual_norm import RESIDUAL_NORM, compute_dtype
 from rnn_lab.layer import Layer, State
+from rnn_lab.remat import Blocks, Remat
 from rnn_lab.spectral import prepare_together
+from rnn_lab.token_filter import linear
 
 VOCAB = 256
 """Every byte is a token."""
@@ -57,15 +58,18 @@ class LM(nn.Module):
     def __init__(self, layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> None:
         super().__init__()
         self.cfg, self.layer_cls, self.layer_cfg = cfg, layer_cls, layer_cfg
+        self.heads: nn.Module | None = None
+        """What training adds to predict further ahead: train.heads. No part of the model's size, nor of its use."""
+        self.remat: Remat | None = None
+        """What backward computes again instead of keeping it."""
         self.backends: dict[str, Choice] = {}
         """What ran, per operation around the layers, in the last pass."""
         # Without a weight of ours, nn.Embedding draws one, which on the meta device makes torch import dynamo.
         self.embedding = nn.Embedding(VOCAB, layer_cfg.dim, _weight=torch.empty(VOCAB, layer_cfg.dim))
         fill(self.embedding.weight, normal(0.02))
-        own = layer_cls.normalises_input(layer_cfg)
-        self.norms = nn.ModuleList(nn.Identity() if own else _norm(layer_cfg.dim, cfg) for _ in range(cfg.depth))
+        self.norms = nn.ModuleList(layer_norm(layer_cls, layer_cfg, cfg) for _ in range(cfg.depth))
         self.layers = nn.ModuleList(layer_cls(layer_cfg) for _ in range(cfg.depth))
-        self.final_norm = _norm(layer_cfg.dim, cfg, final=True)
+        self.final_norm = final_norm(layer_cfg, cfg)
         if cfg.shell == "e74":
             for name, parameter in self.layers.named_parameters():
                 if name.endswith(("in_proj.weight", "out_proj.weight")):
@@ -85,22 +89,53 @@ class LM(nn.Module):
             logits `[B, T, 256]` and the state of every layer.
 
         """
+        _, x_BTD, new = self.trunk(tokens_BT, states, reset_BT)
+        return linear(x_BTD, self.embedding.weight), new
+
+    def trunk(
+        self, tokens_BT: Tensor, states: list[State] | None = None, reset_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[State]]:
+        """The residual stream `[B, T, D]` behind all layers, what the head takes of it, and the states; see forward."""
         stream_BTD: Tensor = self.embedding(tokens_BT.long())
         y_BTD = stream_BTD if self.cfg.shell == "e74" else None
+        run: Blocks = self.blocks
+        if self.remat is not None and self.training and torch.is_grad_enabled():
+            run = self.remat.of(run)
+        stream_BTD, y_BTD, new = run(range(self.cfg.depth), stream_BTD, y_BTD, states, reset_BT)
+        stream_BTD, x_BTD = self.add_and_norm(self.final_norm, stream_BTD, y_BTD)
+        return stream_BTD, x_BTD, new
+
+    def blocks(
+        self, which: range, stream_BTD: Tensor, y_BTD: Tensor | None, states: list[State] | None,
+        reset_BT: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, list[State]]:  # fmt: skip
+        """Some layers in a row.
+
+        Args:
+            which: their indices.
+            stream_BTD: the residual stream before them.
+            y_BTD: what is still to be added to it, or None.
+            states: theirs alone; zeros when None.
+            reset_BT: see forward.
+
+        Returns:
+            The residual stream, what is still to be added to it, and their states.
+
+        """
         new: list[State] = []
-        for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
-            before = None if states is None else states[i]
+        for at, i in enumerate(which):
+            norm, layer = self.norms[i], self.layers[i]
+            before = None if states is None else states[at]
             if isinstance(norm, nn.Identity):
                 stream_BTD, state = layer(stream_BTD if y_BTD is None else stream_BTD + y_BTD, before, reset_BT)
                 y_BTD = None
             else:
-                stream_BTD, x_BTD = self._add_and_norm(norm, stream_BTD, y_BTD)
+                stream_BTD, x_BTD = self.add_and_norm(norm, stream_BTD, y_BTD)
                 y_BTD, state = layer(x_BTD, before, reset_BT)
             new.append(state)
-        _, x_BTD = self._add_and_norm(self.final_norm, stream_BTD, y_BTD)
-        return F.linear(x_BTD, self.embedding.weight), new
+        return stream_BTD, y_BTD, new
 
-    def _add_and_norm(self, norm: nn.Module, stream_BTD: Tensor, y_BTD: Tensor | None) -> tuple[Tensor, Tensor]:
+    def add_and_norm(self, norm: nn.Module, stream_BTD: Tensor, y_BTD: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual stream with y added, and what the next layer or the head takes of it."""
         assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
         centred = isinstance(norm, nn.LayerNorm)
@@ -127,11 +162,22 @@ class LM(nn.Module):
     def prepare(self) -> None:
         """Once per optimizer step, before its forward passes: `Layer.prepare` of all layers, equal parts together."""
         parts: list[nn.Module] = []
-        for layer in self.layers:
+        ahead = [] if self.heads is None else [m for m in self.heads.modules() if isinstance(m, Layer)]
+        for layer in (*self.layers, *ahead):
             # A layer with a prepare of its own is asked itself.
             own = getattr(type(layer), "prepare", None) is not Layer.prepare
             parts += [layer] if own else layer.children()
         prepare_together(parts)
+
+
+def layer_norm(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> nn.Module:
+    """The norm before a layer; an Identity where the layer has its own."""
+    return nn.Identity() if layer_cls.normalises_input(layer_cfg) else _norm(layer_cfg.dim, cfg)
+
+
+def final_norm(layer_cfg: Any, cfg: LMConfig) -> nn.Module:
+    """The norm before a head."""
+    return _norm(layer_cfg.dim, cfg, final=True)
 
 
 def _norm(dim: int, cfg: LMConfig, *, final: bool = False) -> nn.Module:
@@ -146,6 +192,13 @@ def lm_n_params(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> dict[s
     parts = {f"layers.{name}": cfg.depth * n for name, n in layer_cls.n_params(layer_cfg).items()}
     norms = 0 if layer_cls.normalises_input(layer_cfg) else cfg.depth * norm
     return {"embedding": VOCAB * layer_cfg.dim, **parts, "norms": norms, "final_norm": norm}
+
+
+def lm_base_and_layer(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> tuple[int, int]:
+    """Closed-form count without any layer, and what one layer adds: `lm_n_params` at every depth from one look."""
+    counts = lm_n_params(layer_cls, layer_cfg, cfg)
+    deep = sum(n for name, n in counts.items() if name.startswith("layers.") or name == "norms")
+    return sum(counts.values()) - deep, deep // cfg.depth
 
 
 def counted_params(model: LM) -> dict[str, int]:

@@ -2,6 +2,10 @@
 
 A layer lists its parts in `parts(cfg)`; the parameter tree, the meta-device count and the FLOPs formula all
 come from that list. FLOPs count 2 per multiply-add of one forward token; element-wise work is left out.
+
+A part also declares which of its parameters are matrices that act on vectors, for optimizers such as Muon that
+orthogonalise them: `matrices` maps the parameter's name within the part (`""` for a bare parameter) to the heights of
+the maps that are stacked in its rows, `()` for one map. What is not named there is not such a matrix.
 """
 
 import math
@@ -16,6 +20,10 @@ from rnn_lab.init import Init, constant, fill, uniform_fan_in, xavier
 from rnn_lab.kernels.causal_conv import CAUSAL_CONV
 from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.spectral import ClippedMatrix, FreeMatrix, ScaledOrthogonal, SpectralMatrix, SpectralProduct
+from rnn_lab.token_filter import linear as linear
+
+Matrices = dict[str, tuple[int, ...]]
+"""Parameters of a part that are matrices, by name within it, with the heights of what is stacked in their rows."""
 
 
 class Part(Protocol):
@@ -35,12 +43,21 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
-    """Linear map `[d_out, d_in]`, applied once per token outside the recurrence; `bias` is its initial value."""
+    """Linear map `[d_out, d_in]`, applied once per token outside the recurrence; `bias` is its initial value.
+
+    `stacked` gives the heights of several maps that share one product, such as queries, keys and values.
+    """
 
     d_in: int
     d_out: int
     bias: float | None = None
     init: Init = field(default_factory=xavier)
+    stacked: tuple[int, ...] = ()
+
+    @property
+    def matrices(self) -> Matrices:
+        """Its weight."""
+        return {"weight": self.stacked}
 
     @property
     def n_params(self) -> int:
@@ -71,6 +88,11 @@ class Rescaled:
     init: Init = field(default_factory=xavier)
 
     @property
+    def matrices(self) -> Matrices:
+        """Its weight."""
+        return {"weight": ()}
+
+    @property
     def n_params(self) -> int:
         """d_in * d_out."""
         return self.d_in * self.d_out
@@ -89,13 +111,20 @@ class Rescaled:
 class Weight:
     """Bare parameter of any shape; `flops` says what one token costs where it enters a matrix product.
 
-    Without `trained` it takes no gradient and no weight decay, yet counts and is saved as a parameter.
+    Without `trained` it takes no gradient and no weight decay, yet counts and is saved as a parameter. `stacked` gives
+    the heights of several maps in the rows of a matrix; a parameter of three axes is a matrix per entry of the first.
     """
 
     shape: tuple[int, ...]
     init: Init
     flops: int = 0
     trained: bool = True
+    stacked: tuple[int, ...] = ()
+
+    @property
+    def matrices(self) -> Matrices:
+        """Itself, where it enters a matrix product."""
+        return {"": self.stacked} if self.flops and len(self.shape) > 1 else {}
 
     @property
     def n_params(self) -> int:
@@ -110,14 +139,21 @@ class Weight:
 
 
 class Linear(nn.Linear):
-    """nn.Linear that leaves its first values to the part that builds it."""
+    """nn.Linear that leaves its first values to the part that builds it, and that a token filter may thin out."""
+
+    filtered = True
+    """False for a map that a layer keeps whole: Layer.token_filter_exclude."""
 
     def reset_parameters(self) -> None:
         """Nothing."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        """W x + b."""
+        return (linear if self.filtered else F.linear)(input, self.weight, self.bias)
+
     def product(self, x: Tensor) -> Tensor:
         """W x without the bias, for cells that add it themselves."""
-        return F.linear(x, self.weight)
+        return (linear if self.filtered else F.linear)(x, self.weight)
 
 
 def together(x: Tensor, *maps: nn.Linear) -> Tensor:
@@ -126,8 +162,9 @@ def together(x: Tensor, *maps: nn.Linear) -> Tensor:
     With fewer rows than columns in x, as in generation, putting results side by side moves less than weights do.
     """
     if x.shape[:-1].numel() < x.shape[-1]:
-        return torch.cat([linear(x) for linear in maps], -1)
-    return F.linear(x, torch.cat([linear.weight for linear in maps]))
+        return torch.cat([one(x) for one in maps], -1)
+    product = linear if all(getattr(one, "filtered", False) for one in maps) else F.linear
+    return product(x, torch.cat([one.weight for one in maps]))
 
 
 def vector(size: int, value: float) -> Weight:
@@ -149,6 +186,11 @@ class Recurrent:
     constraint: str = "none"
     radius: float = 0.99
     products: int = 1
+
+    @property
+    def matrices(self) -> Matrices:
+        """Its weight; the orthogonal form trains a scalar."""
+        return {} if self.constraint == "orthogonal" else {"weight": ()}
 
     @property
     def n_params(self) -> int:
@@ -180,6 +222,11 @@ class RecurrentProduct:
     radius: float
 
     @property
+    def matrices(self) -> Matrices:
+        """Both factors."""
+        return {"U": (), "V": ()}
+
+    @property
     def n_params(self) -> int:
         """2 * size * rank."""
         return 2 * self.size * self.rank
@@ -202,6 +249,11 @@ class Conv:
     channels: int
     kernel: int = 4
     bias: bool = True
+
+    @property
+    def matrices(self) -> Matrices:
+        """None: every channel has taps of its own."""
+        return {}
 
     @property
     def n_params(self) -> int:

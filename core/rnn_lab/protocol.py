@@ -20,7 +20,11 @@ A protocol is one TOML file. Its sections are a layer of configuration, which `f
     preset = "seed000/e5_d1536_r270"    # its model and shape; its own printed figures stand beside it
     grid = { "optimizer.lr" = [1e-4, 3e-4] }
 
-A run is a layer too, over the protocol's: `model`, `train` and `optimizer` are tables of configuration.
+    [[run]]
+    config = "e3/full"                  # what `fit --config` takes, over the protocol's sections
+
+A run is a layer too, over the protocol's: `model`, `train`, `optimizer`, `objective` and `schedule` are tables of
+configuration.
 """
 
 import hashlib
@@ -47,8 +51,10 @@ from rnn_lab.config import (
 )
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.registry import Registry
+from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ScheduleSection
 
 _SECTIONS = tuple(SECTIONS)
+_OF_A_RUN = ("model", "train", "optimizer", "objective", "schedule")
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -60,6 +66,7 @@ class SeriesSection(StrictModel):
     stall_minutes: float = Field(
         10.0, gt=0, le=10**4, description="a run without a step, log line or checkpoint for so long has hung"
     )
+    rotate: bool = Field(False, description="each seed begins with another run, so that none is always first")
     tables: tuple[str, ...] = Field((), description="tables of the documents whose figures are shown; empty: all")
     notes: tuple[str, ...] = Field((), description="what a reader of the results has to know")
 
@@ -69,31 +76,36 @@ class Entry(StrictModel):
 
     model: dict[str, Any] = Field(default_factory=dict, description="[model] table: name, and what is held")
     preset: str | None = Field(None, description="preset that brings the model; its shape stands in for the target")
-    label: str | None = Field(None, description="name in tables; default: the model's or the preset's")
+    config: str | None = Field(None, description="file of configuration, as `fit --config` takes it")
+    label: str | None = Field(None, description="name in tables; default: the model's, preset's or file's")
     part: str = Field("main", pattern=r"^[a-z0-9-]+$", description="part of the series that --part selects")
     train: dict[str, Any] = Field(default_factory=dict, description="what differs from the protocol's [train]")
     optimizer: dict[str, Any] = Field(default_factory=dict, description="what differs from its [optimizer]")
+    objective: dict[str, Any] = Field(default_factory=dict, description="what differs from its [objective]")
+    schedule: dict[str, Any] = Field(default_factory=dict, description="what differs from its [schedule]")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="`section.key`: values, all combined")
     external: tuple[str, ...] = Field((), description="presets whose printed figures stand beside this run")
 
     @model_validator(mode="after")
     def _names_a_model(self) -> "Entry":
-        if (self.preset is None) == (self.model.get("name") is None):
-            raise ValueError("a run has either a preset or a model with a name")
+        if (self.preset is None) == (self.model.get("name") is None and self.config is None):
+            raise ValueError("a run has either a preset or a model with a name, or the file of a config")
         for key, values in self.grid.items():
-            if key.partition(".")[0] not in ("model", "train", "optimizer") or not key.partition(".")[2] or not values:
-                raise ValueError(f"grid: {key!r} is no `model.key`, `train.key` or `optimizer.key` with values")
+            if key.partition(".")[0] not in _OF_A_RUN or not key.partition(".")[2] or not values:
+                *known, last = (f"`{section}.key`" for section in _OF_A_RUN)
+                raise ValueError(f"grid: {key!r} is no {', '.join(known)} or {last} with values")
         return self
 
     @property
     def named(self) -> str:
-        """The label, given or from the model or preset."""
-        return self.label or str(self.model.get("name") or (self.preset or "").rpartition("/")[2])
+        """The label, given or from the model, preset or file."""
+        file = Path(self.config or "").name.removesuffix(".toml")
+        return self.label or str(self.model.get("name") or (self.preset or "").rpartition("/")[2] or file)
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
         """Its layer of configuration; a preset's model is a layer of its own."""
-        return {key: table for key in ("model", "train", "optimizer") if (table := getattr(self, key))}
+        return {key: table for key in _OF_A_RUN if (table := getattr(self, key))}
 
     def expanded(self) -> "list[Entry]":
         """The entry for every combination of its grid; the labels say the values."""
@@ -102,7 +114,7 @@ class Entry(StrictModel):
         entries = []
         for values in itertools.product(*self.grid.values()):
             changed = dict(zip(self.grid, values, strict=True))
-            tables: dict[str, dict[str, Any]] = {k: dict(getattr(self, k)) for k in ("model", "train", "optimizer")}
+            tables: dict[str, dict[str, Any]] = {k: dict(getattr(self, k)) for k in _OF_A_RUN}
             for key, value in changed.items():
                 section, _, name = key.partition(".")
                 tables[section][name] = value
@@ -140,9 +152,13 @@ class Protocol(StrictModel):
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     optimizer: OptimizerSection = OptimizerSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    schedule: ScheduleSection = ScheduleSection()
+    loader: LoaderSection = LoaderSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
+    diagnostics: DiagnosticsSection = DiagnosticsSection()
     series: SeriesSection = SeriesSection()
     run: tuple[Entry, ...] = ()
     external: tuple[External, ...] = ()

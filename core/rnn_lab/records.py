@@ -9,7 +9,7 @@ something that cannot be is an error that names it.
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -119,7 +119,7 @@ class RunRecord:
             for column in SERIES_COLUMNS:
                 value = line.get(column)
                 number_ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-                if not number_ok and not (value is None and column != "loss"):
+                if not number_ok and not (value is None and (column != "loss" or line.get("skipped"))):
                     raise RunError(f"{path}, line {number}: {column} = {value!r} is no finite number: {_CURE}")
         steps = self.result.get("steps")
         if self.external and not lines:  # a source that printed means of many steps, or none at all
@@ -131,12 +131,15 @@ class RunRecord:
     def series(self, column: str) -> Series1D:
         """One column of metrics.jsonl, float64 [steps]; NaN where a step has no such figure.
 
-        `tokens`, `flops` and `seconds` are cumulative; `loss` is nats per byte.
+        `tokens`, `flops` and `seconds` are cumulative; `loss` is nats per byte, and that of the step before
+        where a step was skipped.
 
         Raises:
             RunError: see `lines`.
         """
-        values = (line.get(column) for line in self.lines)
+        values: Iterable[Any] = (line.get(column) for line in self.lines)
+        if column == "loss":
+            values = carried(values)
         return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
     @cached_property
@@ -167,7 +170,8 @@ class RunRecord:
         loss = self.series("loss")
         if not len(loss) and self.external:
             return self.result.get("last100")
-        return math.fsum(loss[-WINDOW:]) / WINDOW if len(loss) >= WINDOW else None
+        known = len(loss) >= WINDOW and not math.isnan(loss[-WINDOW])
+        return math.fsum(loss[-WINDOW:]) / WINDOW if known else None
 
 
 class ExternalRow(BaseModel):
@@ -192,6 +196,14 @@ class ExternalRow(BaseModel):
         if self.loss is None and self.bpb is not None:
             return self.bpb * math.log(2)
         return self.loss
+
+
+def carried(losses: Iterable[float | None]) -> list[float | None]:
+    """Losses with that of the step before where a step, having been skipped, has none."""
+    found: list[float | None] = []
+    for loss in losses:
+        found.append(found[-1] if loss is None and found else loss)
+    return found
 
 
 @dataclass(frozen=True)

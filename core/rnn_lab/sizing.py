@@ -16,7 +16,7 @@ import torch
 
 from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.layer import Layer
-from rnn_lab.lm import LM, LMConfig, counted_params, lm_n_params
+from rnn_lab.lm import LM, LMConfig, counted_params, lm_base_and_layer, lm_n_params
 
 TOLERANCE = 0.005
 """Largest deviation from the target that counts as on target."""
@@ -122,6 +122,7 @@ def _candidates(
     layer_cls: type[Layer], fields: dict[str, Any], lm_fields: dict[str, Any], target: int,
     choices: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> Iterator[_Candidate]:  # fmt: skip
+    lm_cfg = LMConfig(**lm_fields)
     for dim in _dims(layer_cls, fields):
         cfg = layer_cls.Config(**{**fields, "dim": dim})
         space = layer_cls.search_space(cfg)
@@ -131,10 +132,7 @@ def _candidates(
         for rank, values in enumerate(product(*free.values())):
             chosen = tuple(zip(free, values, strict=True))
             shaped = cfg.model_copy(update=dict(chosen))
-            one, two = (
-                sum(lm_n_params(layer_cls, shaped, LMConfig(**{**lm_fields, "depth": d})).values()) for d in (1, 2)
-            )
-            layer, base = two - one, 2 * one - two
+            base, layer = lm_base_and_layer(layer_cls, shaped, lm_cfg)
             smallest = min(smallest, base + space.depth[0] * layer)
             for depth in _depths(lm_fields, space.depth, (target - base) / layer):
                 yield _Candidate(base + depth * layer, dim, depth, chosen, rank)

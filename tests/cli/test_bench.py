@@ -231,7 +231,8 @@ def test_what_cannot_be_used_is_refused_before_anything_runs(rnn_lab, argv):
 
 
 def test_a_file_that_cannot_be_written_is_said(rnn_lab, tmp_path):
-    done = rnn_lab(*DECODE, "--model", "e61:dim=16,depth=1", "--out", str(tmp_path / "missing" / "page.json"))
+    (tmp_path / "file").touch()
+    done = rnn_lab(*DECODE, "--model", "e61:dim=16,depth=1", "--out", str(tmp_path / "file" / "page.json"))
     assert done.code == 2 and "--out" in done.err
 
 

@@ -143,6 +143,23 @@ def test_hook_register_trackers(rnn_lab, fresh, corpus, tmp_path):
     assert (tmp_path / "r" / "l").read_text() == "1\n2\n3\nok"
 
 
+def test_hook_register_diagnostics(rnn_lab, fresh, corpus, tmp_path):
+    code = HOOK + "@hookimpl\ndef register_diagnostics(register):\n    register('D-MINE', 'looks.rules:MINE')\n"
+    rules = (
+        "from rnn_lab.diagnostics import Rule\n"
+        "MINE = Rule('D-MINE', 'error', 'from step 2 on', "
+        "lambda w: f'step {w.step} came' if w.step > 1 else None, 'train.steps = 1')\n"
+    )
+    plugin(tmp_path, "looks", code, rules=rules)
+    fresh(tmp_path)
+    argv = ["fit", "--model", "e61", *TINY, "--data", str(corpus), "--out"]
+    done = rnn_lab(*argv, str(tmp_path / "r"))
+    assert done.code == 0 and "D-MINE 2x" in done.out
+    assert "D-MINE (error) at step 2: step 2 came. Try: train.steps = 1" in done.err
+    done = rnn_lab(*argv, str(tmp_path / "strict"), "--strict")
+    assert done.code == 5 and "step 2 came" in done.err
+
+
 def test_hook_register_commands(tmp_path):
     code = (
         HOOK

@@ -112,6 +112,7 @@ def test_pytest_starts_without_torch():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_plugin_runs_the_suite_in_three_lines(tmp_path):
     models, tests = tmp_path / "models", tmp_path / "test_mycell.py"
     models.mkdir()

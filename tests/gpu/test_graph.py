@@ -36,7 +36,7 @@ def make(tmp_path):
     data = tmp_path / "bytes.bin"
     data.write_bytes(b"the quick brown fox \x1e jumps over the lazy dog " * 1000)
 
-    def plan(mode="on", name="e61", steps=20, model=None, optimizer=None, **train):
+    def plan(mode="on", name="e61", steps=20, model=None, optimizer=None, sections=None, **train):
         values = {
             "model": {"name": name, "dim": 64, "depth": 2, **(model or {})},
             "data": {"path": str(data)},
@@ -45,6 +45,7 @@ def make(tmp_path):
             "optimizer": {"lr": 3e-3, "warmup_steps": 5, **(optimizer or {})},
             "eval": {"tokens": 512, "every": 7},
             "log": {"trackers": []},
+            **(sections or {}),
         }
         return plan_run([Layer("test", values)], registry())
 
@@ -59,12 +60,24 @@ def figures(path, names=("loss", "grad_norm", "lr", "val_loss")):
     return [line.get(name) or 0.0 for line in read_metrics(path / "metrics.jsonl") for name in names]
 
 
+AHEAD = {
+    "objective": {
+        "use_mtp": True, "mtp_variant": "layer", "use_collider": True, "collider_min_dim": 0,
+        "collider_scorer": "random", "collider_start_step": 8, "entropy_weight": 0.01,
+    },
+    "schedule": {"type": "wsd", "warmup": 5},
+}  # fmt: skip
 CASES = [
     {"name": "e61"},
     {"name": "llama"},
     {"name": "e61", "carry_state": True, "grad_accum": 2, "model": {"use_conv": True}},
     {"name": "e61", "optimizer": {"name": "adamw"}},
+    {"name": "e61", "optimizer": {"name": "muon"}},
+    {"name": "e1", "optimizer": {"name": "muon8bit", "aux_8bit": True}},
     {"name": "e61", "optimizer": {"decay": "matrices", "betas": (0.9, 0.95)}, "clip": 0.1},
+    {"name": "e61", "optimizer": {"name": "adamw", "warmup_steps": 0}, "sections": AHEAD, "dtype": "bf16"},
+    {"name": "e61", "sections": {"objective": AHEAD["objective"]}, "carry_state": True, "grad_accum": 2},
+    {"name": "e61", "checkpoint_every": 1, "checkpoint_chunk": 16},
 ]
 
 

@@ -5,6 +5,11 @@ import os
 import pytest
 import torch
 
+from .interpreter import patch_once
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    patch_once()
+
 
 def pytest_collection_modifyitems(items):
     if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():

@@ -16,6 +16,7 @@ MODELS = {
 """What is held in Triton's interpreter, where every variant takes ten seconds; on a GPU all of them run."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_backends_agree(model, device):
     fixed = MODELS[model] if device == "cpu" else {}

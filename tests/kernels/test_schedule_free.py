@@ -1,10 +1,13 @@
 """Our schedule-free AdamW against schedulefree's, step by step, and through checkpoints of either."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from rnn_lab.config import OptimizerSection
 from rnn_lab.train.checkpoint import optimizer_tensors, restore_optimizer
 from rnn_lab.train.optimizers import schedule_free_adamw
+from rnn_lab.train.schedule import follow, set_factor
 from rnn_lab.train.schedule_free import FusedScheduleFree, refuses_fused
 from schedulefree import AdamWScheduleFree
 from torch import nn
@@ -148,6 +151,23 @@ def test_a_skipped_step_touches_nothing_and_the_clip_is_folded_in():
         torch.equal(t, u) for t, u in zip(state, (t for q in ours for t in fused.state[q].values()), strict=True)
     )
     assert fused.state_dict()["param_groups"][0]["k"] == 4
+
+
+def test_a_run_may_be_slowed_down_for_a_while():
+    """Ours by a scalar on the device, the library's by the rates of its groups; either resumes from the other."""
+    theirs, library, ours, fused = optimizers(decay="matrices")
+    factor = torch.ones((), dtype=torch.float64, device=DEVICE)
+    assert follow(fused, factor) and not follow(library, factor)
+    for step, value in enumerate((1.0, 0.5, 0.5, 1.0)):
+        factor.fill_(value)
+        set_factor(library, value)
+        give_gradients(step, theirs, ours)
+        library.step()
+        fused.step()
+        if step == 2:
+            fused.load_state_dict(deepcopy(library.state_dict()))
+    for p, q in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(q, p, rtol=2e-6, atol=2e-7)
 
 
 def test_parameters_without_gradient_and_odd_addresses():

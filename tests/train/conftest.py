@@ -53,6 +53,7 @@ def tiny(corpus: Path) -> Callable[..., Plan]:
             "data": {"path": str(corpus)},
             "eval": {"tokens": 256},
             "log": {"trackers": []},
+            "diagnostics": {"ignore": ["D-WARMUP"]},  # which runs of few steps cannot but meet
             "train": train,
             **sections,
         }

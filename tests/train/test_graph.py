@@ -89,8 +89,8 @@ def test_the_host_runs_ahead_by_the_depth_and_no_further(tiny, tmp_path, queue, 
     ahead = []
     real = graph.CapturedStep.submit
 
-    def submit(self, k):
-        real(self, k)
+    def submit(self, k, seconds):
+        real(self, k, seconds)
         ahead.append(len(self.reader))
 
     monkeypatch.setattr(graph.CapturedStep, "submit", submit)
@@ -263,3 +263,15 @@ def test_the_reader_keeps_order_and_waits_only_when_asked():
     found = [reader.pop(wait=True) for _ in range(3)]
     assert [f and f[:2] for f in found] == [("a", [1.0, 97.0]), ("b", [1.0, 98.0]), None]
     assert reader.idle and all(f is None or np.isfinite(f[2]) for f in found)
+
+
+def test_muon_is_replayed_and_galore_is_not(tiny, tmp_path, queue):
+    def plan(**optimizer):
+        return tiny(model={"dim": 64}, train={"steps": 7}, optimizer=optimizer)
+
+    run(eager(plan(name="muon8bit", aux_8bit=True, warmup_steps=4)), tmp_path / "eager")
+    result = run(plan(name="muon8bit", aux_8bit=True, warmup_steps=4), tmp_path / "graph")
+    assert result["graph"] == {"used": True, "reason": None}
+    assert_same_run(tmp_path / "eager", tmp_path / "graph", 7)
+    result = run(plan(name="galore_muon", galore_force=True), tmp_path / "galore")
+    assert result["graph"]["used"] is False and "counters on the host" in result["graph"]["reason"]

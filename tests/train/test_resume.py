@@ -17,7 +17,7 @@ from rnn_lab.train.rundir import RunDir, list_checkpoints
 
 from .conftest import Recorder, resume, run
 
-TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "mfu"}
+TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "mfu", "data_wait_frac", "step_ms", "elapsed_s"}
 
 
 def facts(path: Path) -> list[dict]:
@@ -272,3 +272,25 @@ def test_automatic_checkpoints_follow_the_clock(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("rnn_lab.train.loop.AUTO_CHECKPOINT_SECONDS", 0.0)
     run(tiny(train={"steps": 3}, checkpoint={"keep": 9}), tmp_path / "r")
     assert [step for step, _ in list_checkpoints(tmp_path / "r" / "checkpoints")] == [1, 2, 3]
+
+
+OPTIMIZERS = [
+    {"name": "muon8bit", "aux_8bit": True, "warmup_steps": 4, "stochastic_rounding": True},
+    {"name": "galore_muon", "bits": 8, "galore_rank": 8, "galore_update_freq": 4, "galore_force": True},
+    {"name": "galore_adamw", "galore_rank": 8, "galore_update_freq": 4, "galore_force": True},
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=[each["name"] for each in OPTIMIZERS])
+def test_optimizers_of_matrices_go_on_exactly(tiny, tmp_path, optimizer):
+    def plan(steps):
+        return tiny(model={"name": "e1", "dim": 64}, optimizer=optimizer, train={"steps": steps})
+
+    observer = Recorder()
+    result = run(plan(9), tmp_path / "whole", observer)
+    run(plan(6), tmp_path / "parts")
+    resume(tmp_path / "parts", steps=9)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 9)
+    state = result["optimizer_state"]
+    assert state["bytes"] == state["predicted_bytes"] > 0
+    assert any(note.startswith("routing: layers.*.W_x.weight [2 of") for note in observer.notes)

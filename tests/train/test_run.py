@@ -176,13 +176,13 @@ def test_validation_uses_the_averaged_weights(tiny, tmp_path):
     from rnn_lab.train.evaluate import evaluate
 
     again = evaluate(model, split.val, seq_len=16, batch_size=4, tokens=256, dtype=torch.float32)
-    assert step == 30 and again == pytest.approx(saved, rel=1e-6)
+    assert step == 30 and again.loss == pytest.approx(saved, rel=1e-6)
     from rnn_lab.train.checkpoint import load_latest
 
     raw = load_latest(tmp_path / "r" / "checkpoints", print)
     model.load_state_dict(raw.tensors["model"])
     training = evaluate(model, split.val, seq_len=16, batch_size=4, tokens=256, dtype=torch.float32)
-    assert abs(training - saved) > 1e-6
+    assert abs(training.loss - saved) > 1e-6
 
 
 def test_carried_state_reaches_the_next_step_and_resets_at_documents(tiny, tmp_path):
@@ -209,11 +209,11 @@ def test_tensorboard_gets_scalars_and_hparams_in_the_run_folder(tiny, tmp_path):
     assert len(list((tmp_path / "r").glob("events.*"))) == 1
     events = EventAccumulator(str(tmp_path / "r"))
     events.Reload()
-    assert {"train/loss_nats", "train/grad_norm", "speed/tokens_per_s", "final/val_loss"} <= set(
+    assert {"loss/ce", "training/grad_norm", "throughput/tokens_per_sec", "final/val_loss"} <= set(
         events.Tags()["scalars"]
     )
     losses = [line["loss"] for line in read_metrics(tmp_path / "r" / "metrics.jsonl")]
-    assert [e.value for e in events.Scalars("train/loss_nats")] == pytest.approx(losses)
+    assert [e.value for e in events.Scalars("loss/ce")] == pytest.approx(losses)
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 
@@ -252,3 +252,11 @@ def test_adamw_warms_up_linearly(tiny, tmp_path):
     run(tiny(train={"steps": 6}, optimizer={"name": "adamw", "warmup_steps": 4, "lr": 0.4e-3}), tmp_path / "r")
     lrs = [line["lr"] for line in read_metrics(tmp_path / "r" / "metrics.jsonl")]
     assert lrs == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4, 4e-4, 4e-4])
+
+
+def test_an_optimizer_tells_of_its_state_now_and_then(tiny, tmp_path):
+    observer = Recorder()
+    plan = tiny(model={"dim": 64}, train={"steps": 7}, optimizer={"name": "muon8bit"}, diagnostics={"every": 3})
+    run(plan, tmp_path / "r", observer)
+    told = [line["step"] for line in observer.lines if "quant/rel_err_max" in line]
+    assert told == [3, 6] == [line["step"] for line in observer.lines if "update_rms" in line]

@@ -11,7 +11,7 @@ from rnn_lab.registry import Registry, registry
 from rnn_lab_cli.fit_options import fit_options
 from rnn_lab_cli.layers import config_layers
 from rnn_lab_cli.model_options import ModelCommand, field_values
-from rnn_lab_cli.output import emit_json, note_preset, pairs, table
+from rnn_lab_cli.output import emit_json, note_advice, note_preset, pairs, table
 from rnn_lab_cli.running import run_and_report
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def fit(ctx: click.Context, /, **options: Any) -> None:
     from rnn_lab.train.run import plan_run
 
     plan = plan_run(layers, found)
+    if options["config"]:
+        note_advice(plan.resolved.config, plan.spec)
     if options["dry_run"]:
         _show_plan(plan, options["as_json"])
         return

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from rnn_lab.bench.rows import free
 from rnn_lab.errors import RnnLabError
 
 Row = dict[str, Any]
@@ -33,6 +32,8 @@ def rows_of(rows: Rows, args: tuple[Any, ...], limit: float | None) -> Iterator[
     if limit is None:
         yield from (row for row in rows(*args, []) if "status" in row)
         return
+    from rnn_lab.bench.rows import free  # imports torch, which the new process may not need
+
     done: list[Row] = []
     shown: list[Row] = []
     while True:

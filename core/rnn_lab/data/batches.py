@@ -1,6 +1,7 @@
 """Batches that depend on nothing but (data, seed, step).
 
-Shapes: B windows, T input bytes; a window holds T + 1 bytes, input t is byte t and its target byte t + 1.
+Shapes: B windows, T input bytes; a window holds T + 1 bytes, input t is byte t and its target byte t + 1. Runs that
+predict further ahead have windows of T + `ahead` bytes with the same starts.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ __all__ = [
 class Batch:
     """The windows of one step.
 
-    `bytes_BT1` uint8 [B, T + 1], a fresh writable array; `starts_B` int64 [B], offsets within the region;
+    `bytes_BT1` uint8 [B, T + ahead], a fresh writable array; `starts_B` int64 [B], offsets within the region;
     `reset_BT` bool [B, T], True where the state must be zeroed before input t, None if nothing is carried.
     """
 
@@ -117,10 +118,12 @@ class _Windows:
 
     name: str
 
-    def __init__(self, region: Region, seed: int, batch_size: int, seq_len: int) -> None:
+    def __init__(self, region: Region, seed: int, batch_size: int, seq_len: int, ahead: int = 1) -> None:
         need = min_region_bytes(seq_len)
         if batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size}: must be at least 1")
+        if not 1 <= ahead <= HORIZON:
+            raise ConfigError(f"{ahead} bytes ahead: between 1 and {HORIZON}, which every run keeps free")
         if len(region) < need:
             raise DataError(
                 f"{region.file.path}: {len(region)} bytes are shorter than one window, which needs {need}; "
@@ -129,7 +132,7 @@ class _Windows:
         self.region = region
         self.seed = check_word("seed", seed)
         self.batch_size = batch_size
-        self.seq_len = seq_len
+        self.seq_len, self.ahead = seq_len, ahead
         self.span = len(region) - seq_len - HORIZON
 
     def chain(self) -> OffsetChain:
@@ -154,7 +157,7 @@ class RandomWindows(_Windows):
             ConfigError: `k` is outside [0, 2^64).
         """
         starts_B = window_starts(self.seed, k, self.batch_size, self.span)
-        return Batch(gather(self.region, starts_B, self.seq_len + 1), starts_B, None)
+        return Batch(gather(self.region, starts_B, self.seq_len + self.ahead), starts_B, None)
 
 
 class ContiguousStreams(_Windows):
@@ -175,7 +178,7 @@ class ContiguousStreams(_Windows):
             ConfigError: `k` is outside [0, 2^64).
         """
         starts_B = stream_starts(self.seed, k, self.batch_size, self.seq_len, self.span)
-        bytes_BT1 = gather(self.region, starts_B, self.seq_len + 1)
+        bytes_BT1 = gather(self.region, starts_B, self.seq_len + self.ahead)
         before_B = self.region.array[np.maximum(starts_B - 1, 0)]
         reset_BT = np.empty((self.batch_size, self.seq_len), dtype=np.bool_)
         # A stream that did not go round has moved by T from a start >= 0, so its start is at least T.

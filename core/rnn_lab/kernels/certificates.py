@@ -98,7 +98,7 @@ def machine(device_type: str) -> dict[str, Any]:
         where |= {
             "device": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
-            "driver": _driver(),
+            "driver": driver(),
             "nvrtc": nvrtc_version(),
         }
     return where
@@ -112,7 +112,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
+    """Version of the GPU's driver; None where the system does not tell."""
     try:
         found = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
     except OSError:

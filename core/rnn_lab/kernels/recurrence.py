@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels.dispatch import Backend, Op
+from rnn_lab.kernels.dispatch import Backend, Choice, Op
 from rnn_lab.kernels.triton_support import refuses_triton
 
 if TYPE_CHECKING:
@@ -294,7 +294,25 @@ def _graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = No
     return graphed.run(cell, h, streams, reset_BT)
 
 
-RECURRENCE: Op[Callable[..., tuple[Tensor, Tensor]]] = Op(
+class Recurrence(Op[Callable[..., tuple[Tensor, Tensor]]]):
+    """The operation, whose matrices a token filter may let learn from kept positions alone."""
+
+    def __call__(self, record: dict[str, Choice], *args: Any) -> Any:
+        """See Op."""
+        from rnn_lab.token_filter import active
+
+        held = active()
+        if held is None or held.recurrent == "full" or not held.takes(args[2].inputs[0]):
+            return super().__call__(record, *args)
+        if not any(w.dim() >= 2 for w in args[2].weights):
+            return super().__call__(record, *args)
+        from rnn_lab.kernels.kept import run
+
+        cell, h, streams, *reset = args
+        return run(partial(super().__call__, record), held, cell, h, streams, reset[0] if reset else None)
+
+
+RECURRENCE = Recurrence(
     "recurrence",
     reference,
     [

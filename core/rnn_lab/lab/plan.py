@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 
 from rnn_lab.config import Layer, parse_override
+from rnn_lab.e3.files import read_layers, tables_of
 from rnn_lab.errors import ConfigError, RnnLabError, did_you_mean
 from rnn_lab.external import external_rows
 from rnn_lab.presets import find_preset
@@ -116,9 +117,10 @@ def plan_series(
     jobs = [
         _job(name, entry, facts, facts["seed"] + i, overrides)
         for i in range(seeds or protocol.series.seeds)
-        for entry, facts, _ in planned
+        for entry, facts, _ in (_rotated(planned, i) if protocol.series.rotate else planned)
     ]
     external, notes = external_rows(protocol, entries, found)
+    notes += [f"{entry.named}: {text}" for entry, facts, _ in planned for text in facts["advice"]]
     return SeriesPlan(name, protocol, tuple(jobs), tuple(overrides), tuple(external), tuple(notes))
 
 
@@ -159,8 +161,11 @@ def _layers(name: str, protocol: Protocol, entry: Entry, overrides: Sequence[str
     layers = [protocol.layer(name)]
     if entry.preset is not None:
         layers.append(find_preset(entry.preset, found).layer())
-    layers.append(Layer(f"run {entry.named}", entry.sections))
-    return [*layers, *(Layer("-o", parse_override(text)) for text in overrides)]
+    stronger = [Layer(f"run {entry.named}", entry.sections)]
+    stronger += [Layer("-o", parse_override(text)) for text in overrides]
+    if entry.config is not None:
+        layers += read_layers(entry.config, tables_of(stronger)).layers
+    return layers + stronger
 
 
 def _checked(
@@ -168,6 +173,7 @@ def _checked(
 ) -> tuple[dict[str, Any], str | None]:
     """Model, seed and parameters of an entry, or why it cannot run."""
     from rnn_lab.data.corpus import open_split
+    from rnn_lab.e3.advice import advice
     from rnn_lab.train.run import plan_run
 
     try:
@@ -176,13 +182,26 @@ def _checked(
         open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
     except RnnLabError as error:
         return {}, f"{entry.named}: {error}"
-    return {"model": plan.spec.name, "seed": cfg.train.seed, "params": plan.spec.certificate.params}, None
+    known = advice(cfg, plan.spec) if entry.config is not None else []
+    facts = {"model": plan.spec.name, "seed": cfg.train.seed, "params": plan.spec.certificate.params, "advice": known}
+    return facts, None
+
+
+def _rotated(planned: list[Any], by: int) -> list[Any]:
+    """The same, beginning `by` places further on."""
+    first = by % len(planned)
+    return planned[first:] + planned[:first]
 
 
 def _job(name: str, entry: Entry, facts: dict[str, Any], seed: int, overrides: Sequence[str]) -> Job:
     plugins = os.environ.get("RNN_LAB_PLUGINS_DIR")
     args = [*(["--plugins-dir", str(Path(plugins).resolve())] if plugins else []), "fit", "--protocol", name]
-    args += ["--preset", entry.preset] if entry.preset else ["--model", str(entry.model["name"])]
+    if entry.preset:
+        args += ["--preset", entry.preset]
+    if entry.config:
+        args += ["--config", entry.config]
+    if "name" in entry.model:
+        args += ["--model", str(entry.model["name"])]
     for section, table in entry.sections.items():
         for key, value in table.items():
             if (section, key) != ("model", "name"):

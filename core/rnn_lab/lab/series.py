@@ -4,6 +4,7 @@ series.json            the plan: protocol, resolved, seeds, jobs in order, publi
 runs/JOB/              a run's folder, as `fit` writes it
 jobs/JOB.json          state and attempts of a job
 logs/JOB.N.log         what attempt N printed
+suite/                 of `rnn-lab bench e3`: its configuration files and protocol
 attempts/JOB.N/        the run's folder of an attempt that was begun anew
 noise.json             of `rnn-lab noise`
 """
@@ -25,6 +26,8 @@ from rnn_lab.errors import ConfigError, RnnLabError, RunError
 from rnn_lab.integrity import sha256
 from rnn_lab.lab.plan import Job, SeriesPlan
 
+SUITE = "suite"
+"""Folder of the files that a series was made from, written before it begins."""
 STATES = ("pending", "running", "done", "failed", "diverged", "timeout", "oom")
 SUMMED = ("config.toml", "metrics.jsonl", "result.json", "env.json")
 """Files of a run that do not change once it has ended; their sha256 is kept with the job."""
@@ -109,7 +112,7 @@ class SeriesDir:
         """
         if (path / "series.json").exists():
             raise ConfigError(f"{path} is already a series: add --resume to go on with it, or choose another --out")
-        if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+        if path.is_dir() and any(entry.name not in (".lock", SUITE) for entry in path.iterdir()):
             raise ConfigError(f"{path} is not empty: choose another --out")
 
     @classmethod

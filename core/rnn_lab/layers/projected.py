@@ -64,7 +64,7 @@ class ProjectedLayer(Layer):
     def parts(cls, cfg: Any) -> dict[str, Part]:
         """in_proj, optional conv, the cell's own parts, out_proj."""
         d = cfg.d_inner
-        shell: dict[str, Part] = {"in_proj": Dense(cfg.dim, cls.branches * d)}
+        shell: dict[str, Part] = {"in_proj": Dense(cfg.dim, cls.branches * d, stacked=cls.branches * (d,))}
         if cfg.use_conv:
             shell["conv"] = Conv(d)
         return shell | cls.cell_parts(cfg) | {"out_proj": Dense(cls.d_read(cfg), cfg.dim)}

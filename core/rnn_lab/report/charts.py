@@ -11,7 +11,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 from matplotlib import font_manager, ticker
@@ -46,6 +46,14 @@ _SIGN = 0.018
 _LONGEST = 24
 
 
+class Labelled(Protocol):
+    """What has a name in tables, and by its place a colour."""
+
+    @property
+    def label(self) -> str:
+        """Name."""
+
+
 def charts(report: Report) -> dict[str, str]:
     """Every chart that the facts have something for, by name, as SVG elements."""
     drawn: dict[str, str] = {}
@@ -54,13 +62,19 @@ def charts(report: Report) -> dict[str, str]:
         drawn["ranking"] = _svg("ranking", _height(len(standings)), lambda axes: _ranking(axes, report))
     if any(one.tokens_per_s for one in standings):
         drawn["front"] = _svg("front", 3.3, lambda axes: _front(axes, standings, report.metric))
-    for axis in dict.fromkeys(curve.axis for curve in report.curves):
-        some = [curve for curve in report.curves if curve.axis == axis]
-        drawn[axis] = _svg(axis, 3.1, lambda axes, some=some: _curves(axes, some, standings))  # type: ignore[misc]
+    drawn |= loss_curves(report.curves, standings)
     pairs = [row for row in report.published if row.loss is not None and row.our_loss is not None]
     if pairs:
         drawn["published"] = _svg("published", 3.6, lambda axes: _beside(axes, pairs, standings))
     return drawn
+
+
+def loss_curves(curves: Sequence[Curve], labels: Sequence[Labelled]) -> dict[str, str]:
+    """Loss along each axis of `curves`, by axis; `labels` in the order of their colours."""
+    return {
+        axis: _svg(axis, 3.1, lambda axes, axis=axis: _curves(axes, [c for c in curves if c.axis == axis], labels))  # type: ignore[misc]
+        for axis in dict.fromkeys(curve.axis for curve in curves)
+    }
 
 
 def versions() -> dict[str, str]:
@@ -102,13 +116,13 @@ def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     return body.replace("<svg", f'<svg role="img" aria-labelledby="title-{name}"', 1).strip()
 
 
-def colour_of(label: str | None, standings: Sequence[Standing]) -> str:
+def colour_of(label: str | None, standings: Sequence[Labelled]) -> str:
     """Name of the CSS variable of a contestant's colour."""
     place = next((i for i, one in enumerate(standings) if one.label == label), COLOURS)
     return f"c{place + 1}" if place < COLOURS else "muted"
 
 
-def _colour(label: str | None, standings: Sequence[Standing]) -> str:
+def _colour(label: str | None, standings: Sequence[Labelled]) -> str:
     wanted = colour_of(label, standings)
     return next(colour for colour, variable in _VARIABLES.items() if variable == wanted)
 
@@ -170,7 +184,7 @@ def _front(axes: Axes, standings: Sequence[Standing], metric: str) -> None:
     _name_points(axes, [(speed, one.loss.value, one.label) for one, speed in known], standings)
 
 
-def _curves(axes: Axes, some: Sequence[Curve], standings: Sequence[Standing]) -> None:
+def _curves(axes: Axes, some: Sequence[Curve], standings: Sequence[Labelled]) -> None:
     """Loss along one axis, seeds as bands, each line named at its end; the start, far above, is cut off."""
     for curve in reversed(some):
         colour = _colour(curve.label, standings)
@@ -222,7 +236,7 @@ def _beside(axes: Axes, pairs: Sequence[Published], standings: Sequence[Standing
     _name_points(axes, points, standings)
 
 
-def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]], standings: Sequence[Standing]) -> None:
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]], standings: Sequence[Labelled]) -> None:
     """Names to the right of points, moved apart from bottom to top where they would cover each other."""
     axes.get_xlim(), axes.get_ylim()  # matplotlib settles limits when they are asked for
     to_axes = axes.transData + axes.transAxes.inverted()

@@ -11,10 +11,13 @@ Several workers may run the same command on one folder, or on many machines with
 killed loses nothing: the next one takes its trial up from its last checkpoint.
 """
 
+import fcntl
 import json
+import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,8 +85,11 @@ def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
             return rows
         _stop_if_hopeless(rows, worker.out)
         objective = _Objective(plan, worker, host)
-        with stable():
-            study.optimize(objective, n_trials=1, catch=(TrialFailed,))
+        try:
+            with stable():
+                study.optimize(objective, n_trials=1, catch=(TrialFailed,))
+        finally:
+            objective.release()
         rows = rows_of(study)
         write_trials(worker.out, plan.identity, rows)
         _tidy(rows, worker)
@@ -96,6 +102,13 @@ class _Objective:
     def __init__(self, plan: SearchPlan, worker: Worker, host: str) -> None:
         self.plan, self.worker, self.host = plan, worker, host
         self.number = -1
+        self._lock: TrialLock | None = None
+
+    def release(self) -> None:
+        """Let go of the trial, once the study knows how it ended: until then others would take its worker for gone."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __call__(self, trial: Any) -> float:
         """Value of the trial.
@@ -105,13 +118,10 @@ class _Objective:
             TrialFailed: it ended with an error.
         """
         self.number = trial.number
-        lock = TrialLock(self.worker.out / "locks", trial.number)
-        descriptor = lock.acquire()
-        try:
-            trial.set_user_attr("host", self.host)
-            return self._train(trial, descriptor)
-        finally:
-            lock.release()
+        self._lock = TrialLock(self.worker.out / "locks", trial.number)
+        descriptor = self._lock.acquire()
+        trial.set_user_attr("host", self.host)
+        return self._train(trial, descriptor)
 
     def _train(self, trial: Any, descriptor: int) -> float:
         plan, worker = self.plan, self.worker
@@ -166,10 +176,11 @@ class _Reporter:
 
     def __init__(self, trial: Any, every: int, *, never_prune: bool) -> None:
         self._trial, self._every, self._never_prune = trial, every, never_prune
-        self._sum = 0.0
+        self._sum, self._last = 0.0, 0.0
 
     def __call__(self, line: dict[str, Any]) -> bool:
-        self._sum += float(line["loss"])
+        self._last = self._last if line["loss"] is None else float(line["loss"])  # None: the step was skipped
+        self._sum += self._last
         if line["step"] % self._every:
             return False
         self._trial.report(self._sum / self._every, line["step"])
@@ -218,12 +229,13 @@ def _claim(plan: SearchPlan, worker: Worker) -> None:
     file = worker.out / "search.json"
     mine = {"study": plan.name, "storage": shown_storage(worker.storage), **plan.identity}
     try:
-        if not file.exists():
-            if worker.out.is_dir() and any(worker.out.iterdir()):
-                raise ConfigError(f"--out {worker.out} is not empty and holds no search: choose another folder")
-            worker.out.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(file, json.dumps(mine, indent=1) + "\n")
-            return
+        worker.out.mkdir(parents=True, exist_ok=True)
+        with _alone_in(worker.out):  # or a folder where another worker is about to begin looks like somebody's
+            if not file.exists():
+                if any(worker.out.iterdir()):
+                    raise ConfigError(f"--out {worker.out} is not empty and holds no search: choose another folder")
+                write_text_atomic(file, json.dumps(mine, indent=1) + "\n")
+                return
         before = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--out {worker.out}: cannot write there: {error.strerror}") from error
@@ -236,6 +248,18 @@ def _claim(plan: SearchPlan, worker: Worker) -> None:
             + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
             + "; give the same options to go on with it, or another --out"
         )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder's own lock, which leaves nothing in it; a file system without such locks is used as it is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -236,10 +236,12 @@ def recover(study: Any, locks: Path, host: str, note: Callable[[str], None]) -> 
         fcntl.flock(file, fcntl.LOCK_EX)
         with stable():
             library.storages.fail_stale_trials(study)
-        trials = study.get_trials(deepcopy=False)
+        running = [trial for trial in study.get_trials(deepcopy=False) if trial.state == state.RUNNING]
+        lost = {trial.number for trial in running if _lost(trial, locks, host)}
+        trials = study.get_trials(deepcopy=False)  # once more: a worker says how a trial ended, and then lets go of it
         followed = {trial.user_attrs.get("retry_of") for trial in trials}
         for trial in trials:
-            if trial.state == state.RUNNING and _lost(trial, locks, host):
+            if trial.state == state.RUNNING and trial.number in lost:
                 study.tell(trial.number, state=state.FAIL)
             elif trial.state != state.FAIL or "outcome" in trial.user_attrs:
                 continue

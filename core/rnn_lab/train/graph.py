@@ -22,7 +22,7 @@ from rnn_lab.lm import LM
 from rnn_lab.tensors import is_out_of_memory
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.scalars import Event, Queue, Replay, ScalarReader
-from rnn_lab.train.step import RECORD, Carry, DeviceUpdate, EagerExecutor, Executor, Outcome, TrainStep
+from rnn_lab.train.step import CONTROL, Carry, DeviceUpdate, EagerExecutor, Executor, Outcome, TrainStep
 
 WARMUP = 2
 """Eager steps before the capture: the first compiles and tunes, the second has carried states."""
@@ -122,6 +122,8 @@ class GraphExecutor:
         self._left = WARMUP
         self._grew = False
         self._captured: CapturedStep | None = None
+        self._phase = False
+        self._last = 0.0
 
     @property
     def depth(self) -> int:
@@ -139,12 +141,16 @@ class GraphExecutor:
 
     def submit(self, k: int) -> None:
         """See Executor."""
+        if self._captured is not None and self.step.phase(k) != self._phase:
+            self._end_phase()
         if self._captured is None and self._left == 0:
+            self.step.begin(k, self.clock.train)
+            self._phase = self.step.phase(k)
             with self.clock.book("warmup"):
                 self._capture()
             self._left = -1
         if self._captured is not None:
-            self._captured.submit(k)
+            self._captured.submit(k, self.clock.train + len(self) * self._last)
             return
         before = _shapes(self.eager.carry)
         with self.queue.running():
@@ -159,9 +165,11 @@ class GraphExecutor:
         found = self._captured.reader.pop(wait)
         if found is None:
             return None
-        (k, starts_B, host), (loss, norm, lr, _), device = found
-        self.clock.claim("train", host + device)
-        return Outcome(k, starts_B, loss, norm, lr, host + device, timed=True)
+        (k, starts_B, host, factor), (loss, norm, lr, _, *figures), device = found
+        self._last = host + device
+        self.clock.claim("train", self._last)
+        told = dict(zip(self.step.columns, figures, strict=True))
+        return Outcome(k, starts_B, loss, norm, lr, self._last, timed=True, waited=host, factor=factor, figures=told)
 
     def offender(self, k: int) -> str:
         """See Executor."""
@@ -178,6 +186,14 @@ class GraphExecutor:
             if not is_out_of_memory(error):
                 raise
             return "unknown, because a second pass does not fit into memory"
+
+    def _end_phase(self) -> None:
+        """Go on eagerly for a step that is computed in another way than those before; what comes is captured anew."""
+        assert self._captured is not None and not len(self)
+        self.eager.carry = self._captured.carry
+        self._captured.release()
+        self._captured, self._left = None, 1
+        self.eager.untimed(1)
 
     def _capture(self) -> None:
         reason = self._obstacle()
@@ -216,14 +232,18 @@ class CapturedStep:
         self.step, self.sampler, self.queue = step, sampler, queue
         self.carry: Carry = carry and [{name: t.clone() for name, t in state.items()} for state in carry]
         shape, device = (step.train.batch_size, step.train.seq_len), step.device
-        self._bytes_BT1 = torch.zeros(shape[0], shape[1] + 1, dtype=torch.uint8, device=device)
+        self._bytes_BT1 = torch.zeros(shape[0], shape[1] + step.ahead, dtype=torch.uint8, device=device)
         self._reset_BT = torch.zeros(shape, dtype=torch.bool, device=device) if step.train.carry_state else None
         self._hosts = [
-            (queue.pinned((shape[0], shape[1] + 1), torch.uint8), queue.pinned(shape, torch.bool))
+            (
+                queue.pinned((shape[0], shape[1] + step.ahead), torch.uint8),
+                queue.pinned(shape, torch.bool),
+                queue.pinned((CONTROL,), torch.float64),
+            )
             for _ in range(DEPTH + 1)
         ]
-        self._record = torch.zeros(RECORD, dtype=torch.float64, device=device)
-        self.reader = ScalarReader(queue, DEPTH + 1, RECORD)
+        self._record = torch.zeros(step.width, dtype=torch.float64, device=device)
+        self.reader = ScalarReader(queue, DEPTH + 1, step.width)
         with queue.running():
             self._replay = queue.capture(self._body)
             assert isinstance(step.update, DeviceUpdate)
@@ -233,16 +253,24 @@ class CapturedStep:
         record, carry = self.step(self._bytes_BT1, self._reset_BT, self.carry)
         self._record.copy_(record)
         assert isinstance(self.step.update, DeviceUpdate)
-        going = self.step.update.halted == 0
+        going = self.step.update.skipped == 0
         for static, new in zip(self.carry or [], carry or [], strict=True):
             for name, t in static.items():
                 t.copy_(torch.where(going, new[name], t))
 
-    def submit(self, k: int) -> None:
-        """Queue step k: its batch from pinned memory, the replay, its record back."""
+    def submit(self, k: int, seconds: float) -> None:
+        """Queue step k: its batch from pinned memory, the replay, its record back.
+
+        Args:
+            k: the step.
+            seconds: of the training clock that will be spent before it.
+
+        """
         idle, began_host = self.reader.idle, time.perf_counter()
         batch = self.sampler.batch(k)
-        bytes_BT1, reset_BT = self._hosts[k % len(self._hosts)]
+        bytes_BT1, reset_BT, control = self._hosts[k % len(self._hosts)]
+        told = self.step.begin(k, seconds)
+        control.copy_(torch.tensor(told, dtype=torch.float64))
         bytes_BT1.copy_(torch.from_numpy(batch.bytes_BT1))
         if batch.reset_BT is not None:
             reset_BT.copy_(torch.from_numpy(batch.reset_BT))
@@ -253,8 +281,10 @@ class CapturedStep:
             self._bytes_BT1.copy_(bytes_BT1, non_blocking=True)
             if self._reset_BT is not None:
                 self._reset_BT.copy_(reset_BT, non_blocking=True)
+            if self.step.control is not None:
+                self.step.control.copy_(control, non_blocking=True)
             self._replay.replay()
-            self.reader.push((k, batch.starts_B, host), self._record, began)
+            self.reader.push((k, batch.starts_B, host, told[0]), self._record, began)
 
     def release(self) -> None:
         """Wait for what is queued, then give the graph's memory back."""

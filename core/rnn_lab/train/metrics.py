@@ -1,7 +1,8 @@
 """metrics.jsonl: one line per optimizer step, the source of truth of a run.
 
 Losses are nats per byte over all positions, computed in fp32; bits per byte = nats / ln 2. `last100` is the mean
-of the individual losses of the last 100 optimizer steps, null before step 100.
+of the individual losses of the last 100 optimizer steps, null before step 100. A step that was skipped because its loss
+was not finite has null for a loss; wherever the losses of all steps are needed, that of the step before stands in.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rnn_lab.atomic import write_bytes_atomic
+from rnn_lab.diagnostics.rule import LONGEST
 from rnn_lab.errors import CheckpointError
 
 WINDOW = 100
@@ -79,7 +81,11 @@ class MetricsLog:
         if [line["step"] for line in kept] != list(range(1, step + 1)):
             raise CheckpointError(f"{path} does not hold steps 1 to {step} one by one: restore it from a copy")
         self.last_line: dict[str, Any] = kept[-1] if kept else {}
-        self._window = deque((line["loss"] for line in kept), maxlen=WINDOW)
+        self.recent = kept[-LONGEST:]
+        """The last lines that were there."""
+        self._window: deque[float] = deque(maxlen=WINDOW)
+        for line in kept:
+            self.add_loss(line["loss"])
         write_bytes_atomic(path, b"".join(_encode(line) for line in kept))
         self._file: IO[bytes] = path.open("ab")
 
@@ -88,9 +94,12 @@ class MetricsLog:
         """Mean loss of the last 100 steps, or None before there were so many."""
         return math.fsum(self._window) / WINDOW if len(self._window) == WINDOW else None
 
-    def add_loss(self, loss: float) -> None:
-        """Count a step's loss towards `last100`."""
-        self._window.append(loss)
+    def add_loss(self, loss: float | None) -> None:
+        """Count a step's loss towards `last100`; None: it has none."""
+        if loss is not None:
+            self._window.append(loss)
+        elif self._window:
+            self._window.append(self._window[-1])
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; the kernel has it when this returns."""

@@ -12,6 +12,9 @@ from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
 from rnn_lab.config import OptimizerSection
+from rnn_lab.train.uncompiled import spare_the_compiler
+
+spare_the_compiler()
 
 _OF_THIS_MACHINE = ("foreach", "fused", "capturable")
 """Keys of a parameter group that say how an update runs, not what it does."""
@@ -19,7 +22,10 @@ _OF_THIS_MACHINE = ("foreach", "fused", "capturable")
 
 @runtime_checkable
 class GatedOptimizer(Protocol):
-    """An optimizer with every counter on the device, so that a CUDA graph can replay its step."""
+    """An optimizer with every counter on the device, so that a CUDA graph can replay its step.
+
+    To follow a schedule it has `lr_factor`, None or a scalar on the device that its rate is multiplied by.
+    """
 
     @property
     def lr_now(self) -> Tensor:
@@ -56,12 +62,16 @@ class WarmupAdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, **kwargs)
         for group in self.param_groups:
             group.update(peak_lr=lr, warmup_steps=warmup_steps, steps_taken=0)
+        self.lr_factor: Tensor | None = None
+        """Factor of a schedule, a scalar on the device; None: no schedule."""
 
     def step(self, closure: Any = None) -> Any:
         """One update at the rate of this step."""
         for group in self.param_groups:
             group["steps_taken"] += 1
             group["lr"] = group["peak_lr"] * min(1.0, group["steps_taken"] / max(1, group["warmup_steps"]))
+            if self.lr_factor is not None:
+                group["lr"] *= self.lr_factor.item()
         return super().step(closure)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -102,7 +112,8 @@ class FusedAdamW(WarmupAdamW):
         first = self.param_groups[0]
         self._taken += 1 - skip
         ramp = (self._taken / max(1, first["warmup_steps"])).clamp(max=1.0)
-        torch.where(skip > 0, self._lr, first["peak_lr"] * ramp, out=self._lr)
+        rate = first["peak_lr"] * ramp if self.lr_factor is None else first["peak_lr"] * ramp * self.lr_factor
+        torch.where(skip > 0, self._lr, rate, out=self._lr)
         self.grad_scale, self.found_inf = 1 / scale, skip
         kept = first["lr"]
         for group in self.param_groups:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_lab.config import RunConfig
+from rnn_lab.config import OptimizerSection, RunConfig, TrainSection
 from rnn_lab.data.chain import OffsetChain, fingerprint
 from rnn_lab.data.corpus import Split
 from rnn_lab.errors import CheckpointError
@@ -28,6 +28,8 @@ class Progress:
         timed_steps: those of them that the training clock counts.
         chain: data consumed; None before the first step.
         carry: states to carry on.
+        found: what diagnostics had found; see diagnostics.watch.
+        rollbacks: rows of the roll-backs that there were.
 
     """
 
@@ -35,15 +37,36 @@ class Progress:
     timed_steps: int = 0
     chain: OffsetChain | None = None
     carry: list[State] | None = None
+    found: dict[str, Any] | None = None
+    rollbacks: tuple[dict[str, Any], ...] = ()
 
 
 def identity(cfg: RunConfig, spec: ModelSpec) -> dict[str, Any]:
-    """What must not change within a run: the model, the batches, the update rule."""
+    """What must not change within a run: the model, the batches, the update rule.
+
+    Of sections younger than the first runs only what is not at its default, so that those runs go on.
+    """
     tables = cfg.model_dump(mode="json") | {"model": spec.table()}
-    return {
+    free = _FREE
+    if cfg.schedule.type in ("cosine", "wsd"):  # whose rate follows from where the run ends
+        free = _FREE - {"train.steps", "train.tokens", "train.minutes"}
+    old = {
         f"{section}.{key}": value
         for section in ("model", "train", "optimizer")
         for key, value in tables[section].items()
+        if f"{section}.{key}" not in free and value is not None
+    }
+    younger = cfg.model_dump(mode="json", exclude_defaults=True, include={"objective", "schedule"})
+    return old | {f"{section}.{key}": value for section, table in younger.items() for key, value in table.items()}
+
+
+def _defaults() -> dict[str, Any]:
+    """Identity of a configuration in which nothing but the model is set."""
+    tables = {"train": TrainSection().model_dump(mode="json"), "optimizer": OptimizerSection().model_dump(mode="json")}
+    return {
+        f"{section}.{key}": value
+        for section, table in tables.items()
+        for key, value in table.items()
         if f"{section}.{key}" not in _FREE and value is not None
     }
 
@@ -58,7 +81,8 @@ def restore(
         CheckpointError: it belongs to another model or other data.
 
     """
-    before, now = saved.state["identity"], identity(cfg, spec)
+    # A run that was begun before a key existed was trained as that key's default has it.
+    before, now = {**_defaults(), **saved.state["identity"]}, identity(cfg, spec)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise CheckpointError(
@@ -77,7 +101,8 @@ def restore(
         raise CheckpointError(f"the checkpoint does not fit this model: {error}") from error
     ckpt.restore_random_state(saved.tensors["random"])
     carry = _unflatten_states(saved.tensors["carry"], model.embedding.weight.device)
-    return Progress(saved.step, saved.state["timed_steps"], OffsetChain(saved.state["data_chain"]), carry)
+    chain, rollbacks = OffsetChain(saved.state["data_chain"]), tuple(saved.state.get("rollbacks", ()))
+    return Progress(saved.step, saved.state["timed_steps"], chain, carry, saved.state.get("diagnostics"), rollbacks)
 
 
 def flatten_states(states: list[State] | None) -> dict[str, Tensor]:

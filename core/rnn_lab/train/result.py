@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from rnn_lab.config import OptimizerSection
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.optim.plan import decisions, settled
+from rnn_lab.optim.state_bytes import measured, predicted
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import peak_memory_bytes
 from rnn_lab.train.loop import Trainer
@@ -26,15 +29,16 @@ def result_of(
         "clock": {"buckets": seconds, "total": sum(seconds.values()), "budget": "train"},
     }
     names = (
-        "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "tokens_per_s", "mfu",
-        "peak_memory_bytes", "device", "dtype", "data", "data_chain", "backends", "graph",
+        "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "val_accuracy", "tokens_per_s",
+        "mfu", "peak_memory_bytes", "heads_params", "device", "dtype", "data", "data_chain", "backends", "graph",
+        "optimizer_state", "gpu_load", "diagnostics", "rollbacks",
     )  # fmt: skip
     result |= dict.fromkeys(names)
     if trainer is None:
         return result
     timed_flops = trainer.timed_steps * trainer.step_flops
     last100 = trainer.metrics.last100 if trainer.metrics else None
-    train_seconds = seconds["train"]
+    train_seconds, heads = seconds["train"], trainer.model.heads
     result |= final
     result |= {
         "steps": trainer.step,
@@ -46,6 +50,7 @@ def result_of(
         "tokens_per_s": trainer.timed_steps * trainer.budget.tokens_per_step / train_seconds if train_seconds else None,
         "mfu": timed_flops / train_seconds / trainer.peak if trainer.peak and train_seconds else None,
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
+        "heads_params": 0 if heads is None else sum(p.numel() for p in heads.parameters()),
         "device": str(trainer.device),
         "dtype": str(trainer.dtype).removeprefix("torch."),
         "data": {
@@ -56,5 +61,36 @@ def result_of(
         "data_chain": trainer.chain.hexdigest,
         "backends": trainer.trained_by,
         "graph": trainer.executor.graph,
+        "optimizer_state": _optimizer_state(trainer),
+        "gpu_load": trainer.load.summary(),
+        "diagnostics": trainer.watch.report(),
+        "rollbacks": trainer.recovery.rows,
     }
     return result
+
+
+def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
+    """Bytes of the optimizer's state by category, and what shapes predict; null for an optimizer of others.
+
+    `reference_bytes` are those of Muon and of AdamW for the same parameters, both with fp32 state.
+    """
+    found = measured(trainer.optimizer)
+    section, model = trainer.cfg.optimizer, trainer.model
+    try:
+        foreseen = predicted(model, section.name, section, trainer.step)
+    except KeyError:
+        foreseen = None
+    plain = OptimizerSection()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "bytes": sum(found.values()),
+        "by_category": found,
+        "predicted_bytes": None if foreseen is None else sum(foreseen.values()),
+        "predicted_by_category": foreseen,
+        "reference_bytes": {name: sum(predicted(model, name, plain).values()) for name in ("muon", "adamw")},
+        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "gradient_bytes": sum(p.numel() * p.element_size() for p in trained),
+        "matrix_params": sum(
+            d.route.numel for d in decisions(model, "muon", settled("muon", plain)).values() if d.ranks
+        ),
+    }

@@ -9,23 +9,28 @@ from typing import Any
 
 import torch
 
-from rnn_lab.config import Layer, ModelSection, Resolved, RunConfig, resolve
+from rnn_lab.config import Layer, ModelSection, OptimizerSection, Resolved, RunConfig, resolve
 from rnn_lab.data.corpus import open_split
 from rnn_lab.data.default import default_corpus
+from rnn_lab.diagnostics.features import needed
+from rnn_lab.diagnostics.watch import rules_of
 from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
+from rnn_lab.optim.routed import RoutedOptimizer
 from rnn_lab.registry import Registry
 from rnn_lab.tensors import is_out_of_memory
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import pick_device, pick_dtype
+from rnn_lab.train.heads import attach_heads, detach_heads
 from rnn_lab.train.loop import Observer, Trainer
 from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.progress import Progress, restore
 from rnn_lab.train.result import result_of
 from rnn_lab.train.rundir import RunDir, default_command
+from rnn_lab.train.setup import check, load_reference, matched
 
 CPU_DEFAULTS = Layer("default on cpu", {"train": {"batch_size": 8, "seq_len": 128}, "eval": {"tokens": 16384}})
 """A step of 32 x 512 bytes takes a laptop many seconds; these let a first run learn something in a minute."""
@@ -82,6 +87,7 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
     if asked.data.path is None:
         corpus = str(default_corpus())
         defaults.append(Layer("default (embedded corpus)", {"data": {"path": corpus}}))
+    defaults += optimizer_defaults(asked.optimizer, found)
     resolved = _with_absolute_paths(resolve([*defaults, *layers]))
     cfg = resolved.config
     if cfg.train.batch_size % cfg.train.grad_accum:
@@ -90,11 +96,18 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
         )
     if cfg.train.graph == "on" and pick_device(cfg.train.device).type != "cuda":
         raise ConfigError("train.graph = on needs a CUDA device: `-o train.graph=auto` uses a graph where it can")
-    found.load("optimizers", cfg.optimizer.name)
     for name in cfg.log.trackers:
         found.load("trackers", name)
+    rules_of(found, cfg.diagnostics.ignore)
     Budget.of(cfg.train)
-    return Plan(resolved, model_spec(cfg.model, found, resolved.origins))
+    check(cfg)
+    return Plan(*matched(resolved, model_spec(cfg.model, found, resolved.origins)))
+
+
+def optimizer_defaults(asked: OptimizerSection, found: Registry) -> list[Layer]:
+    """The layer of values that an optimizer has where nothing sets them, such as its rate; none where it has no own."""
+    own = getattr(found.load("optimizers", asked.name), "defaults", None)
+    return [] if own is None else [Layer(f"default of {asked.name}", {"optimizer": own(asked)})]
 
 
 def _with_absolute_paths(resolved: Resolved) -> Resolved:
@@ -104,7 +117,12 @@ def _with_absolute_paths(resolved: Resolved) -> Resolved:
         paths = {key: str(Path(value).resolve()) for key, value in data.model_dump().items() if value is not None}
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"data.path: not a usable path: {error}") from error
-    return Resolved(resolved.config.model_copy(update={"data": data.model_copy(update=paths)}), resolved.origins)
+    objective = resolved.config.objective
+    if objective.collider_reference is not None:
+        reference = str(Path(objective.collider_reference).resolve())
+        objective = objective.model_copy(update={"collider_reference": reference})
+    update = {"data": data.model_copy(update=paths), "objective": objective}
+    return Resolved(resolved.config.model_copy(update=update), resolved.origins)
 
 
 def start_run(plan: Plan, out: Path, found: Registry, observer: Observer) -> dict[str, Any]:
@@ -136,7 +154,7 @@ def build(plan: Plan, found: Registry) -> tuple[LM, torch.optim.Optimizer]:
     """
     cfg = plan.resolved.config
     torch.manual_seed(cfg.train.seed)
-    model = plan.spec.build().to(pick_device(cfg.train.device))
+    model = attach_heads(plan.spec.build().to(pick_device(cfg.train.device)), cfg.objective)
     return model, found.load("optimizers", cfg.optimizer.name)(model, cfg.optimizer)
 
 
@@ -160,7 +178,7 @@ def load_trained(path: Path, found: Registry, device: str, note: Any) -> tuple[L
     model.load_state_dict(saved.tensors["model"])
     ckpt.restore_optimizer(optimizer, saved.tensors["optimizer"], saved.state["optimizer"])
     set_mode(optimizer, "eval")
-    return model.eval(), plan, saved.step
+    return detach_heads(model).eval(), plan, saved.step
 
 
 def execute(
@@ -176,6 +194,9 @@ def execute(
     previous = _terminate_as_interrupt()
     try:
         model, optimizer = build(plan, found)
+        if saved is None and isinstance(optimizer, RoutedOptimizer):
+            for row in optimizer.routing():
+                observer.note("routing: {} [{}], {:,} parameters: {} ({})".format(*row))
         dtype = pick_dtype(cfg.train.dtype, pick_device(cfg.train.device))
         progress = Progress()
         if saved is not None:
@@ -187,6 +208,7 @@ def execute(
         trainer = Trainer(
             cfg=cfg, spec=plan.spec, run=run, split=split, model=model, optimizer=optimizer, dtype=dtype,
             progress=progress, trackers=trackers, observer=observer, clock=clock,
+            reference=load_reference(cfg, found, observer.note), rules=rules_of(found, cfg.diagnostics.ignore),
         )  # fmt: skip
         begin()
         begun = True
@@ -195,7 +217,8 @@ def execute(
         status = "ok" if trainer.stop_signal is None else "interrupted"
         if status == "ok":
             seen = trainer.last_line.get("val_loss") is not None
-            final = {k: trainer.last_line[k] for k in ("val_loss", "val_bpb")} if seen else trainer.validate()
+            figures = trainer.last_line if seen else trainer.validate()
+            final = {key: figures[key] for key in ("val_loss", "val_bpb", "val_accuracy")}
     except KeyboardInterrupt:
         status = "interrupted"
     except Diverged as error:
@@ -208,6 +231,9 @@ def execute(
         error_text = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             status = "oom"
+            if trainer is not None:
+                told = f"memory ran out; needed at least: {needed(trainer.watch.window)}"
+                trainer.watch.event("D-OOM", trainer.step, told, "error")
             raise OutOfMemory(_advice(cfg)) from error
         raise
     finally:
@@ -218,8 +244,10 @@ def execute(
         )  # fmt: skip
         if begun:
             run.write_result(result)
-        if trainer is not None and trainer.metrics is not None:
-            trainer.metrics.close()
+        if trainer is not None:
+            trainer.close()
+            if trainer.metrics is not None:
+                trainer.metrics.close()
         for tracker in trackers:
             tracker.close(result)
     return result

@@ -25,6 +25,7 @@ import tomli_w
 from rnn_lab.atomic import write_text_atomic
 from rnn_lab.config import Layer, Resolved, read_toml, resolve
 from rnn_lab.errors import ConfigError, RnnLabError
+from rnn_lab.hookspecs import PROJECT
 
 PACKAGES = ("rnn-lab-core", "torch", "triton", "numpy", "schedulefree", "safetensors")
 REPLACED = ".replaced"
@@ -169,15 +170,18 @@ def environment() -> dict[str, Any]:
     """Versions, machine and GPU, for env.json and `rnn-lab doctor`."""
     import torch  # not above: `rnn-lab runs` reads run folders without it
 
+    from rnn_lab.kernels.certificates import driver
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES} | _plugins(),
         "cuda": torch.version.cuda,
         "gpu": gpu,
         "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if gpu else None,
+        "gpu_driver": driver() if gpu else None,
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "git": _git_commit(),
@@ -194,6 +198,12 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _plugins() -> dict[str, str]:
+    """Versions of the distributions whose plugins are found."""
+    points = metadata.entry_points(group=PROJECT)
+    return {p.dist.name: p.dist.version for p in sorted(points, key=lambda p: p.name) if p.dist is not None}
 
 
 def _git_commit() -> str | None:

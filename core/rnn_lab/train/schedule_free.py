@@ -44,6 +44,9 @@ class FusedScheduleFree(AdamWScheduleFree):  # type: ignore[misc]
         self._tensors = torch.zeros(len(numels), kernels.COLUMNS, dtype=torch.int64, device=device)
         self._rows: list[list[int]] = []
         self._one, self._zero = torch.ones((), device=device), torch.zeros((), device=device)
+        self.lr_factor: Tensor | None = None
+        """What every rate is multiplied by, a scalar on the device; None: nothing."""
+        self._peaks = torch.zeros(groups, dtype=torch.float64, device=device)
         self._upload()
 
     @property
@@ -70,6 +73,8 @@ class FusedScheduleFree(AdamWScheduleFree):  # type: ignore[misc]
             raise RuntimeError("step() with evaluation weights: call train() on the optimizer first")
         if not (self._tensors.is_cuda and torch.cuda.is_current_stream_capturing()):
             self.bind()
+        if self.lr_factor is not None:
+            torch.mul(self._peaks, self.lr_factor, out=self._settings[0])
         self._kernels.advance(self._counters, self._settings, self._coefficients, skip)
         self._kernels.update(self._tensors, self._chunks, self._coefficients, scale, skip)
 
@@ -122,7 +127,10 @@ class FusedScheduleFree(AdamWScheduleFree):  # type: ignore[misc]
             beta1, beta2 = group["betas"]
             log2_beta2 = math.log2(beta2) if beta2 > 0 else -math.inf
             decay, warmup = group["weight_decay"], group["warmup_steps"]
-            settings.append([group["lr"], beta1, beta2, log2_beta2, group["eps"], decay, warmup])
+            # Of a checkpoint of the library's, whose rate is set in its groups, the peak stands beside it.
+            rate = group.get("peak_lr", group["lr"])
+            settings.append([rate, beta1, beta2, log2_beta2, group["eps"], decay, warmup])
             counters.append([group[name] for name in ("k", "weight_sum", "lr_max", "scheduled_lr")])
+        self._peaks.copy_(torch.tensor([row[0] for row in settings], dtype=torch.float64))
         self._settings.copy_(torch.tensor(settings, dtype=torch.float64).T)
         self._counters.copy_(torch.tensor(counters, dtype=torch.float64).T)

@@ -4,8 +4,9 @@
 step as a CUDA graph.
 """
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Protocol
 
@@ -17,19 +18,35 @@ from rnn_lab.config import TrainSection
 from rnn_lab.data.batches import Batch, Sampler
 from rnn_lab.layer import State
 from rnn_lab.lm import LM
+from rnn_lab.optim.gram import choices
+from rnn_lab.optim.layerwise import LayerwiseRouted
+from rnn_lab.optim.routed import RoutedOptimizer
+from rnn_lab.remat import Remat
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import autocast
 from rnn_lab.train.diagnose import first_offender
+from rnn_lab.train.objective import Objective
 from rnn_lab.train.optimizers import GatedOptimizer, current_lr
+from rnn_lab.train.schedule import Schedule, accept_schedule, follow, set_factor
 
 Carry = list[State] | None
 RECORD = 4
-"""What a step reports, as fp64 `[4]`: loss, gradient norm before the clip, learning rate, 1 if it was not applied."""
+"""What a step reports first, in fp64: loss, gradient norm before the clip, learning rate, 1 if it was not applied."""
+CONTROL = 2
+"""What a step is told, in fp64: the factor of its rate, and its number."""
+PATIENCE = 3
+"""Steps in a row that may not be finite under `train.on_nonfinite = "rollback"` before the run goes back."""
+SLOWED = 0.5
+"""Factor of the rate for a while after that."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the host learns of step k; `timed` unless it was a warm-up step."""
+    """What the host learns of step k; `timed` unless it was a warm-up step.
+
+    `waited` of the seconds went by until its batch was there; `factor` is the schedule's; `figures` are what the
+    objective tells of itself.
+    """
 
     k: int
     starts_B: NDArray[Any]
@@ -38,6 +55,9 @@ class Outcome:
     lr: float
     seconds: float
     timed: bool
+    waited: float = 0.0
+    factor: float = 1.0
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -89,35 +109,103 @@ class HostUpdate:
             self.optimizer.step()
         return torch.tensor([value, size, current_lr(self.optimizer), not applied], dtype=torch.float64)
 
+    def reset(self) -> None:
+        """Nothing: the host looks at each step by itself."""
+
 
 class DeviceUpdate:
-    """The same without the host: a step that is not finite is not applied, nor is any after it."""
+    """The same without the host: a step that is not finite is not applied, nor is any after `patience` in a row."""
 
-    def __init__(self, optimizer: GatedOptimizer, clip: float, device: torch.device) -> None:
-        self.optimizer, self.clip = optimizer, clip
-        self.halted = torch.zeros((), device=device)
+    def __init__(self, optimizer: GatedOptimizer, clip: float, device: torch.device, patience: int = 1) -> None:
+        self.optimizer, self.clip, self.patience = optimizer, clip, patience
+        self.halted, self.missed = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.skipped = self.halted
+        """1 where the last step was not applied."""
 
     def __call__(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Apply the gradients in place unless a loss or norm was not finite; the step's record, on the device."""
         finite = torch.isfinite(loss) & torch.isfinite(norm)
-        torch.maximum(self.halted, (~finite).float(), out=self.halted)
+        missed = (~finite).float()
+        if self.patience > 1:
+            self.missed.add_(1).mul_(missed)
+            torch.maximum(self.halted, (self.missed >= self.patience).float(), out=self.halted)
+            self.skipped = torch.maximum(self.halted, missed)
+        else:
+            torch.maximum(self.halted, missed, out=self.halted)
         scale = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip > 0 else torch.ones_like(norm)
-        self.optimizer.gated_step(scale, self.halted)
-        return torch.stack([loss.double(), norm.double(), self.optimizer.lr_now, self.halted.double()])
+        self.optimizer.gated_step(scale, self.skipped)
+        return torch.stack([loss.double(), norm.double(), self.optimizer.lr_now, self.skipped.double()])
+
+    def reset(self) -> None:
+        """Apply steps again."""
+        self.halted.zero_()
+        self.missed.zero_()
 
 
 class TrainStep:
-    """Forward, backward and update over one batch in `train.grad_accum` pieces."""
+    """Forward, backward and update over one batch in `train.grad_accum` pieces.
 
-    def __init__(self, model: LM, optimizer: torch.optim.Optimizer, train: TrainSection, dtype: torch.dtype) -> None:
+    Args:
+        model: with the heads that the objective asks for.
+        optimizer: over its parameters.
+        train: how much at once.
+        dtype: of matrix products.
+        objective: what to back-propagate; the loss when None.
+        schedule: of the learning rate; none when None.
+        filter_from: steps that are done before Collider filters.
+
+    Raises:
+        ConfigError: the optimizer follows no schedule.
+
+    """
+
+    def __init__(
+        self, model: LM, optimizer: torch.optim.Optimizer, train: TrainSection, dtype: torch.dtype,
+        objective: Objective | None = None, schedule: Schedule | None = None, filter_from: int = 0,
+    ) -> None:  # fmt: skip
         self.model, self.train, self.dtype = model, train, dtype
-        self.optimizer = optimizer
+        self.optimizer, self.objective, self.schedule = optimizer, objective, schedule
         self.device = model.embedding.weight.device
+        self.patience = PATIENCE if train.on_nonfinite == "rollback" else 1
+        self.backward_seconds: tuple[float, float] | None = None
+        """Of one product, dense and filtered, where that was measured."""
+        self.slow_until = 0
+        """Last step whose rate is multiplied by SLOWED."""
         self.update: HostUpdate | DeviceUpdate
         if isinstance(optimizer, GatedOptimizer):
-            self.update = DeviceUpdate(optimizer, train.clip, self.device)
+            self.update = DeviceUpdate(optimizer, train.clip, self.device, self.patience)
         else:
             self.update = HostUpdate(model, optimizer, train.clip)
+        self.columns = objective.columns if objective else ()
+        self.ahead = objective.ahead if objective else 1
+        told = objective is not None or schedule is not None or self.patience > 1
+        self.control = torch.zeros(CONTROL, dtype=torch.float64, device=self.device) if told else None
+        self._follows = True
+        if self.control is not None and (schedule is not None or self.patience > 1):
+            self._follows = (follow if schedule is None else accept_schedule)(optimizer, self.control[0])
+        self._filter_from = filter_from if objective and objective.filters else 0
+        self._filtering = False
+        self._figures: Tensor | None = None
+        if train.checkpoint_every is not None:
+            model.remat = Remat(train.checkpoint_every, train.checkpoint_chunk)
+
+    @property
+    def width(self) -> int:
+        """Values in a record."""
+        return RECORD + len(self.columns)
+
+    def phase(self, k: int) -> bool:
+        """What of step k a captured step cannot take from its inputs: whether positions are filtered."""
+        return k > self._filter_from
+
+    def begin(self, k: int, seconds: float) -> tuple[float, float]:
+        """Make step k the next, when `seconds` of the training clock are spent; what `control` has to hold for it."""
+        self._filtering = self.phase(k)
+        factor = 1.0 if self.schedule is None else self.schedule.factor(k - 1, seconds)
+        factor *= SLOWED if k <= self.slow_until else 1.0
+        if not self._follows:
+            set_factor(self.optimizer, factor)
+        return factor, float(k)
 
     def __call__(self, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry) -> tuple[Tensor, Carry]:
         """Train on a batch.
@@ -127,18 +215,33 @@ class TrainStep:
 
         """
         self.model.prepare()
+        if isinstance(self.optimizer, LayerwiseRouted):
+            self.optimizer.begin()
+            loss, carry = self.backward(bytes_BT1, reset_BT, carry)
+            size, applied = self.optimizer.end()
+            told = [loss.item(), size.item(), current_lr(self.optimizer), not applied]
+            return self._with_figures(torch.tensor(told, dtype=torch.float64)), carry
         loss, carry = self.backward(bytes_BT1, reset_BT, carry)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        return self.update(loss, norm), carry
+        return self._with_figures(self.update(loss, norm)), carry
+
+    def _with_figures(self, record: Tensor) -> Tensor:
+        return record if self._figures is None else torch.cat([record, self._figures.to(record)])
 
     def backward(self, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry) -> tuple[Tensor, Carry]:
-        """Add the gradients of a batch's mean loss; that loss, and the states to carry on."""
+        """Add the gradients of a batch's mean objective; its mean loss, and the states to carry on."""
         total = torch.zeros((), device=self.device)
         carried: list[list[State]] = []
+        self._figures = None
         for piece in self._pieces():
-            loss, states = self._forward(piece, bytes_BT1, reset_BT, carry)
-            (loss / self.train.grad_accum).backward()  # type: ignore[no-untyped-call]
+            objective, loss, states, figures = self._forward(piece, bytes_BT1, reset_BT, carry)
+            if isinstance(self.optimizer, LayerwiseRouted):
+                self.optimizer.judge(objective.detach())
+            (objective / self.train.grad_accum).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / self.train.grad_accum
+            if figures:
+                told = torch.stack([figure.double() for figure in figures]) / self.train.grad_accum
+                self._figures = told if self._figures is None else self._figures + told
             if self.train.carry_state:
                 carried.append([{name: t.detach() for name, t in state.items()} for state in states])
         return total, _joined(carried) if carried else None
@@ -154,10 +257,20 @@ class TrainStep:
 
     def _forward(
         self, rows: slice, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry
-    ) -> tuple[Tensor, list[State]]:
+    ) -> tuple[Tensor, Tensor, list[State], list[Tensor]]:
+        """What to back-propagate, the loss, the states, and what the objective tells."""
         states = carry and [{name: t[rows] for name, t in state.items()} for state in carry]
+        reset = None if reset_BT is None else reset_BT[rows]
         with autocast(self.device, self.dtype):
-            return self.model.loss(bytes_BT1[rows], states, None if reset_BT is None else reset_BT[rows])
+            if self.objective is None:
+                loss, new = self.model.loss(bytes_BT1[rows], states, reset)
+                return loss, loss, new, []
+            assert self.control is not None
+            found = self.objective(
+                self.model, bytes_BT1[rows], states, reset,
+                filtering=self._filtering, step=self.control[1], first_row=rows.start,
+            )  # fmt: skip
+            return found.objective, found.loss, found.states, found.figures
 
 
 class EagerExecutor:
@@ -189,14 +302,24 @@ class EagerExecutor:
         bucket = "warmup" if self._warmup > 0 else "train"
         before = self.clock.seconds()[bucket]
         with self.clock.book(bucket):
+            values = self.step.begin(k, self.clock.train)
+            if self.step.control is not None:
+                self.step.control.copy_(torch.tensor(values, dtype=torch.float64))
+            asked = time.perf_counter()
             batch = self.sampler.batch(k)
+            waited = time.perf_counter() - asked
             record, carry = self.step(*self._on_device(batch), self.carry)
-            loss, norm, lr, halted = record.tolist()
+            loss, norm, lr, halted, *figures = record.tolist()
             if not halted:
                 self.carry = carry
+            if not halted or self.step.patience > 1:
                 self.step.optimizer.zero_grad(set_to_none=True)
         seconds = self.clock.seconds()[bucket] - before
-        self._done = Outcome(k, batch.starts_B, loss, norm, lr, seconds, timed=self._warmup <= 0)
+        told = dict(zip(self.step.columns, figures, strict=True))
+        self._done = Outcome(
+            k, batch.starts_B, loss, norm, lr, seconds, timed=self._warmup <= 0, waited=waited, factor=values[0],
+            figures=told,
+        )  # fmt: skip
         self._warmup -= 1
 
     def collect(self, wait: bool) -> Outcome | None:
@@ -204,8 +327,14 @@ class EagerExecutor:
         done, self._done = self._done, None
         return done
 
+    def untimed(self, steps: int) -> None:
+        """Count the next steps as warm-up."""
+        self._warmup = steps
+
     def offender(self, k: int) -> str:
         """See Executor."""
+        if self.step.patience > 1 or isinstance(self.step.optimizer, LayerwiseRouted):
+            self.repeat(k)  # its gradients are gone
         batch = self.sampler.batch(k)
         return first_offender(self.step.model, lambda: self.step.forward(*self._on_device(batch), self.carry))
 
@@ -224,6 +353,13 @@ def _joined(pieces: list[list[State]]) -> list[State]:
     return [
         {name: torch.cat([part[i][name] for part in pieces]) for name in first} for i, first in enumerate(pieces[0])
     ]
+
+
+def optimizer_backends(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The same of the optimizer's products, where it has a choice."""
+    if not isinstance(optimizer, RoutedOptimizer):
+        return []
+    return [{**choice.as_dict(), "layers": ["optimizer"]} for choice in choices()]
 
 
 def backends(model: LM) -> list[dict[str, Any]]:

@@ -40,7 +40,8 @@ class MinRNN(Layer):
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
         """All projections of the input in one matrix; out_proj."""
-        parts: dict[str, Part] = {"in_proj": Dense(cfg.dim, cls.streams * cfg.d_inner)}
+        d, n = cfg.d_inner, cls.streams
+        parts: dict[str, Part] = {"in_proj": Dense(cfg.dim, n * d, stacked=n * (d,))}
         return parts if cfg.expansion == 1 else parts | {"out_proj": Dense(cfg.d_inner, cfg.dim)}
 
     @classmethod

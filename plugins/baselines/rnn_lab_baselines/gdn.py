@@ -86,7 +86,7 @@ class Model(Layer):
         D, H, dv = cfg.dim, cfg.heads, cfg.widths[2]
         like_torch = uniform_fan_in(D)
         return {
-            "qkv_proj": Dense(D, sum(cfg.widths), init=like_torch),
+            "qkv_proj": Dense(D, sum(cfg.widths), init=like_torch, stacked=cfg.widths),
             "conv": Conv(sum(cfg.widths), bias=False),
             "a_proj": Dense(D, H, init=like_torch),
             "b_proj": Dense(D, H, init=like_torch),

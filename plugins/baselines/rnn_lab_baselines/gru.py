@@ -52,12 +52,12 @@ class Model(PlainLayer):
         d = cfg.d_inner
         if cfg.form == "cudnn":
             return {
-                "W_ih": Dense(d, 3 * d, bias=0.0, init=orthogonal()),
-                "W_hh": Weight((3 * d, d), orthogonal(), flops=6 * d * d),
+                "W_ih": Dense(d, 3 * d, bias=0.0, init=orthogonal(), stacked=3 * (d,)),
+                "W_hh": Weight((3 * d, d), orthogonal(), flops=6 * d * d, stacked=3 * (d,)),
                 "b_hh": vector(3 * d, 0.0),
             }
         return {
-            "W_zr": Dense(d, 2 * d, bias=0.0, init=normal(0.02)),
+            "W_zr": Dense(d, 2 * d, bias=0.0, init=normal(0.02), stacked=2 * (d,)),
             "U_zr": Weight((2, d, d), orthogonal(), flops=4 * d * d),
             "W_h": Dense(d, d, bias=0.0, init=normal(0.02)),
             "U_h": Weight((d, d), orthogonal(), flops=2 * d * d),

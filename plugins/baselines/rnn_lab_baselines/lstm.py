@@ -58,13 +58,13 @@ class Model(PlainLayer):
         d = cfg.d_inner
         if cfg.form == "cudnn":
             return {
-                "W_ih": Dense(d, 4 * d, init=orthogonal()),
+                "W_ih": Dense(d, 4 * d, init=orthogonal(), stacked=4 * (d,)),
                 "b_ih": Weight((4 * d,), _one_in_block(1, 4)),
-                "W_hh": Weight((4 * d, d), orthogonal(), flops=8 * d * d),
+                "W_hh": Weight((4 * d, d), orthogonal(), flops=8 * d * d, stacked=4 * (d,)),
                 "b_hh": Weight((4 * d,), _one_in_block(1, 4)),
             }
         return {
-            "W_fio": Dense(d, 3 * d, init=normal(0.02)),
+            "W_fio": Dense(d, 3 * d, init=normal(0.02), stacked=3 * (d,)),
             "b_fio": Weight((3 * d,), _one_in_block(0, 3)),
             "U_fio": Weight((3, d, d), orthogonal(), flops=6 * d * d),
             "W_c": Dense(d, d, bias=0.0, init=normal(0.02)),

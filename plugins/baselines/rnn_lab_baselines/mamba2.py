@@ -74,8 +74,9 @@ class Model(Layer):
     def parts(cls, cfg: Any) -> dict[str, Part]:
         """Projections and convolution as torch initialises them, step sizes log-uniform in [1e-3, 1e-1]."""
         d, S, H = cfg.d_inner, cfg.n_state, cfg.n_heads
+        streams = (d, d, S, S, H)
         return {
-            "in_proj": Dense(cfg.dim, 2 * d + 2 * S + H, init=uniform_fan_in(cfg.dim)),
+            "in_proj": Dense(cfg.dim, sum(streams), init=uniform_fan_in(cfg.dim), stacked=streams),
             "conv": Conv(d + 2 * S),
             "A_log": Weight((H,), log_uniform(1, 16)),
             "dt_bias": Weight((H,), inverse_softplus_of_log_uniform(1e-3, 1e-1, 1e-4)),

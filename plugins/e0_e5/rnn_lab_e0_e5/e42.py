@@ -21,9 +21,8 @@ import torch
 from pydantic import Field
 from rnn_lab.init import xavier
 from rnn_lab.layers import ProjectedConfig, ProjectedLayer
-from rnn_lab.parts import Part, Recurrent, vector
+from rnn_lab.parts import Part, Recurrent, linear, vector
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Config(ProjectedConfig):
@@ -52,7 +51,7 @@ class Model(ProjectedLayer):
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """W x~ + b."""
-        return (F.linear(x_BTd, self.W(), self.b),)
+        return (linear(x_BTd, self.W(), self.b),)
 
     def weights(self) -> tuple[Tensor, ...]:
         """The effective W."""

@@ -22,9 +22,8 @@ from pydantic import Field
 from rnn_lab.init import xavier
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.layers import ProjectedConfig, TwoBranchLayer
-from rnn_lab.parts import Part, Weight, vector
+from rnn_lab.parts import Part, Weight, linear, vector
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnn_lab_e0_e5._elman import dense
 
@@ -50,7 +49,7 @@ class Model(TwoBranchLayer):
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """W_x x~ + b."""
-        return (F.linear(x_BTd, self.W[:, : self.cfg.d_inner], self.b),)
+        return (linear(x_BTd, self.W[:, : self.cfg.d_inner], self.b),)
 
     def weights(self) -> tuple[Tensor, ...]:
         """W_h."""

@@ -22,9 +22,8 @@ from pydantic import Field
 from rnn_lab.init import constant
 from rnn_lab.kernels.linear_state import LINEAR_STATE
 from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, widen, write
-from rnn_lab.parts import Part, Rescaled, Weight
+from rnn_lab.parts import Part, Rescaled, Weight, linear
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Config(MatrixStateConfig):
@@ -54,7 +53,7 @@ class Model(MatrixStateLayer):
 
     def project(self, x_BTd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Key and value by the rescaled matrices, query."""
-        return F.linear(x_BTd, self.W_k()), F.linear(x_BTd, self.W_v()), self.W_q(x_BTd)
+        return linear(x_BTd, self.W_k()), linear(x_BTd, self.W_v()), self.W_q(x_BTd)
 
     def weights(self) -> tuple[Tensor, ...]:
         """Lambda."""

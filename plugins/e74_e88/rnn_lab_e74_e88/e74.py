@@ -35,7 +35,7 @@ from pydantic import Field, model_validator
 from rnn_lab.init import constant, xavier
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.layers import TiedConfig, TiedLayer, gate, normalise, retrieve, self_gate, unit_key
-from rnn_lab.parts import Dense, Part, Weight, vector
+from rnn_lab.parts import Dense, Part, Weight, linear, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -124,7 +124,7 @@ class Model(TiedLayer):
             return super().streams(x_BTd)
         k_BTn, v_BTn, q_BTn = self.project(x_BTd)
         k_BTn = normalise(k_BTn)
-        return (F.linear(k_BTn, self.V.T), v_BTn, self.W_kr(k_BTn)), (F.linear(q_BTn, self.V.T),)
+        return (linear(k_BTn, self.V.T), v_BTn, self.W_kr(k_BTn)), (linear(q_BTn, self.V.T),)
 
     def gates(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """The update's own projections."""

@@ -96,7 +96,7 @@ class Model(HeadsLayer):
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:
         """q, k, v together; convolution, write gate; what heads have."""
-        parts: dict[str, Part] = {"qkv_proj": Dense(cfg.dim, sum(cfg.widths))}
+        parts: dict[str, Part] = {"qkv_proj": Dense(cfg.dim, sum(cfg.widths), stacked=cfg.widths)}
         if cfg.use_conv:
             parts["conv"] = Conv(sum(cfg.widths), bias=False)
         if cfg.write_gate:

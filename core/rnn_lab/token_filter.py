@@ -1,0 +1,162 @@
+"""Collider's token filter: matrix products whose backward meets a part of the positions only.
+
+Every map of one position to one position calls `linear`. Inside `TokenFilter.during` it computes forward over all
+positions; backward takes the rows of kept positions, as if what a filtered position put in were a constant:
+
+    y = x W' + b          g = dL/dy [kept]          dW = g' x[kept]     db = sum g     dx[kept] = g W, else 0
+
+A recurrence stays as it is: its gradient flows through every step. So the residual stream below is sparse again, in
+every layer, which is what Collider (arXiv 2502.00340) does to attention's keys and values. The gradient is biased.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnn_lab.kernels.dispatch import REFERENCE, Choice
+from rnn_lab.kernels.filtered_linear import FILTERED_LINEAR, gathered
+
+_active: "TokenFilter | None" = None
+
+
+class TokenFilter:
+    """Positions of one pass that backward goes through; all of them until `keep` or `mask` is set.
+
+    Args:
+        shape: B and T of the pass.
+        record: hears what runs the products' backward; see kernels.dispatch.
+        recurrent: `full`, or `kept`: matrices within a recurrence learn from kept positions alone (kernels.kept).
+
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], record: dict[str, Choice] | None = None, recurrent: str = "full"
+    ) -> None:
+        self.shape, self.record, self.recurrent = shape, {} if record is None else record, recurrent
+        self.kept_N: Tensor | None = None
+        """Kept positions as indices into B * T."""
+        self.mask_BT: Tensor | None = None
+        """True where a position is kept; for numbers of positions that are not known in advance."""
+        self.maps = 0
+        """Products that were filtered."""
+        self.span = (0, shape[1])
+        """Positions of each sequence that the pass at hand is over."""
+
+    def keep(self, kept_BK: Tensor) -> None:
+        """Keep these positions of each sequence, equally many of each."""
+        rows = torch.arange(self.shape[0], device=kept_BK.device)[:, None] * self.shape[1]
+        self.kept_N = (kept_BK + rows).flatten()
+        self.mask_BT = torch.zeros(self.shape, dtype=torch.bool, device=kept_BK.device).scatter(1, kept_BK, True)
+
+    def keep_where(self, mask_BT: Tensor) -> None:
+        """Keep the positions where `mask_BT` is True, any number: the products keep their size."""
+        self.kept_N, self.mask_BT = None, mask_BT
+
+    @contextmanager
+    def during(self, start: int = 0, stop: int | None = None) -> Iterator[None]:
+        """`linear` is filtered by this inside the block: a forward pass over positions `start` to `stop`."""
+        global _active
+        before = _active, self.span
+        _active, self.span = self, (start, self.shape[1] if stop is None else stop)
+        try:
+            yield
+        finally:
+            _active, self.span = before
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether x has a row, or several, for each position of this pass."""
+        return x.dim() >= 3 and tuple(x.shape[:2]) == (self.shape[0], self.span[1] - self.span[0])
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The filtered product of rows that `takes` accepted."""
+        self.maps += 1
+        found: Tensor = FilteredLinear.apply(x, weight, bias, self, self.span)  # type: ignore[no-untyped-call]
+        return found
+
+
+def active() -> "TokenFilter | None":
+    """The filter of the pass that is being computed."""
+    return _active
+
+
+@contextmanager
+def unfiltered() -> Iterator[None]:
+    """No product inside the block is filtered: parts that a family has vetoed, reference models."""
+    global _active
+    before, _active = _active, None
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` for maps of one position to one position, `[B, T, ..., K]` to `[B, T, ..., M]`."""
+    if _active is None or not _active.takes(x):
+        return F.linear(x, weight, bias)
+    return _active.product(x, weight, bias)
+
+
+class FilteredLinear(torch.autograd.Function):
+    """See the module docstring. Which positions are kept is read in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, held: TokenFilter, span: tuple[int, int]
+    ) -> Tensor:
+        """The product over all positions."""
+        device = x.device.type
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.held, ctx.span = held, span
+        nothing = torch.empty(0, dtype=torch.int64, device=x.device)
+        _, choice = FILTERED_LINEAR.select(x, weight, nothing)
+        ctx.fused = choice.backend != REFERENCE
+        held.record[choice.op] = choice
+        with torch.autocast(device, enabled=False):
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients from the kept positions."""
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.dtypes
+        held, span = ctx.held, ctx.span
+        if span == (0, held.shape[1]) and held.kept_N is not None:
+            run = _fused if ctx.fused else gathered
+            dx, dweight = run(grad, x, weight, held.kept_N)
+            rows = grad.flatten(0, 1).index_select(0, held.kept_N) if of_bias else grad
+        else:
+            rows = _masked(grad, held, span)
+            dx = (rows.reshape(-1, rows.shape[-1]) @ weight).view(x.shape)
+            dweight = rows.reshape(-1, rows.shape[-1]).mT @ x.reshape(-1, x.shape[-1])
+        dbias = rows.reshape(-1, rows.shape[-1]).sum(0).to(of_bias) if of_bias else None
+        return dx.to(of_x), dweight.to(of_weight), dbias, None, None
+
+
+def _fused(g: Tensor, x: Tensor, weight: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The Triton kernels."""
+    from rnn_lab.kernels.filtered_linear_triton import filtered_gradients
+
+    found: tuple[Tensor, Tensor] = filtered_gradients(g, x, weight, kept_N)
+    return found
+
+
+def _masked(grad: Tensor, held: TokenFilter, span: tuple[int, int]) -> Tensor:
+    """The gradient with the rows of filtered positions zero.
+
+    How many positions of a chunk of time are kept differs between sequences, and products need a fixed size.
+    """
+    if held.mask_BT is None:
+        return grad
+    mask = held.mask_BT[:, span[0] : span[1]]
+    return torch.where(mask.view(*mask.shape, *[1] * (grad.dim() - 2)), grad, 0)

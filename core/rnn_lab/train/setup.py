@@ -1,0 +1,156 @@
+"""What a run's `[objective]`, `[schedule]` and `[loader]` ask for, made ready: pieces that most runs do without."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnn_lab.config import Resolved, RunConfig
+from rnn_lab.data.ahead import ReadAhead
+from rnn_lab.data.batches import ContiguousStreams, RandomWindows, Sampler
+from rnn_lab.data.corpus import Region
+from rnn_lab.errors import ConfigError
+from rnn_lab.lm import LM
+from rnn_lab.modelspec import ModelSpec
+from rnn_lab.sections import ObjectiveSection
+from rnn_lab.sizing import certify
+from rnn_lab.train.filter_check import backward_seconds
+from rnn_lab.train.objective import Objective
+from rnn_lab.train.schedule import Schedule, check_schedule, filter_start
+from rnn_lab.train.step import TrainStep
+
+MUCH_ENTROPY = 0.05
+"""Weight of the entropy above which a person is told."""
+
+
+def check(cfg: RunConfig) -> None:
+    """Refuse what these sections and the rest of a configuration cannot be together.
+
+    Raises:
+        ConfigError: they contradict each other.
+
+    """
+    check_schedule(cfg)
+    if cfg.objective.use_collider:
+        filter_start(cfg)
+    if cfg.optimizer.galore_layerwise:
+        _check_layerwise(cfg)
+    if cfg.train.checkpoint_chunk is not None and cfg.train.checkpoint_every is None:
+        raise ConfigError("train.checkpoint_chunk needs train.checkpoint_every: how many blocks are computed again")
+
+
+def _check_layerwise(cfg: RunConfig) -> None:
+    """Refuse what needs all gradients at once."""
+    train = cfg.train
+    if train.clip or train.grad_accum > 1:
+        raise ConfigError(
+            "optimizer.galore_layerwise updates each parameter as soon as its gradient is there, so that neither a "
+            "clip by the norm of all gradients nor accumulation is possible: set train.clip = 0 and "
+            f"train.grad_accum = 1 (they are {train.clip:g} and {train.grad_accum})"
+        )
+    if train.on_nonfinite == "rollback":
+        raise ConfigError(
+            "optimizer.galore_layerwise cannot leave out a step whose gradient turns out not to be finite after a part "
+            "of it was applied: set train.on_nonfinite = stop"
+        )
+
+
+def matched(resolved: Resolved, spec: ModelSpec) -> tuple[Resolved, ModelSpec]:
+    """The model with the trunk that leaves room for the heads' blocks, where `mtp_match_params` asks for that.
+
+    The configuration then says what the trunk is and asks no more, so that it builds the same model again.
+
+    Raises:
+        ConfigError: the trunk has no layer to spare.
+
+    """
+    objective = resolved.config.objective
+    if not (objective.use_mtp and objective.mtp_match_params):
+        return resolved, spec
+    depth = spec.lm_cfg.depth - (objective.horizons - 1)
+    if depth < 1:
+        raise ConfigError(
+            f"objective.mtp_match_params: a trunk of {spec.lm_cfg.depth} layers has none to spare for "
+            f"{objective.horizons - 1} heads: lower mtp_n_tokens, or raise model.depth"
+        )
+    lm_cfg = spec.lm_cfg.model_copy(update={"depth": depth})
+    certificate = certify(spec.layer_cls, spec.layer_cfg, lm_cfg, None)
+    config = resolved.config.model_copy(
+        update={
+            "model": resolved.config.model.model_copy(update={"depth": depth, "target": None}),
+            "objective": objective.model_copy(update={"mtp_match_params": False}),
+        }
+    )
+    origins = {**resolved.origins, "model.depth": "objective.mtp_match_params"}
+    return Resolved(config, origins), replace(spec, lm_cfg=lm_cfg, certificate=certificate)
+
+
+def effective(cfg: RunConfig, dim: int, note: Callable[[str], None]) -> ObjectiveSection:
+    """`[objective]` for a model of width `dim`: without Collider where that is narrower than it gains by."""
+    objective = cfg.objective
+    if objective.use_collider and dim < objective.collider_min_dim:
+        note(
+            f"Collider is off: dim {dim} is below objective.collider_min_dim = {objective.collider_min_dim}, where "
+            "gathering rows costs more than it saves. `-o objective.collider_min_dim=0` filters all the same"
+        )
+        return objective.model_copy(update={"use_collider": False})
+    return objective
+
+
+def make_step(
+    cfg: RunConfig, model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, reference: LM | None,
+    note: Callable[[str], None],
+) -> TrainStep:  # fmt: skip
+    """The step of a run.
+
+    Raises:
+        ConfigError: see TrainStep and Schedule.
+
+    """
+    section = effective(cfg, int(model.layer_cfg.dim), note)
+    if section.entropy_weight > MUCH_ENTROPY:
+        note(f"objective.entropy_weight = {section.entropy_weight:g} costs loss; {MUCH_ENTROPY:g} is much already")
+    objective = None if section.plain else Objective(section, cfg.train.seed, reference)
+    schedule = None if cfg.schedule.type == "none" else Schedule(cfg.schedule, cfg.train)
+    start = filter_start(cfg) if section.use_collider else 0
+    step = TrainStep(model, optimizer, cfg.train, dtype, objective, schedule, start)
+    if objective is not None and objective.filters and section.collider_mode == "topk":
+        dim, device = int(model.layer_cfg.dim), model.embedding.weight.device
+        shape = (cfg.train.batch_size // cfg.train.grad_accum, cfg.train.seq_len)
+        dense, filtered = backward_seconds(dim, shape, section.collider_sparsity, dtype, device)
+        step.backward_seconds = dense, filtered
+        note(
+            f"Collider: backward of one {dim} x {dim} product over {shape[0]} x {shape[1]} positions takes "
+            f"{filtered * 1e3:.3g} ms filtered, {dense * 1e3:.3g} ms dense"
+        )
+    return step
+
+
+def make_sampler(cfg: RunConfig, region: Region) -> Sampler:
+    """The batches of a run; `close` it where it has that."""
+    train = cfg.train
+    kind = ContiguousStreams if train.carry_state else RandomWindows
+    sampler = kind(region, train.seed, train.batch_size, train.seq_len, cfg.objective.horizons)
+    if not cfg.loader.workers:
+        return sampler
+    return ReadAhead(sampler, cfg.loader.workers, cfg.loader.prefetch)
+
+
+def load_reference(cfg: RunConfig, found: Any, note: Callable[[str], None]) -> LM | None:
+    """The model that the scorer `excess` compares with, frozen, or None.
+
+    Raises:
+        ConfigError: it is no run, or has no checkpoint yet.
+
+    """
+    from rnn_lab.train.run import load_trained  # which imports the loop that imports this
+
+    path = cfg.objective.collider_reference
+    if not cfg.objective.use_collider or path is None:
+        return None
+    with torch.random.fork_rng():
+        model, _, _ = load_trained(Path(path), found, cfg.train.device, note)
+    model.requires_grad_(False)
+    return model
