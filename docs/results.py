@@ -14,7 +14,7 @@ from typing import Any
 
 Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
 RUN_HEADERS = (
-    "model", "parameters", "steps", "batch", "last100", "bits per byte", "validation bits per byte", "tok/s",
+    "model", "parameters", "steps", "batch", "data", "last100", "bits per byte", "validation bits per byte", "tok/s",
     "device", "torch", "commit", "date",
 )  # fmt: skip
 KEPT = (
@@ -39,7 +39,7 @@ def record(run: Path, names: Sequence[str], folder: Path) -> None:
         "kind": "run",
         "date": f"{ended:%Y-%m-%d}",
         "result": {key: result.get(key) for key in KEPT},
-        "fingerprint": (result.get("data") or {}).get("fingerprint"),
+        **{key: (result.get("data") or {}).get(key) for key in ("fingerprint", "bytes")},
         "config": config,
         "env": {key: env[key] for key in ("python", "packages", "cuda", "gpu", "cpu_count", "torch_threads", "git")},
     }
@@ -70,6 +70,8 @@ def _run_row(page: dict[str, Any]) -> list[object]:
         f"{result['params']:,}",
         result["steps"],
         f"{train['batch_size']} x {train['seq_len']}",
+        # A training loss after many passes says what was learnt by heart.
+        f"{page['bytes']:,} bytes, {result['tokens'] / page['bytes']:.3g} passes" if page["bytes"] else "",
         *figures,
         _figure(result["tokens_per_s"], 0),
         f"{device}, {result['dtype']}",
