@@ -123,12 +123,13 @@ def test_a_right_backend_is_timed_and_a_broken_one_is_a_row(rnn_lab, backends):
 
 def test_flops_are_those_of_the_products_at_the_measured_size():
     setting = Setting(2, 6, torch.float32, torch.device("cpu"), 0.001)
-    asked = [("e1", {"dim": 16, "expansion": 1.0}), ("llama", {"dim": 64})]
+    asked = [("e1", {"dim": 16, "expansion": 1.0}), ("llama", {"dim": 64}), ("mamba2", {"dim": 64})]
     rows = bench_kernels(asked, [], setting, lambda row: None)["rows"]
-    ops = ("recurrence", "attention")
+    ops = ("recurrence", "attention", "causal_conv")
     figures = {row["model"]: row for row in rows if row["implementation"] == "reference" and row["op"] in ops}
     assert figures["e1"]["forward"]["flops"] == 2 * 6 * 2 * 16 * 16
     assert figures["llama"]["forward"]["flops"] == 2 * 4 * 6 * 6 * 64
+    assert figures["mamba2"]["forward"]["flops"] == figures["mamba2"]["forward_backward"]["flops"] == 0
 
 
 def test_a_cell_written_a_minute_ago_is_measured(rnn_lab, fresh, tmp_path):

@@ -77,7 +77,12 @@ class WrongBackward(torch.autograd.Function):
 
 def test_a_wrong_forward_or_backward_is_refused_with_figures_and_kept():
     x = torch.randn(2, 3)
-    for run, part in ((lambda x: 1.001 * x * x, "forward"), (WrongBackward.apply, "in gradients")):
+    wrong = (
+        (lambda x: 1.001 * x * x, "forward"),
+        (lambda x: x * x if torch.is_grad_enabled() else 1.001 * x * x, "forward"),
+        (WrongBackward.apply, "in gradients"),
+    )
+    for run, part in wrong:
         op = squares(run)
         (name, reason), *_ = op.select(x)[1].refused
         assert name == "mine" and "0.001 " in reason and part in reason

@@ -19,8 +19,7 @@ from rnn_lab_cli.bench_options import (
 from rnn_lab_cli.output import note, table
 
 CASES = (
-    *(f"{name}:dim=640,expansion=2" for name in ("e61", "e62", "e64", "e65", "e67", "e68")),
-    "mingru:dim=1280",
+    *(f"{name}:dim=640,expansion=2" for name in ("e61", "e62", "e64", "e65", "e67", "e68", "mingru")),
     "mamba2:dim=672,n_state=64",
     "gdn:dim=1024,n_heads=32,head_dim=64,expansion=1",
     "e70:dim=1408,n_state=96",
