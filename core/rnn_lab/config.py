@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from rnn_lab.errors import ConfigError, did_you_mean
-from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ScheduleSection
+from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ParallelSection, ScheduleSection
 from rnn_lab.strict import StrictModel as StrictModel
 
 M = TypeVar("M", bound=BaseModel)
@@ -180,6 +180,7 @@ class RunConfig(StrictModel):
     objective: ObjectiveSection = ObjectiveSection()
     schedule: ScheduleSection = ScheduleSection()
     loader: LoaderSection = LoaderSection()
+    parallel: ParallelSection = ParallelSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()

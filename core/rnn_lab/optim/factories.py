@@ -24,6 +24,8 @@ from rnn_lab.optim.routed import Assigned, GatedRouted, RoutedOptimizer, Rule, g
 class Factory:
     """A registered optimizer: called with (model, OptimizerSection).
 
+    A parameter on the meta device is another process's: it keeps its place in the groups and has no state here.
+
     Attributes:
         kind: its name.
 
@@ -74,6 +76,8 @@ class Factory:
         by_rank: dict[int | None, list[Member]] = {}
         index: dict[int, int] = {}
         for parameter, each in matrices:
+            if parameter.is_meta:
+                continue
             index[id(parameter)] = order[each.route.name]
             for slot, (piece, rank) in enumerate(zip(each.route.pieces, each.ranks, strict=True)):
                 by_rank.setdefault(rank, []).append(Member(parameter, piece, slot))
@@ -122,10 +126,11 @@ def _rest_groups(
     found = []
     for (lr, decay), parameters in by_group.items():
         rules: list[Any]
+        here = [p for p in parameters if not p.is_meta]
         if cfg.aux_8bit and cfg.aux_library == "bitsandbytes":
-            rules = [LibraryAdam(parameters, rule, decay)]
+            rules = [LibraryAdam(here, rule, decay)] if here else []
         else:
-            alone = [[p] for p in parameters] if cfg.galore_layerwise else [parameters]
+            alone = [[p] for p in here] if cfg.galore_layerwise else [here]
             rules = [each for some in alone for each in adam(some, rule, cfg.aux_8bit)]
         found.append({"params": parameters, "lr": lr, "weight_decay": decay, "rules": rules})
     return found

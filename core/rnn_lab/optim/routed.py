@@ -56,7 +56,7 @@ class RoutedOptimizer(torch.optim.Optimizer):
         plain = [{key: value for key, value in group.items() if key != "rules"} for group in groups]
         super().__init__(plain, {})
         self.assigned, self.settings = tuple(assigned), settings
-        device = self.param_groups[0]["params"][0].device
+        device = next(p.device for group in self.param_groups for p in group["params"] if not p.is_meta)
         self.lr_factor: Tensor | None = None
         """Factor of a schedule, a scalar on the device that every rate, after its warm-up, is multiplied by."""
         self._taken = torch.zeros((), dtype=torch.float64, device=device)

@@ -1,5 +1,6 @@
 """Where a loss or gradient stopped being finite, and what may help."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def first_offender(model: nn.Module, forward: Any) -> str:
         `output of layers.3.in_proj`, `gradient of layers.0.W_h.weight`, `parameter …`, or `loss`.
     """
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not _finite(parameter):
             return f"parameter {name}"
     found: list[str] = []
     hooks = [module.register_forward_hook(_watch(name, found)) for name, module in model.named_modules() if name != ""]
@@ -33,9 +34,21 @@ def first_offender(model: nn.Module, forward: Any) -> str:
         return f"output of {found[0]}"
     # Backward runs from the last layer to the first, so the last parameter in order met the fault first.
     for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+        if parameter.grad is not None and not _finite(parameter.grad):
             return f"gradient of {name}"
     return "the loss"
+
+
+def graver(found: Sequence[str]) -> str:
+    """What several ranks found, of whom all see one gradient and each its own sequences: the earliest in a step."""
+    order = ("parameter", "output", "gradient")
+    return min(found, key=lambda text: next((i for i, kind in enumerate(order) if text.startswith(kind)), len(order)))
+
+
+def _finite(t: Tensor) -> bool:
+    """Of a tensor, or of the part of it that is here: torch.distributed.tensor takes seconds to import."""
+    local = getattr(t.detach(), "to_local", None)
+    return bool(torch.isfinite(t if local is None else local()).all())
 
 
 def advice(layer_cls: type[Layer], cfg: Any) -> str:
