@@ -21,7 +21,7 @@ class Acting:
         self.rank, self.act = rank, act
 
     def step(self, line: dict[str, Any], fraction: float) -> None:
-        if line["step"] == self.act.get("step") and self.rank == self.act["rank"]:
+        if line["step"] == self.act.get("step", 0) and self.rank == self.act["rank"]:
             os.kill(os.getpid(), self.act["signal"])
 
     def note(self, text: str) -> None:
@@ -56,7 +56,14 @@ def work(rank: int, size: int, port: int, out: Path, sections: dict[str, Any] | 
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
     torch.set_num_threads(1)
-    world = join("cpu", 20.0)
+    if act.get("graph"):
+        from train.fake_queue import FakeQueue
+
+        from rnn_lab.train import graph, optimizers
+
+        optimizers.WarmupAdamW = optimizers.FusedAdamW
+        graph.queue_of = lambda device: FakeQueue()
+    world = join("cpu", act.get("timeout", 20.0))
     observer = Acting(rank, act)
     if sections is None:
         result = resume_run(out, extend, registry(), observer, world)

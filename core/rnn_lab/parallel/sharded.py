@@ -40,6 +40,7 @@ class Sharded(Several):
     """
 
     mode = "fsdp"
+    whole = False
     uncapturable = "FSDP2 allocates and frees parameters around every block, which a graph cannot hold"
 
     def __init__(self, model: LM, world: World, device: torch.device) -> None:
@@ -122,7 +123,7 @@ class Sharded(Several):
             squares = squares - torch.nn.utils.get_total_norm(alone).double().square()
         sums = self.world.summed(packed([squares, loss], figures))
         means = sums[1:] / self.world.size
-        return means[0], sums[0].clamp(min=0).sqrt(), None if figures is None else means[1:]
+        return means[0], sums[0].clamp(min=0).sqrt().to(loss.dtype), None if figures is None else means[1:]
 
     @contextmanager
     def _exchanged(self, owned: "Owners") -> Iterator[None]:

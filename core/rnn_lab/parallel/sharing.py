@@ -42,12 +42,14 @@ class Sharing:
 
     Attributes:
         mode: for the record.
+        whole: whether this process has the whole model in its memory.
         warmup: eager steps before a capture.
         uncapturable: why no step may be captured in a CUDA graph, or None.
 
     """
 
     mode = "single"
+    whole = True
     warmup = WARMUP
     uncapturable: str | None = None
 

@@ -7,6 +7,7 @@ them before the same step, through a group on the CPU that needs no device.
 
 import faulthandler
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -24,6 +25,8 @@ _LOST = (
     "ProcessGroup", "TCPStore",
 )  # fmt: skip
 """What torch writes in errors of a collective whose other side is gone; gloo's have no class of their own."""
+LATER = 1.5
+"""Factor from the time limit of collectives to that of a whole step."""
 
 
 class World:
@@ -152,8 +155,13 @@ class Ranks(World):
         return t
 
     def tick(self) -> None:
-        """See World. Python's own watchdog ends a process that waits for a device or a rank for too long."""
-        faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__ or sys.stderr)
+        """See World. Python's own watchdog ends a process whose device waits for a rank, where nothing else would.
+
+        A replayed CUDA graph is such a wait: torch knows nothing of the collectives in it. It comes after torch's own
+        limits, which leave a process the time to say what happened.
+        """
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(LATER * self.timeout, exit=True, file=sys.__stderr__)
 
     def named(self, error: BaseException) -> BaseException:
         """See World."""
@@ -161,9 +169,10 @@ class Ranks(World):
         if not (isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(s in text for s in _LOST))):
             return error
         first = next(iter(text.strip().splitlines()), type(error).__name__)
+        said = re.sub(r"^\[[^]]*\]\s*", "", first).partition(". ")[0][:120]
         return RankLost(
-            f"a rank of {self.size} is gone or did not answer within {self.timeout:g} s (noticed by rank {self.rank}: "
-            f"{first[:200]}): `rnn-lab resume` goes on from the last checkpoint, on any number of GPUs"
+            f"a rank of {self.size} is gone or did not answer within {self.timeout:g} s (rank {self.rank} was told: "
+            f"{said}). `rnn-lab resume` goes on from the last checkpoint, on any number of GPUs"
         )
 
     def close(self) -> None:
