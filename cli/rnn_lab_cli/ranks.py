@@ -102,4 +102,3 @@ def says_its_errors(error: BaseException) -> bool:
     """Whether this process tells a person about an error: rank 0 does, and another that is alone with it."""
     shared = (ConfigError, Diverged, Diagnosed, BudgetTooSmall, CheckpointError, RankLost)
     return os.environ.get("RANK", "0") == "0" or not isinstance(error, shared)
-

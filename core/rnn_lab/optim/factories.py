@@ -10,7 +10,7 @@ from torch import nn
 from rnn_lab.config import OptimizerSection
 from rnn_lab.errors import ConfigError
 from rnn_lab.optim.adamw import AdamRule, adam
-from rnn_lab.optim.batch import Member, batches
+from rnn_lab.optim.batch import Member, batches, placed
 from rnn_lab.optim.galore import GaLoreBatch, Subspaces
 from rnn_lab.optim.gum import GumBatch
 from rnn_lab.optim.layerwise import LayerwiseRouted
@@ -76,8 +76,6 @@ class Factory:
         by_rank: dict[int | None, list[Member]] = {}
         index: dict[int, int] = {}
         for parameter, each in matrices:
-            if parameter.is_meta:
-                continue
             index[id(parameter)] = order[each.route.name]
             for slot, (piece, rank) in enumerate(zip(each.route.pieces, each.ranks, strict=True)):
                 by_rank.setdefault(rank, []).append(Member(parameter, piece, slot))
@@ -85,7 +83,10 @@ class Factory:
         rule = AdamRule(cfg.betas, cfg.eps) if self.kind == "galore_adamw" else muon
         found: list[MuonBatch | GaLoreBatch | GumBatch] = []
         for rank, members in by_rank.items():
-            for some in _one_by_one(members) if cfg.galore_layerwise else batches(members):
+            for every in _one_by_one(members) if cfg.galore_layerwise else batches(members):
+                some, drawn = placed(every)
+                if not some:
+                    continue
                 if rank is None:
                     found.append(MuonBatch(some, muon))
                 elif cfg.galore_debias == "gum":
@@ -94,7 +95,7 @@ class Factory:
                         for one in some
                     ]
                 else:
-                    found.append(GaLoreBatch(some, rank, _subspaces(cfg), rule))
+                    found.append(GaLoreBatch(some, rank, _subspaces(cfg), rule, drawn))
         return found
 
 

@@ -28,7 +28,7 @@ BUCKET = 25 * 2**20
 BACKWARD = 2 / 3
 """Share of a step's computation that is backward, by FLOPs."""
 GATHERED = 5
-"""Whole blocks that FSDP2 has at a time: weights at work, those fetched ahead and their buffer, gradients and theirs."""
+"""Whole blocks that FSDP2 has at a time: weights at work, weights fetched ahead, gradients, and a buffer of either."""
 ELEMENTWISE = ("schedulefree", "adamw")
 """Optimizers of the core that work on cuts: see train.optimizers.elementwise."""
 

@@ -1,4 +1,4 @@
-"""Starting the ranks of a run by torchrun's own code: rendezvous, environment, and the end of all when one has ended."""
+"""Starting the ranks of a run by torchrun's own code: rendezvous, environment, the end of all when one has ended."""
 
 import logging
 import os
@@ -70,7 +70,8 @@ def launch(module: str, arguments: Sequence[str], machines: Machines) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // machines.gpus)))
     try:
-        run(parse_args([*machines.options(), "-m", module, *arguments]))
+        asked = parse_args([*machines.options(), "-m", module, *arguments])  # type: ignore[no-untyped-call]
+        run(asked)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         failures = {rank: failure.exitcode for rank, failure in error.failures.items()}
         killed = {rank: -code for rank, code in failures.items() if code < 0}

@@ -81,7 +81,8 @@ class Sharded(Several):
         }  # fmt: skip
         for block in self.blocks:
             fully_shard(block, **options)
-        self._root = fully_shard(Pass(self.model), **options)
+        self._root = Pass(self.model)
+        fully_shard(self._root, **options)
         for buffer_owner in self.model.modules():
             for name, buffer in buffer_owner._buffers.items():
                 if buffer is not None:
@@ -256,7 +257,7 @@ class Owners:
             if who == self.world.rank:
                 padded = part.new_zeros(part.shape[0] * self.world.size, *part.shape[1:])
                 padded[: whole.shape[0]] = whole
-                parts = list(padded.split(part.shape[0]))
+                parts = list(torch.split(padded, part.shape[0]))
             dist.scatter(part, parts, src=who)
             cut.copy_(part[: cut.shape[0]])
 
@@ -296,5 +297,6 @@ def _grouped(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _local(t: Tensor) -> Tensor:
-    """This rank's cut, over the same memory."""
-    return t.detach().to_local() if isinstance(t, DTensor) else t.detach()
+    """The cut of this rank, over the same memory."""
+    here = t.detach()
+    return here.to_local() if isinstance(here, DTensor) else here

@@ -176,7 +176,7 @@ class Several(Sharing):
     def tensors(
         self, optimizer: torch.optim.Optimizer, carry: dict[str, Tensor]
     ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """See Sharing. Generators differ by rank where an optimizer's work is shared out; one process takes rank 0's."""
+        """See Sharing. Generators differ by rank where owners share the work out; one process takes rank 0's."""
         groups, values = super().tensors(optimizer, carry)
         rank, random = self.world.rank, _own_random_state(self.model.embedding.weight.device)
         groups["random"] = random if rank == 0 else {f"rank{rank}.{name}": t for name, t in random.items()}
@@ -184,7 +184,7 @@ class Several(Sharing):
         return groups, values
 
     def _rows(self, t: Tensor, rows: int) -> Tensor:
-        """This rank's rows of a tensor whose first axis is that of all sequences."""
+        """A tensor whose first axis is that of all sequences, of which these are the rank's."""
         from torch.distributed.tensor import DTensor, Shard
 
         shape = torch.Size([rows, *t.shape[1:]])
@@ -247,7 +247,7 @@ class Replicated(Several):
             self._unused = [name for (name, _), grad in zip(named, found, strict=True) if grad is None]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, self._unused)  # type: ignore[no-untyped-call]
         # Buffers follow from parameters, on every rank alike.
-        options = {_NO_BUFFERS: False, "gradient_as_bucket_view": True}
+        options: dict[str, Any] = {_NO_BUFFERS: False, "gradient_as_bucket_view": True}
         return DistributedDataParallel(module, **options)
 
     def piece(self, last: bool) -> AbstractContextManager[object]:

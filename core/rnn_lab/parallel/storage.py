@@ -36,8 +36,8 @@ def save(world: World, folder: Path, checkpoint: ckpt.Checkpoint, keep: int) -> 
         OSError: the disk is full or not writable, on every rank; earlier checkpoints are untouched.
 
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
     final = folder / f"step_{checkpoint.step}"
     temporary = folder / f".step_{checkpoint.step}.tmp"
@@ -51,7 +51,8 @@ def save(world: World, folder: Path, checkpoint: ckpt.Checkpoint, keep: int) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's of its own deprecations
-            dcp.save(flat, storage_writer=HuggingFaceStorageWriter(str(temporary / ckpt.SHARDS), save_distributed=True))
+            writer = HuggingFaceStorageWriter(str(temporary / ckpt.SHARDS), save_distributed=True)
+            save_parts(flat, storage_writer=writer)
     except Exception as error:
         world.together(lambda: shutil.rmtree(temporary, ignore_errors=True))
         raise _root(error) from error
@@ -115,7 +116,8 @@ def load(sharing: "Several", optimizer: torch.optim.Optimizer, saved: ckpt.Check
 
     """
     assert saved.path is not None
-    here, world = dict(sharing.model.state_dict()), sharing.world
+    here: dict[str, Tensor] = dict(sharing.model.state_dict())
+    world = sharing.world
     own = f"random/rank{world.rank}."
 
     def placed(key: str, size: torch.Size, dtype: torch.dtype) -> Tensor | None:

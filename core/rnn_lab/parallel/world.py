@@ -1,8 +1,8 @@
 """The processes of one run, called ranks, and what they agree on.
 
-`World` is one process alone: it agrees with itself, for nothing. `Ranks` are several, joined by torch.distributed in the
-environment that torchrun sets. Decisions that a clock or a signal makes are rank 0's, or anybody's, and reach all of
-them before the same step, through a group on the CPU that needs no device.
+`World` is one process alone: it agrees with itself, for nothing. `Ranks` are several, joined by torch.distributed in
+the environment that torchrun sets. Decisions that a clock or a signal makes are rank 0's, or anybody's, and reach all
+of them before the same step, through a group on the CPU that needs no device.
 """
 
 import faulthandler
@@ -47,7 +47,7 @@ class World:
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
-        """This rank's of a step's sequences."""
+        """The sequences of a step that are this rank's."""
         each = batch_size // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -88,7 +88,7 @@ class World:
 
 
 class Ranks(World):
-    """This process among those that torchrun started.
+    """One of the processes that torchrun started.
 
     Args:
         device: `[train] device`.
@@ -216,7 +216,7 @@ def _uses_cuda(device: str, ranks: int) -> bool:
         raise ConfigError(f"train.device = {device!r} is one device, and {ranks} ranks take one each: say auto or cuda")
     if ranks > torch.cuda.device_count():
         raise ConfigError(
-            f"{ranks} ranks on this machine, where torch sees {torch.cuda.device_count()} CUDA devices: lower --gpus, or "
-            "give --device cpu to try it out without"
+            f"{ranks} ranks on this machine, where torch sees {torch.cuda.device_count()} CUDA devices: lower --gpus, "
+            "or give --device cpu to try it out without"
         )
     return True

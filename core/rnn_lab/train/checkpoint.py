@@ -130,12 +130,10 @@ def _read(path: Path, tensors: bool) -> Checkpoint:
         raise CheckpointError(f"{path}: not an intact checkpoint: {type(error).__name__}: {error}") from error
 
 
-def read_shards(
-    folder: Path, placed: Callable[[str, torch.Size, torch.dtype], Tensor | None]
-) -> dict[str, Tensor]:
+def read_shards(folder: Path, placed: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:
     """Read what `placed` gives a place for, by key, size and dtype, into that place; a DTensor takes its part."""
-    import torch.distributed.checkpoint as dcp  # seconds that other runs need not spend
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # seconds that others need not spend
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     found: dict[str, Tensor] = {}
@@ -145,7 +143,7 @@ def read_shards(
             found[key] = place
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a load that every rank makes for itself
-        dcp.load(dict(found), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        load(dict(found), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return found
 
 

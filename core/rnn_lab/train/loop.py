@@ -320,7 +320,12 @@ class Trainer:
     def _cosine(self) -> dict[str, float]:
         """How far the filtered gradient is from the exact one, now and then."""
         step, k = self.train_step, self.step
-        if not self.sharing.whole or step.objective is None or not step.objective.filters or k % (COSINES_EVERY * self.cfg.diagnostics.every):
+        if (
+            not self.sharing.whole
+            or step.objective is None
+            or not step.objective.filters
+            or k % (COSINES_EVERY * self.cfg.diagnostics.every)
+        ):
             return {}
         window = torch.from_numpy(self.sampler.batch(k).bytes_BT1).to(self.device)
         return {"collider_grad_cos": of_run(step, window, k)}

@@ -127,9 +127,7 @@ def _with_absolute_paths(resolved: Resolved) -> Resolved:
     return Resolved(resolved.config.model_copy(update=update), resolved.origins)
 
 
-def start_run(
-    plan: Plan, out: Path, found: Registry, observer: Observer, world: World | None = None
-) -> dict[str, Any]:
+def start_run(plan: Plan, out: Path, found: Registry, observer: Observer, world: World | None = None) -> dict[str, Any]:
     """Train a planned run in the new folder `out`.
 
     Args:
@@ -174,8 +172,10 @@ def build(plan: Plan, found: Registry) -> tuple[LM, torch.optim.Optimizer]:
 
     The model is made on the CPU first, so that a seed gives the same weights on every device.
     """
-    sharing, optimizer = share(plan, found, World())
-    return sharing.model, optimizer
+    cfg = plan.resolved.config
+    torch.manual_seed(cfg.train.seed)
+    model = attach_heads(plan.spec.build().to(pick_device(cfg.train.device)), cfg.objective)
+    return model, found.load("optimizers", cfg.optimizer.name)(model, cfg.optimizer)
 
 
 def share(plan: Plan, found: Registry, world: World) -> tuple[Sharing, torch.optim.Optimizer]:
@@ -184,18 +184,19 @@ def share(plan: Plan, found: Registry, world: World) -> tuple[Sharing, torch.opt
     Raises:
         ConfigError: the optimizer cannot work this way.
     """
+    if world.size == 1:
+        model, optimizer = build(plan, found)
+        return Sharing(model, world), optimizer
     cfg = plan.resolved.config
     device = pick_device(cfg.train.device)
     torch.manual_seed(cfg.train.seed)
-    model = plan.spec.build()
     sharing: Sharing
-    if world.size > 1 and cfg.parallel.mode == "fsdp":
+    if cfg.parallel.mode == "fsdp":
         from rnn_lab.parallel.sharded import Sharded  # DTensor takes seconds to import
 
-        sharing = Sharded(attach_heads(model, cfg.objective), world, device)
+        sharing = Sharded(attach_heads(plan.spec.build(), cfg.objective), world, device)
     else:
-        model = attach_heads(model.to(device), cfg.objective)
-        sharing = Replicated(model, world) if world.size > 1 else Sharing(model, world)
+        sharing = Replicated(attach_heads(plan.spec.build().to(device), cfg.objective), world)
     return sharing, sharing.optimizer(found.load("optimizers", cfg.optimizer.name), cfg.optimizer)
 
 
