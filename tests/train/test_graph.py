@@ -10,6 +10,7 @@ import torch
 from rnn_lab.errors import ConfigError, Diverged, GraphUnavailable, OutOfMemory
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend, Choice
+from rnn_lab.parallel import sharing
 from rnn_lab.train import graph, optimizers
 from rnn_lab.train import run as runs
 from rnn_lab.train.checkpoint import list_checkpoints
