@@ -130,6 +130,9 @@ def test_owners_state_is_exact_at_any_number_of_ranks(ranks, corpus, tmp_path):
     assert not any(ranks(2, run, values(corpus, **MUON, parallel=FSDP, train={"steps": 3})))
     assert not any(ranks.rewrite(4, run, tmp_path / "four"))
     assert_same_state(newest(run), tmp_path / "four" / "step_3")
+    assert ranks(1, tmp_path / "one", values(corpus, **MUON)) == [0]
+    assert ranks(2, run, extend={"steps": 6}) == [0, 0]
+    assert_same_curve(tmp_path / "one", run, ("loss", "grad_norm"))
 
 
 @pytest.mark.parametrize("lost", [0, 1])

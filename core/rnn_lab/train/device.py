@@ -46,12 +46,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def peak_flops(device: torch.device, count: int = 1) -> float | None:
-    """Datasheet bf16 rate of so many of a known GPU, None elsewhere."""
+def peak_flops(device: torch.device) -> float | None:
+    """Datasheet bf16 rate of a known GPU, None elsewhere."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((count * rate for part, rate in PEAK_BF16_FLOPS.items() if part in name), None)
+    return next((rate for part, rate in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -106,7 +106,8 @@ class Trainer:
         self.data_fingerprint = fingerprint(split.train)
         ahead = model.heads.flops_per_token(model, train.seq_len) if isinstance(model.heads, Heads) else 0
         self.step_flops = 3 * (spec.flops_per_token(train.seq_len) + ahead) * self.budget.tokens_per_step
-        self.peak = peak_flops(self.device, self.world.size)
+        peak = peak_flops(self.device)
+        self.peak = None if peak is None else peak * self.world.size
         self.step, self.timed_steps = progress.step, progress.timed_steps
         self.last_line: dict[str, Any] = {}
         self.stop_signal: int | None = None
