@@ -1,5 +1,6 @@
 """Settings that every test relies on; they must be in place before torch is first imported."""
 
+import gc
 import os
 import signal
 from itertools import groupby
@@ -37,3 +38,8 @@ def pytest_collection_modifyitems(config, items):
         items += [*hand, *rest[:count]]
         del rest[:count]
     items += rest
+
+
+def pytest_collection_finish():
+    """What is there by now stays to the end: no garbage collection need look at it again."""
+    gc.freeze()

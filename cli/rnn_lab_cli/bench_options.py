@@ -100,7 +100,7 @@ def progress(out: str | None) -> Callable[[dict[str, Any]], None]:
 
     def show(page: dict[str, Any]) -> None:
         _announce(page["rows"][-1])
-        _keep(page, out)
+        keep(page, out)
 
     return show
 
@@ -125,15 +125,15 @@ def percent(share: float | None) -> str | None:
 
 def finish(page: dict[str, Any], out: str | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
     """Write the file, then print JSON or the tables of `show`."""
-    _keep(page, out)
+    keep(page, out)
     if as_json:
         emit_json(page)
     else:
         show(page)
 
 
-def _keep(page: dict[str, Any], out: str | None) -> None:
-    """Write the page where `--out` says.
+def keep(page: dict[str, Any], out: str | Path | None) -> None:
+    """Write the page where `--out` says, in a folder that is made if it has to be.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -143,6 +143,7 @@ def _keep(page: dict[str, Any], out: str | None) -> None:
         from rnn_lab.atomic import write_text_atomic
 
         try:
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
             write_text_atomic(Path(out), json.dumps(page, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise ConfigError(f"--out {out}: {error}") from error

@@ -1,13 +1,12 @@
 """Commands that plugins contribute through `register_commands`, each plugin in isolation."""
 
-import os
 from functools import cache
 from importlib import metadata
 from typing import Any
 
 import click
 from rnn_lab.isolation import confined
-from rnn_lab.registry import PluginInfo, Registry, isolated, registry
+from rnn_lab.registry import PluginInfo, Registry, isolated, load_limit, registry
 
 from rnn_lab_cli import builtin
 from rnn_lab_cli.lazy import CommandCollector, LazyCommand
@@ -50,7 +49,7 @@ def _commands_of(found: Registry, info: PluginInfo) -> list[LazyCommand]:
     others = [other for other in found.manager.get_plugins() if other is not plugin]
     collector = CommandCollector(info.name)
     complete = False
-    with isolated(info), confined(float(os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10"))):
+    with isolated(info), confined(load_limit()):
         found.manager.subset_hook_caller("register_commands", others)(cli=collector)
         complete = True
     return collector.commands if complete else []

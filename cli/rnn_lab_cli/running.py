@@ -59,6 +59,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return stat.st_ino, stat.st_mtime_ns
 
 
+def _passes(result: dict[str, Any]) -> str | None:
+    """How often the training bytes were read: from some passes on a training loss says what was learnt by heart."""
+    size = (result["data"] or {}).get("bytes")
+    return f"{result['tokens'] / size:.3g}" if size and result["tokens"] else None
+
+
 def _summary(result: dict[str, Any], out: Path) -> None:
     target = result["certificate"]["target"]
     deviation = result["certificate"]["deviation"]
@@ -69,6 +75,7 @@ def _summary(result: dict[str, Any], out: Path) -> None:
             ("model", f"{result['model']}, {result['params']:,} parameters{aim}"),
             ("steps", result["steps"]),
             ("tokens", result["tokens"]),
+            ("passes over the data", _passes(result)),
             ("loss", result["loss"]),
             ("last100", result["last100"]),
             ("bits per byte", result["bpb"]),

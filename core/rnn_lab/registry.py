@@ -6,7 +6,7 @@ references whose docstrings are read as text.
 
     RNN_LAB_LOAD_PLUGINS=a,b     load only these entry points (empty: none)
     RNN_LAB_STRICT_PLUGINS=1     re-raise what a plugin raises
-    RNN_LAB_PLUGIN_TIMEOUT=10    seconds that loading one plugin may take
+    RNN_LAB_PLUGIN_TIMEOUT=60    seconds that loading one plugin may take
 """
 
 import importlib
@@ -57,7 +57,7 @@ class ModelRef:
 
         """
         try:
-            with redirect_stdout(sys.stderr), confined(_timeout()):
+            with redirect_stdout(sys.stderr), confined(load_limit()):
                 module = _import_file(self.module, self.path)
             model: type[Layer] = module.Model
             if not isinstance(model.Config, type):
@@ -212,7 +212,7 @@ def _load_folder(found: Registry, folder: Path) -> None:
 def _load_plugin(found: Registry, info: PluginInfo, load: Callable[[], ModuleType]) -> None:
     began = time.perf_counter()
     found.plugins.append(info)
-    limit = _timeout()
+    limit = load_limit()
     with isolated(info), confined(limit), redirect_stdout(sys.stderr):
         module = load()
         needs = getattr(module, "PLUGIN_API", hookspecs.PLUGIN_API)
@@ -314,9 +314,13 @@ def _is_ref(model: object) -> bool:
     )
 
 
-def _timeout() -> float:
-    """Seconds that loading foreign code may take."""
-    text = os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "10")
+def load_limit() -> float:
+    """Seconds that loading foreign code may take: by default what a cold import of torch takes on a slow disk.
+
+    Raises:
+        ConfigError: RNN_LAB_PLUGIN_TIMEOUT is no number.
+    """
+    text = os.environ.get("RNN_LAB_PLUGIN_TIMEOUT", "60")
     try:
         return max(0.1, float(text))
     except ValueError as error:

@@ -145,6 +145,13 @@ def test_only_the_operation_that_is_asked_for(rnn_lab, op, kept):
     assert bool(rows) is kept
 
 
+def test_only_the_implementations_that_are_asked_for(rnn_lab):
+    rows = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "ref*", "--json").json["rows"]
+    assert {row["implementation"] for row in rows if row["status"] == "ok"} == {"reference"}
+    done = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "nobody's")
+    assert done.code == 0 and "nothing that is nobody's" in done.err
+
+
 def test_train_json_has_rates_memory_and_the_loss(rnn_lab, tmp_path):
     out = tmp_path / "page.json"
     options = ["--model", "e61:dim=16,depth=2", "--model", "mamba2:dim=64,depth=1", "--json", "--out", str(out)]
@@ -222,7 +229,8 @@ def test_what_cannot_be_used_is_refused_before_anything_runs(rnn_lab, argv):
 
 
 def test_a_file_that_cannot_be_written_is_said(rnn_lab, tmp_path):
-    done = rnn_lab(*DECODE, "--model", "e61:dim=16,depth=1", "--out", str(tmp_path / "missing" / "page.json"))
+    (tmp_path / "file").touch()
+    done = rnn_lab(*DECODE, "--model", "e61:dim=16,depth=1", "--out", str(tmp_path / "file" / "page.json"))
     assert done.code == 2 and "--out" in done.err
 
 

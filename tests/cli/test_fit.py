@@ -23,6 +23,9 @@ def test_fit_trains_and_says_what_to_do_next(rnn_lab, corpus, tmp_path):
     done = rnn_lab("fit", "--model", "e74", "--n-state", "8", *TINY, "--data", str(corpus), "--out", str(out))
     assert done.code == 0
     assert "status\tok" in done.out and "step 3" in done.out and "backends\trecurrence reference" in done.out
+    result = json.loads((out / "result.json").read_text())
+    passes = result["tokens"] / result["data"]["bytes"]
+    assert f"passes over the data\t{passes:.3g}\n" in done.out
     for command in ("sample", "tensorboard", "resume", "runs"):
         assert f"  rnn-lab {command} " in done.out
     assert "backends of all 2 layers: recurrence reference" in done.err

@@ -1,7 +1,10 @@
 """Rows in a process of their own: whatever happens to one, the others are measured."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from rnn_lab.bench.isolated import rows_of
@@ -77,3 +80,39 @@ def once_unprepared(done):
 def test_a_process_that_measures_nothing_is_an_error():
     with pytest.raises(RnnLabError, match="no such library"):
         list(rows_of(nothing, (), 30))
+
+
+PARENT = """
+import os, sys, time
+from rnn_lab.bench.isolated import rows_of
+
+def hang(path, done):
+    print(os.getpid(), file=sys.stderr, flush=True)
+    yield {"name": "first"}
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(rows_of(hang, ("",), 600))
+"""
+
+
+def running(pid):
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_ends_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stderr.readline())
+        assert running(child)
+        parent.kill()
+    end = time.monotonic() + 30
+    while time.monotonic() < end and running(child):
+        time.sleep(0.05)
+    assert not running(child)

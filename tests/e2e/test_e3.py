@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_crash_leaves_a_complete_report(tmp_path, capfd, monkeypatch):
     from rnn_lab.registry import registry
+    from rnn_lab_cli.plugin_commands import plugin_commands
 
     monkeypatch.setenv("RNN_LAB_PLUGINS_DIR", "")  # so that it is taken away again
     out = tmp_path / "suite"
@@ -20,6 +21,7 @@ def test_a_crash_leaves_a_complete_report(tmp_path, capfd, monkeypatch):
     asked += ["--out", str(out), "--quiet", "--gpus", "none", "-o", "log.trackers=[]", "-o", "eval.tokens=64"]
     try:
         registry.cache_clear()
+        plugin_commands.cache_clear()
         assert main([*FAULTS, *asked, "--dry-run", "--json"]) == 0
         plan = json.loads(capfd.readouterr().out)
         assert [job["name"] for job in plan["jobs"]] == ["baseline-s42", "galore2-s42"] and not out.exists()
@@ -38,6 +40,7 @@ def test_a_crash_leaves_a_complete_report(tmp_path, capfd, monkeypatch):
         assert main(["fit", "--config", str(out / "suite" / "baseline.toml"), "--dry-run"]) == 0
     finally:
         registry.cache_clear()
+        plugin_commands.cache_clear()
 
 
 def _complete(out: Path) -> None:

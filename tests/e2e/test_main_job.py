@@ -15,7 +15,7 @@ import pytest
 
 CLI = [sys.executable, "-m", "rnn_lab_cli"]
 SHAPE = "--model e74 --n-state 16 --dim 64 --depth 2"
-FIT = f"fit {SHAPE} --steps 120 --lr 3e-3 --checkpoint-every 25 --eval-every 40".split()
+FIT = f"fit {SHAPE} --seq-len 32 --batch-size 16 --steps 120 --lr 3e-3 --checkpoint-every 25 --eval-every 40".split()
 pytestmark = pytest.mark.slow
 TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "data_wait_frac", "step_ms", "elapsed_s"}
 

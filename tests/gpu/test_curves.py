@@ -45,6 +45,7 @@ def losses(path, name, dtype, mode):
         "log": {"trackers": []},
     }
     result = start_run(plan_run([Layer("test", values)], registry()), path, registry(), Silent())
+    assert result["status"] == "ok", result["error"]
     return [line["loss"] for line in read_metrics(path / "metrics.jsonl")], result
 
 

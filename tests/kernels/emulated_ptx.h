@@ -1,5 +1,6 @@
 // What ptx.cuh and the compiler of CUDA give, for one block at a time on the CPU.
 
+#include <algorithm>
 #include <ucontext.h>
 
 #include <cmath>
@@ -131,6 +132,12 @@ inline float reciprocal(float x) { return 1.0f / x; }
 inline float fast_exp2(float x) { return exp2f(x); }
 inline float fast_sqrt(float x) { return sqrtf(x); }
 inline float lesser(float x, float y) { return x != x || y != y ? NAN : fminf(x, y); }
+inline unsigned saturated(float x, float y) {
+    const fp16 both[] = {fp16(std::clamp(x, -65504.0f, 65504.0f)), fp16(std::clamp(y, -65504.0f, 65504.0f))};
+    unsigned r;
+    std::memcpy(&r, both, sizeof(r));
+    return r;
+}
 template <int BYTES> void copy_async(void* to, const void* from, bool valid) {
     if ((uintptr_t(to) | uintptr_t(from)) % BYTES) std::abort();  // not aligned
     valid ? std::memcpy(to, from, BYTES) : std::memset(to, 0, BYTES);

@@ -181,11 +181,11 @@ def test_is_traced_whole(monkeypatch):
 
 
 def test_saturates():
-    """States at their bounds for pre-activations beyond 1e4, and finite gradients."""
+    """States at their bounds for pre-activations beyond 1e4 and a first state beyond fp16, and finite gradients."""
     for name, dtype in product(("e88", "e74") if CUDA else ("e88",), (fp32, bf16)):
         cell, h, streams, _ = call(name, 1, 8, (1,) if name == "e88" else (), 8, 8, dtype)
         k, v, *rest = streams.inputs
-        args = (cell, h, streams._replace(inputs=(k, 1e5 * v, *rest)), None)
+        args = (cell, 1e6 * h, streams._replace(inputs=(k, 1e5 * v, *rest)), None)
         results, gradients = evaluate(_matrix, args)
         assert all(x.isfinite().all() for x in (*results, *gradients))
         assert results[1].abs().max() == 1

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from rnn_lab.train.checkpoint import list_checkpoints, load_checkpoint
+from rnn_lab.train.checkpoint import load_checkpoint
+from rnn_lab.train.rundir import list_checkpoints
 from rnn_lab_cli.main import cli, main
 
 from .ranks import Ranks, values

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import rnn_lab.search.run as search_run
 from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.search.confirm import confirm, paired_gain
 from rnn_lab.search.run import run_search, summary
@@ -190,8 +192,8 @@ def test_an_interrupted_trial_is_resumed(worker, tmp_path, corpus):
     process = start(tmp_path, corpus, 2, fake="slow")
     wait_for(lambda: training(tmp_path))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
     assert (
         json.loads((tmp_path / "search" / "runs" / "trial-0000" / "result.json").read_text())["status"] == "interrupted"
     )
@@ -268,6 +270,26 @@ def test_a_trial_is_not_tried_for_ever(plan, worker, tmp_path):
         recover(study, tmp_path / "locks", "here", notes.append)
     assert "died 3 times" in notes[-1]
     assert [trial.params["x"] for trial in study.trials] == [0.5] * 3
+
+
+def test_two_workers_may_begin_at_once(plan, worker, monkeypatch):
+    made, write, other = plan(LR), search_run.write_text_atomic, []
+
+    def slowly(path, text):
+        (path.parent / ".half-written").write_text("")
+        if not other:
+            other.append(threading.Thread(target=search_run._claim, args=(made, worker())))
+            other[0].start()
+            other[0].join(0.3)
+        write(path, text)
+        (path.parent / ".half-written").unlink()
+
+    failed = []
+    monkeypatch.setattr(search_run, "write_text_atomic", slowly)
+    monkeypatch.setattr(threading, "excepthook", lambda args: failed.append(args.exc_value))
+    search_run._claim(made, worker())
+    other[0].join(60)
+    assert not failed and not other[0].is_alive()
 
 
 def test_a_trial_that_ends_while_others_look_is_nobodys_loss(tmp_path, monkeypatch):

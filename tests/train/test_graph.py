@@ -13,7 +13,7 @@ from rnn_lab.kernels.dispatch import Backend, Choice
 from rnn_lab.parallel import sharing
 from rnn_lab.train import graph, optimizers
 from rnn_lab.train import run as runs
-from rnn_lab.train.checkpoint import list_checkpoints
+from rnn_lab.train.rundir import list_checkpoints
 
 from .conftest import Recorder, resume, run
 from .fake_queue import FakeQueue, FakeReplay

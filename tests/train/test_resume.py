@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from rnn_lab.errors import CheckpointError, ConfigError, RnnLabError
-from rnn_lab.train.checkpoint import list_checkpoints, load_checkpoint
+from rnn_lab.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rnn_lab.train.metrics import read_metrics
-from rnn_lab.train.rundir import RunDir
+from rnn_lab.train.rundir import RunDir, list_checkpoints
 
 from .conftest import Recorder, resume, run
 
@@ -190,6 +190,31 @@ def test_when_no_checkpoint_is_intact_nothing_is_guessed(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="none of 2 checkpoints is intact"):
         resume(tmp_path / "r", steps=8)
     assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_that_is_replaced_is_never_missing(tmp_path, monkeypatch):
+    """Stopped between the two renames, the old one counts; written again, nothing of it is left."""
+    rename = Path.rename
+
+    def stop(path, target):
+        if path.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    def save(value):
+        save_checkpoint(tmp_path, Checkpoint(3, {"model": {"w": torch.tensor([value])}}, {}), keep=2)
+
+    def held():
+        ((step, path),) = list_checkpoints(tmp_path)
+        return step, load_checkpoint(path).tensors["model"]["w"].item()
+
+    save(1.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", stop)
+        save(2.0)
+    assert held() == (3, 1.0)
+    save(3.0)
+    assert held() == (3, 3.0) and [path.name for path in tmp_path.iterdir()] == ["step_3"]
 
 
 def test_changed_data_is_refused(tiny, tmp_path, corpus):

@@ -1,12 +1,11 @@
 """`rnn-lab bench backward`."""
 
-import json
 from pathlib import Path
 
 import click
 from rnn_lab.registry import registry
 
-from rnn_lab_cli.bench_options import device_option, dtype_option
+from rnn_lab_cli.bench_options import device_option, dtype_option, keep
 from rnn_lab_cli.names import complete_model
 from rnn_lab_cli.output import emit_json, json_option, note, pairs
 
@@ -37,7 +36,6 @@ def backward(
 
     On a GPU both are CUDA graphs where the model can be captured.
     """
-    from rnn_lab.atomic import write_text_atomic
     from rnn_lab.config import ModelSection
     from rnn_lab.e3.backward import measure
     from rnn_lab.train.device import pick_device, pick_dtype
@@ -48,8 +46,8 @@ def backward(
         section, registry(), batch_size=batch_size, seq_len=seq_len, sparsity=sparsity,
         dtype=pick_dtype(dtype, chosen), device=chosen,
     )  # fmt: skip
+    keep(found, out)
     if out is not None:
-        write_text_atomic(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
         note(f"where: {out}")
     if as_json:
         emit_json(found)

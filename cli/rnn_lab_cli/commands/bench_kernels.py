@@ -35,6 +35,13 @@ TINY = {"dim": 32, "n_state": 8, "n_heads": 2, "head_dim": 16}
 
 @click.command()
 @click.option("--op", "ops", multiple=True, metavar="NAME", help="Only this operation; may be repeated.")
+@click.option(
+    "--implementation",
+    "kept",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only implementations of this name, such as matrix or 'fla *'; may be repeated.",
+)
 @model_option
 @click.option("--dim", type=int, metavar="N", help="Width of models that name none; default: 640, on the CPU 32.")
 @click.option("--expansion", type=float, metavar="X", help="Expansion of models that name none and have one.")
@@ -43,8 +50,9 @@ TINY = {"dim": 32, "n_state": 8, "n_heads": 2, "head_dim": 16}
 @click.option("--seconds", type=float, metavar="S", help="Per measurement; default: 0.3, on the CPU 0.02.")
 @bench_options
 def kernels(
-    ops: tuple[str, ...], models: tuple[str, ...], dim: int | None, expansion: float | None, batch: int | None,
-    seq_len: int | None, seconds: float | None, limit: float, device: str, dtype: str, as_json: bool, out: str | None,
+    ops: tuple[str, ...], kept: tuple[str, ...], models: tuple[str, ...], dim: int | None, expansion: float | None,
+    batch: int | None, seq_len: int | None, seconds: float | None, limit: float, device: str, dtype: str,
+    as_json: bool, out: str | None,
 ) -> None:  # fmt: skip
     """Measure the operations that models call: our backends, the plain loop, and peers where they are installed.
 
@@ -68,11 +76,12 @@ def kernels(
     asked = [(name, _with(name, fields, given)) for name, fields in asked]
     setting = Setting(
         batch or (32 if cuda else small["batch"]), seq_len or (512 if cuda else small["seq-len"]), precision, chosen,
-        seconds or (0.3 if cuda else 0.02), limit if cuda else None,
+        seconds or (0.3 if cuda else 0.02), limit if cuda else None, kept or ("*",),
     )  # fmt: skip
     page = bench_kernels(asked, ops, setting, progress(out))
     if not page["rows"]:
-        note(f"none of these models calls {' or '.join(ops)}" if ops else "these models call no operation")
+        asked_for = " or ".join((*ops, *kept))
+        note(f"these models call nothing that is {asked_for}" if asked_for else "these models call no operation")
     finish(page, out, as_json, _show)
 
 

@@ -19,8 +19,8 @@ def export(run: Path, folder: Path, step: int | None, as_json: bool) -> None:
     are safetensors with the weights that training goes on from; nothing of RUN changes.
     """
     from rnn_lab.errors import ConfigError
-    from rnn_lab.train.checkpoint import list_checkpoints, load_checkpoint, load_latest, save_checkpoint
-    from rnn_lab.train.rundir import RunDir
+    from rnn_lab.train.checkpoint import load_checkpoint, load_latest, save_checkpoint
+    from rnn_lab.train.rundir import RunDir, list_checkpoints
 
     found = dict(list_checkpoints(RunDir.open(run).checkpoints))
     if not found:

@@ -7,8 +7,9 @@ not be made ready.
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from rnn_lab.errors import RnnLabError
@@ -77,9 +78,18 @@ def _one_process(rows: Rows, args: tuple[Any, ...], done: list[Row], limit: floa
         process.join()
 
 
+def _end_with_parent() -> None:
+    """A parent that was killed cannot kill: what it had measured would hold the GPU for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def _measure(rows: Rows, args: tuple[Any, ...], done: list[Row], sender: Connection) -> None:
     """In the child: what libraries print must not mix with the parent's table."""
     os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for row in rows(*args, done):
             sender.send(row)

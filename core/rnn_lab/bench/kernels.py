@@ -5,6 +5,7 @@ An implementation is checked first, against the reference in fp64 on fresh input
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,7 @@ class Setting:
     """At which size and for how long is measured.
 
     `limit` is how many seconds a row may take in a process of its own; None: in this one, however long.
+    `implementations` are patterns of the names that are measured.
     """
 
     batch: int
@@ -46,6 +48,7 @@ class Setting:
     device: torch.device
     seconds: float = 0.5
     limit: float | None = None
+    implementations: tuple[str, ...] = ("*",)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -132,6 +135,8 @@ def _model_rows(
         # Most implementations of a case share one fp64 reference: it is run once.
         exact = cache(lambda bound, small=small: bound(small).forward_backward())
         for implementation in implementations(case):
+            if not any(fnmatchcase(implementation.name, pattern) for pattern in setting.implementations):
+                continue
             row = common | {
                 "implementation": implementation.name,
                 "implementation_kind": implementation.kind,

@@ -211,12 +211,22 @@ __device__ __forceinline__ Quarter* mark(const Args& a, i64 segment) {
     return reinterpret_cast<Quarter*>(a.marks) + (blockIdx.x * segments + segment) * MARK_STEP + threadIdx.x;
 }
 
+template <class M> __device__ __forceinline__ void put(M (&to)[4], int i, float x, float y) {
+    to[i] = narrow<M>(x);
+    to[i + 1] = narrow<M>(y);
+}
+// Of a bounded state, which only the caller's first one can be beyond fp16.
+template <> __device__ __forceinline__ void put<fp16>(fp16 (&to)[4], int i, float x, float y) {
+    const unsigned both = saturated(x, y);
+    memcpy(to + i, &both, sizeof(both));
+}
+
 __device__ __forceinline__ void store_mark(Quarter* to, const float (&h)[RE][CE]) {
 #pragma unroll
     for (int e = 0; e < E; e += 4) {
         Quarter q;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) q.e[i] = narrow<MARK>(h[(e + i) / CE][(e + i) % CE]);
+        for (int i = 0; i < 4; i += 2) put(q.e, i, h[(e + i) / CE][(e + i) % CE], h[(e + i + 1) / CE][(e + i + 1) % CE]);
         to[e / 4 * THREADS] = q;
     }
 }

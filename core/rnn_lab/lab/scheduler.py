@@ -18,7 +18,7 @@ from rnn_lab.lab.plan import PROGRAM, Job
 from rnn_lab.lab.series import JobRecord, SeriesDir, now
 from rnn_lab.signals import asked_to_stop
 from rnn_lab.train.metrics import last_line
-from rnn_lab.train.rundir import RunDir
+from rnn_lab.train.rundir import RunDir, list_checkpoints
 
 POLL_SECONDS = 0.5
 LOST_LIMIT = 3
@@ -193,7 +193,7 @@ class Scheduler:
         if RunDir(folder).locked():
             self._note_end(record, "failed", f"another process trains {folder}: end it and go on with --resume")
             return
-        resumes = (folder / "config.toml").is_file() and any((folder / "checkpoints").glob("step_*"))
+        resumes = (folder / "config.toml").is_file() and bool(list_checkpoints(folder / "checkpoints"))
         if not resumes and folder.is_dir() and any(folder.iterdir()):
             self.series.set_aside(record.name, number - 1)
         lead = job.args[: job.args.index("fit")]

@@ -11,10 +11,13 @@ Several workers may run the same command on one folder, or on many machines with
 killed loses nothing: the next one takes its trial up from its last checkpoint.
 """
 
+import fcntl
 import json
+import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -226,12 +229,13 @@ def _claim(plan: SearchPlan, worker: Worker) -> None:
     file = worker.out / "search.json"
     mine = {"study": plan.name, "storage": shown_storage(worker.storage), **plan.identity}
     try:
-        if not file.exists():
-            if worker.out.is_dir() and any(worker.out.iterdir()):
-                raise ConfigError(f"--out {worker.out} is not empty and holds no search: choose another folder")
-            worker.out.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(file, json.dumps(mine, indent=1) + "\n")
-            return
+        worker.out.mkdir(parents=True, exist_ok=True)
+        with _alone_in(worker.out):  # or a folder where another worker is about to begin looks like somebody's
+            if not file.exists():
+                if any(worker.out.iterdir()):
+                    raise ConfigError(f"--out {worker.out} is not empty and holds no search: choose another folder")
+                write_text_atomic(file, json.dumps(mine, indent=1) + "\n")
+                return
         before = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--out {worker.out}: cannot write there: {error.strerror}") from error
@@ -244,6 +248,18 @@ def _claim(plan: SearchPlan, worker: Worker) -> None:
             + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
             + "; give the same options to go on with it, or another --out"
         )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder's own lock, which leaves nothing in it; a file system without such locks is used as it is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

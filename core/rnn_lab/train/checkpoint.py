@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rnn_lab.atomic import fsync_dir, write_bytes_atomic
 from rnn_lab.errors import CheckpointError
+from rnn_lab.train.rundir import REPLACED, list_checkpoints
 
 MANIFEST = "sha256.json"
 SHARDS = "shards"
@@ -75,18 +76,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 def publish(temporary: Path, final: Path, keep: int) -> None:
     """Give a complete checkpoint its name, then remove all but the newest `keep`."""
+    before = final.with_name(f".{final.name}{REPLACED}")
     if final.exists():
-        shutil.rmtree(final)
+        shutil.rmtree(before, ignore_errors=True)
+        final.rename(before)
     temporary.rename(final)
     fsync_dir(final.parent)
+    shutil.rmtree(before, ignore_errors=True)
     for _, old in list_checkpoints(final.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in `folder`, oldest first; intact or not."""
-    found = [path for path in folder.glob("step_*") if path.name[5:].isdigit()] if folder.is_dir() else []
-    return sorted((int(path.name[5:]), path) for path in found)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

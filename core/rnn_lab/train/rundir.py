@@ -25,9 +25,26 @@ import tomli_w
 from rnn_lab.atomic import write_text_atomic
 from rnn_lab.config import Layer, Resolved, read_toml, resolve
 from rnn_lab.errors import ConfigError, RnnLabError
+from rnn_lab.hookspecs import PROJECT
 from rnn_lab.train.metrics import MetricsLog, UnwrittenLog
 
 PACKAGES = ("rnn-lab-core", "torch", "triton", "numpy", "schedulefree", "safetensors")
+REPLACED = ".replaced"
+"""End of the name of a checkpoint that another one of the same step replaces."""
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the checkpoints in `folder`, oldest first; intact or not.
+
+    One that was about to be replaced by another of its step stands for both until the other has its name.
+    """
+    found: dict[int, Path] = {}
+    for pattern, end in ((f".step_*{REPLACED}", REPLACED), ("step_*", "")):
+        for path in folder.glob(pattern) if folder.is_dir() else ():
+            step = path.name.removesuffix(end).rpartition("step_")[2]
+            if step.isdigit():
+                found[int(step)] = path
+    return sorted(found.items())
 
 
 class RunDir:
@@ -185,7 +202,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES} | _plugins(),
         "cuda": torch.version.cuda,
         "gpu": gpu,
         "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if gpu else None,
@@ -206,6 +223,12 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _plugins() -> dict[str, str]:
+    """Versions of the distributions whose plugins are found."""
+    points = metadata.entry_points(group=PROJECT)
+    return {p.dist.name: p.dist.version for p in sorted(points, key=lambda p: p.name) if p.dist is not None}
 
 
 def _git_commit() -> str | None:

@@ -29,7 +29,7 @@ def _until_there_is_a_compiler(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(*args, **kwargs)
         import torch._dynamo
 
-        disabled: Callable[..., Any] = torch._dynamo.disable(plain, wrapping=False)
+        disabled: Callable[..., Any] = torch._dynamo.disable(plain, wrapping=False)  # type: ignore[no-untyped-call]
         setattr(plain, _KEPT, disabled)
         return disabled(*args, **kwargs)
 

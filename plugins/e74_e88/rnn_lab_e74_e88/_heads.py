@@ -87,17 +87,19 @@ class HeadsLayer(Layer):
 
     def output(self, o_BTHV: Tensor, v_BTHV: Tensor, gates: tuple[Tensor, ...], x_BTD: Tensor) -> Tensor:
         """y_BTD: value residual, norm, gate unless the cell has applied it, and the heads together."""
-        cfg, o_BTHV = self.cfg, widen(o_BTHV)
+        cfg = self.cfg
+        together = cfg.head_mix in ("concat", "per_head")
+        if cfg.value_residual or cfg.output_norm or gates or not together:  # else nothing is computed before W_o
+            o_BTHV = widen(o_BTHV)
         if cfg.value_residual:
             o_BTHV = o_BTHV + v_BTHV * self.D_v
         if cfg.output_norm:
-            o_BTHV = o_BTHV * torch.rsqrt(o_BTHV.square().mean(-1, keepdim=True) + 1e-5) * self.o_norm_weight
+            o_BTHV = F.rms_norm(o_BTHV, (cfg.d_value,), widen(self.o_norm_weight), 1e-5)
         o_BTHV = self.gated(o_BTHV, *gates)
         if cfg.head_mix == "weighted_sum":
             o_BTHV = o_BTHV * self.head_weights.softmax(-1)[:, None]
         elif cfg.head_mix == "input_weighted":
             o_BTHV = o_BTHV * self.head_attn(x_BTD).softmax(-1)[..., None]
-        together = cfg.head_mix in ("concat", "per_head")
         o_BT = o_BTHV.flatten(-2) if together else o_BTHV.sum(-2)
         y_BTD: Tensor = self.o_proj(o_BT.to(x_BTD.dtype))
         return y_BTD
