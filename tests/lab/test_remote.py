@@ -235,7 +235,7 @@ def test_identity_tells_installations_apart(tmp_path):
     (tmp_path / "cell.py").write_text("x = 2\n")
     changed = identity(str(tmp_path))
     assert f"plugin {tmp_path}: code " in difference(mine, changed) and difference(mine, mine) is None
-    with pytest.raises(RnnLabError, match="cannot be used by .* there: .*no such folder"):
+    with pytest.raises(RnnLabError, match=r"cannot be used by .* there: .*no such folder"):
         identity_of(sys.executable, os.environ, str(tmp_path / "nowhere"))
 
 

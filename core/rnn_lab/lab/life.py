@@ -1,6 +1,7 @@
 """Signs of life of a run: what changes in its files while it lives."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def newest(folder: Path) -> dict[str, Any]:
         return last_line(folder / "metrics.jsonl")
     except (CheckpointError, OSError):
         return {}
+
+
+def say(log: Path, text: str) -> None:
+    """Add a line to a task's log, where it can be written."""
+    with suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
 
 
 def _stamp(path: Path) -> object:

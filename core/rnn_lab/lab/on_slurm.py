@@ -21,7 +21,7 @@ from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.integrity import sha256
 from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Setting, Status, Task
 from rnn_lab.lab.identity import identity
-from rnn_lab.lab.life import Signs, newest
+from rnn_lab.lab.life import Signs, newest, say
 from rnn_lab.lab.remote import common_env
 from rnn_lab.lab.runner import Order, Runner
 from rnn_lab.strict import StrictModel
@@ -244,8 +244,7 @@ class SlurmExecutor:
         if job.paths.result_pickle.exists():
             outcome, said = self._outcome(job)
             if outcome == "error":
-                with live.task.log.open("a", encoding="utf-8") as log:
-                    log.write(f"error: SLURM job {job.job_id}: {str(said).strip().splitlines()[-1]}\n")
+                say(live.task.log, f"error: SLURM job {job.job_id}: {str(said).strip().splitlines()[-1]}")
                 return Status("ended", self._where(job), 0.0, line, 1)
             late = any(sha256(live.task.folder / name) != told for name, told in said.sums.items())
             if late and time.monotonic() - (live.seen or 0.0) < SETTLE_SECONDS:
@@ -256,8 +255,7 @@ class SlurmExecutor:
             return Status("ended", where, 0.0, line, 130)
         if state.startswith(_LOST):
             return Status("ended", where, 0.0, line, None, f"SLURM job {job.job_id} ended as {state} on {where}")
-        with live.task.log.open("a", encoding="utf-8") as log:
-            log.write(f"error: SLURM job {job.job_id} ended as {state} without a word; see {job.paths.stderr}\n")
+        say(live.task.log, f"error: SLURM job {job.job_id} ended as {state} without a word; see {job.paths.stderr}")
         return Status("ended", where, 0.0, line, 1)
 
     def _outcome(self, job: Any) -> tuple[str, Any]:
@@ -305,9 +303,7 @@ def run_order(order: Order, cancel: str) -> Ended:
     if begun.refused is None and not begun.shared:
         begun = type(begun)(begun.place, refused=f"{begun.place} does not see {order.task.folder.parent} as it is here")
     if begun.refused is not None:
-        order.task.log.parent.mkdir(parents=True, exist_ok=True)
-        with order.task.log.open("a", encoding="utf-8") as log:
-            log.write(f"error: {begun.refused}\n")
+        say(order.task.log, f"error: {begun.refused}")
         return Ended(begun.place, 2, {})
     runner.start()
     while (code := runner.look().code) is None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from rnn_lab.errors import RnnLabError
 from rnn_lab.lab.archive import pieces, unpack
 from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Setting, Status, Task
 from rnn_lab.lab.identity import Identity
+from rnn_lab.lab.life import say
 from rnn_lab.lab.runner import LOG, RUN, Begun, Look, Order, members
 from rnn_lab.train.rundir import RunDir
 
@@ -185,7 +185,7 @@ class RemoteExecutor:
             code = ended.code
         except Exception as error:  # of the place: its disk is full, an archive is cut short
             code = 1
-            _say(live.task.log, f"error: {live.status.place}: {type(error).__name__}: {error}")
+            say(live.task.log, f"error: {live.status.place}: {type(error).__name__}: {error}")
             if worker is not None:
                 worker.dismiss()
         else:
@@ -222,7 +222,7 @@ class RemoteExecutor:
             _Ended: it was given up.
         """
         if begun.refused:
-            _say(live.task.log, f"error: {begun.refused}")
+            say(live.task.log, f"error: {begun.refused}")
             return 2
         if not begun.shared and live.task.folder.is_dir():
             for piece in pieces(members(live.task.folder)):
@@ -253,6 +253,7 @@ class RemoteExecutor:
 
         unpack(lambda: bytes(self._ask(live, worker, "give")), arriving)
         if (arriving / LOG).exists():
+            task.log.parent.mkdir(parents=True, exist_ok=True)
             with task.log.open("ab") as log, (arriving / LOG).open("rb") as said:
                 shutil.copyfileobj(said, log)
         if (arriving / RUN).is_dir():
@@ -295,7 +296,6 @@ class RemoteExecutor:
 
     def _order(self, task: Task) -> Order:
         terms = self.terms
-        task.log.parent.mkdir(parents=True, exist_ok=True)
         task.folder.parent.mkdir(parents=True, exist_ok=True)
         return Order(
             task, self._name, terms.program, terms.place, terms.identity, terms.env,
@@ -324,8 +324,3 @@ def common_env(setting: Setting, *, cpus: int, gpu: bool) -> tuple[tuple[str, ..
 def _before(folder: Path) -> Path:
     """Where a run's folder is while another takes its place."""
     return folder.with_name(f".{folder.name}.before")
-
-
-def _say(log: Path, text: str) -> None:
-    with suppress(OSError), log.open("a", encoding="utf-8") as file:
-        file.write(f"{text}\n")
