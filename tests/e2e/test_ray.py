@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="ray is not installed (the extra rnn-lab-core[
 
 CLI = [sys.executable, "-m", "rnn_lab_cli"]
 SETTINGS = [
-    "--models", "e1,e61,e68,mingru", "--seeds", "1", "--steps", "110", "--gpus", "none", "--slots", "3",
+    "--models", "e1,e61,mingru,minlstm", "--seeds", "1", "--steps", "110", "--gpus", "none", "--slots", "3",
     "--executor", "ray", "-x", "address=local", "-o", "train.seq_len=16", "-o", "eval.tokens=64",
     "-o", "checkpoint.every=10", "-o", "log.trackers=[]",
 ]  # fmt: skip

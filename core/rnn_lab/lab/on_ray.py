@@ -163,6 +163,8 @@ def _connect(options: RayOptions, setting: Setting) -> Any:
         room["num_gpus"] = 0
     try:
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR, **room)
+        # Ray tells of every dead worker on standard output, which is ours; the job's record says the same.
+        ray._private.worker._worker_logs_enabled = False
     except Exception as error:  # ConnectionError, ValueError or a time limit, as Ray pleases
         said = str(error).strip().partition("\n")[0]
         raise ConfigError(
