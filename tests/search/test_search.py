@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -353,7 +354,8 @@ def test_a_worker_that_stays_takes_over_what_a_dead_machine_left(plan, worker, t
     monkeypatch.setattr(study, "HEARTBEAT", 1)
     monkeypatch.setattr(run, "_WAIT_SECONDS", 0.2)
     made, storage = plan("lr=1e-4:1e-1:log"), f"sqlite:///{tmp_path / 'shared.db'}"
-    with study.stable():
+    with study.stable(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a heartbeat without a worker is what this is about
         shared = study.open_study(storage, made.name, made.sampler, study.make_pruner("none", 1), made.seed)
         shared.enqueue_trial(made.default_point(), user_attrs={"default": True})
         theirs = shared.ask()
