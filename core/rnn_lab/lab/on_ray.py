@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import Field
@@ -163,14 +164,15 @@ def _connect(options: RayOptions, setting: Setting) -> Any:
         room["num_gpus"] = 0
     try:
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR, **room)
-        # Ray tells of every dead worker on standard output, which is ours; the job's record says the same.
-        ray._private.worker._worker_logs_enabled = False
     except Exception as error:  # ConnectionError, ValueError or a time limit, as Ray pleases
         said = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"-x address={options.address}: no Ray cluster answers ({said}): start one with `ray start --head` and "
             "`ray start --address=HEAD:6379` on the others, or give -x address=local"
         ) from error
+    with suppress(AttributeError):  # of another version, which then is only louder
+        # Ray tells of every dead worker on standard output, which is ours; the job's record says the same.
+        ray._private.worker._worker_logs_enabled = False
     return ray
 
 
