@@ -9,7 +9,11 @@ TORCH  ?= torch==2.13.0
 # The release that belongs to that torch, for tests in Triton's interpreter and for fla; a CUDA build of torch brings
 # its own, and TRITON=triton takes it.
 TRITON ?= triton==3.7.1
-WORKERS ?= 2
+# For two cores: tests wait for programs that they start.
+WORKERS ?= 3
+# Python compiles what it imports, once, and keeps it; all of torch ahead would take minutes.
+unexport PYTHONDONTWRITEBYTECODE
+PIP_OPTIONS := --quiet --no-compile
 SOURCES := core cli plugins tests docs bench
 
 .PHONY: setup run test lint types docs bench check clean
@@ -19,11 +23,11 @@ setup: $(VENV)/.ready-dev
 $(VENV)/.ready: requirements.txt pyproject.toml core/pyproject.toml cli/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)" -r requirements.txt
+	$(BIN)/python -m pip install $(PIP_OPTIONS) "$(TORCH)" -r requirements.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "$(TRITON); sys_platform == 'linux'" -r requirements-dev.txt
+	$(BIN)/python -m pip install $(PIP_OPTIONS) "$(TORCH)" "$(TRITON); sys_platform == 'linux'" -r requirements-dev.txt
 	touch $@
 
 run: $(VENV)/.ready

@@ -4,7 +4,6 @@ Results go to stdout, notes to stderr. A table is drawn on a terminal; in a pipe
 line per row, the header first.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +25,8 @@ def json_option(command: C) -> C:
 
 def emit_json(value: Any) -> None:
     """The only thing that a command with --json writes to stdout."""
+    import json
+
     click.echo(json.dumps(value, indent=1, allow_nan=False, default=str))
 
 

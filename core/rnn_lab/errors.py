@@ -3,8 +3,6 @@
 Every one carries the exit code that `rnn-lab` ends with. Invariants of our own code use `assert` instead.
 """
 
-from difflib import get_close_matches
-
 
 class RnnLabError(Exception):
     """Base of all errors meant for a user; the command line prints its text and no traceback."""
@@ -74,5 +72,7 @@ def did_you_mean(
     name: str, known: "list[str] | set[str] | tuple[str, ...]", limit: int = 3, cutoff: float = 0.5
 ) -> str:
     """` Did you mean 'e74'?` for the nearest of `known`, or an empty string; names share `cutoff` of their letters."""
+    from difflib import get_close_matches
+
     near = get_close_matches(name, sorted(known), n=limit, cutoff=cutoff)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

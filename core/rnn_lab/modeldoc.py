@@ -6,7 +6,9 @@ start in the first column: `Parent`, `Parameters`, `Aliases`, `Source`. An alias
 """
 
 import ast
+import inspect
 import re
+import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,19 +30,32 @@ class ModelDoc:
 
 
 def read_model_doc(path: Path) -> ModelDoc:
-    """Parse the module docstring of the file at `path`.
+    """Parse the module docstring of the file at `path`; what is wrong below it shows when the model loads.
 
     Raises:
-        PluginError: the file cannot be read or parsed, or has no docstring.
+        PluginError: the file cannot be read, or does not open with a docstring.
 
     """
     try:
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    except (OSError, SyntaxError, ValueError) as error:
+        text = _docstring(path)
+    except (OSError, SyntaxError, ValueError, tokenize.TokenError) as error:
         raise PluginError(f"{path}: not a readable model file: {error}") from error
     if not text:
         raise PluginError(f"{path}: a model file opens with a docstring whose first line is its equation")
     return parse_model_doc(text)
+
+
+def _docstring(path: Path) -> str:
+    """The docstring at the head of a file; the rest, most of the file, is not parsed for it."""
+    strings: list[str] = []
+    with path.open(encoding="utf-8") as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type == tokenize.STRING:
+                strings.append(token.string)
+            elif token.type not in (tokenize.COMMENT, tokenize.NL):
+                break
+    text = ast.literal_eval(" ".join(strings)) if strings else ""
+    return inspect.cleandoc(text) if isinstance(text, str) else ""
 
 
 def parse_model_doc(text: str) -> ModelDoc:

@@ -183,21 +183,26 @@ def build_registry(plugins_dir: Path | None = None) -> Registry:
     found = Registry()
     found.manager.add_hookspecs(hookspecs)
     _load_plugin(found, PluginInfo("builtin", BUILTIN, "rnn-lab-core"), lambda: importlib.import_module(BUILTIN))
-    selected = os.environ.get("RNN_LAB_LOAD_PLUGINS")
-    for point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=_precedence):
-        if selected is not None and point.name not in selected.split(","):
-            continue
-        dist = point.dist
-        info = PluginInfo(point.name, point.value, dist.name if dist else "", dist.version if dist else "")
-        _load_plugin(found, info, point.load)
+    for info, load in sorted(_entry_points(), key=lambda entry: _precedence(entry[0])):
+        _load_plugin(found, info, load)
     if plugins_dir is not None:
         _load_folder(found, plugins_dir)
     return found
 
 
-def _precedence(point: metadata.EntryPoint) -> tuple[bool, str]:
+def _entry_points() -> Iterator[tuple[PluginInfo, Callable[[], ModuleType]]]:
+    """The row of every selected entry point, and what loads it."""
+    selected = os.environ.get("RNN_LAB_LOAD_PLUGINS")
+    for point in metadata.entry_points(group=hookspecs.PROJECT):
+        if selected is None or point.name in selected.split(","):
+            # Once: each look at it reads and parses the distribution's METADATA again.
+            about = point.dist.metadata if point.dist else {"Name": "", "Version": ""}
+            yield PluginInfo(point.name, point.value, about["Name"], about["Version"]), point.load
+
+
+def _precedence(info: PluginInfo) -> tuple[bool, str]:
     """The lab's own plugins first: where two register one name, it stays with the first."""
-    return point.dist is None or not is_own(point.dist.name), point.name
+    return not is_own(info.distribution), info.name
 
 
 def _load_folder(found: Registry, folder: Path) -> None:

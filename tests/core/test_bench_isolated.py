@@ -10,6 +10,8 @@ import pytest
 from rnn_lab.bench.isolated import rows_of
 from rnn_lab.errors import RnnLabError
 
+from tests.processes import alive, wait_for
+
 NAMES = ("first", "second", "third")
 
 
@@ -96,23 +98,12 @@ if __name__ == "__main__":
 """
 
 
-def running(pid):
-    """Whether a process is there and not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 def test_ends_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True) as parent:
         child = int(parent.stderr.readline())
-        assert running(child)
+        assert alive(child)
         parent.kill()
-    end = time.monotonic() + 30
-    while time.monotonic() < end and running(child):
-        time.sleep(0.05)
-    assert not running(child)
+    wait_for(lambda: not alive(child))

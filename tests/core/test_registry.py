@@ -47,6 +47,18 @@ def test_a_model_without_a_model_class_is_named_when_it_is_used(tmp_path):
         build_registry(tmp_path).models["classless"].load()
 
 
+def test_a_docstring_is_read_wherever_python_finds_one_and_nothing_below_it(tmp_path):
+    (tmp_path / "below.py").write_text("# A comment.\n\n" + MODEL + "def (")
+    (tmp_path / "bytes.py").write_text("b'y = x'\n")
+    (tmp_path / "joined.py").write_text(r"'y = x \n' r'\d' '\u00b2'" + "\nx = 1\n")
+    (tmp_path / "open.py").write_text('"""y = x\n')
+    found = build_registry(tmp_path)
+    assert {name: ref.doc.equation for name, ref in found.models.items()} == {"below": "y = x", "joined": "y = x"}
+    assert found.models["joined"].doc.text == r"\d²" and len(found.plugins[-1].problems) == 2
+    with pytest.raises(PluginError, match=r"model 'below' .*below\.py.* cannot be loaded: SyntaxError"):
+        found.models["below"].load()
+
+
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
         build_registry(tmp_path / "nowhere")

@@ -1,8 +1,8 @@
 // What ptx.cuh and the compiler of CUDA give, for one block at a time on the CPU.
 
-#include <algorithm>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,8 @@ from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.lab import local
 from rnn_lab.lab.executor import Task
 from rnn_lab.lab.guard import BUSY
+
+from tests.processes import alive, wait_for
 
 from .conftest import Recorder
 
@@ -30,13 +31,6 @@ Scheduler(SeriesDir.open(path), executor, Recorder(), stall=60.0, poll=0.05).run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def wait_for(holds, seconds=30.0):
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, "it did not come to be"
-        time.sleep(0.05)
-
-
 def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
@@ -51,14 +45,6 @@ def begin(folder: Path, command: list[str], grace: float = 5.0) -> tuple[subproc
     guard = subprocess.Popen([*GUARD, str(folder / "lock"), str(grace), *command], stdin=subprocess.PIPE)
     wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())
     return guard, int((folder / "pid").read_text())
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def test_the_exit_code_is_the_commands(tmp_path):
