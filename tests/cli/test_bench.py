@@ -141,13 +141,15 @@ def test_a_cell_written_a_minute_ago_is_measured(rnn_lab, fresh, tmp_path):
 
 @pytest.mark.parametrize("op,kept", [("recurrence", True), ("nothing", False)])
 def test_only_the_operation_that_is_asked_for(rnn_lab, op, kept):
-    rows = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--op", op, "--json").json["rows"]
-    assert bool(rows) is kept
+    page = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--op", op, "--json").json
+    assert bool(page["rows"]) is kept and page["setting"]["only op"] == op
 
 
 def test_only_the_implementations_that_are_asked_for(rnn_lab):
-    rows = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "ref*", "--json").json["rows"]
+    page = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "ref*", "--json").json
+    rows, setting = page["rows"], page["setting"]
     assert {row["implementation"] for row in rows} == {"reference"} and all(row["status"] == "ok" for row in rows)
+    assert setting["only implementation"] == "ref*" and "only op" not in setting
     done = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "nobody's")
     assert done.code == 0 and "nothing that is nobody's" in done.err
 

@@ -55,8 +55,10 @@ def test_the_outcome_is_our_best_backend_under_a_graph(folder):
         row(),
         row(implementation_kind="peer", forward_backward={**FIGURES, "ms": {**SPREAD, "median": 0.1}}),
         row(mode="eager", forward_backward={**FIGURES, "ms": {**SPREAD, "median": 0.1}}),
+        row(op="causal_conv", forward_backward={**FIGURES, "ms": {**SPREAD, "median": 0.1}}),
         {**row(model="e68", status="wrong", reason="off"), "forward_backward": {}},
         row(model="e74", fields={"n_state": 64}),
+        setting=speed.REFERENCE_SIZE | {"only implementation": "fused or slow"},
     )
     lines = {line.split("|")[1]: line.split("|")[-1] for line in speed.floors_block(where, table).splitlines()}
     assert lines["e61"] == "0.2 (83% of copy)"

@@ -77,6 +77,7 @@ def bench_kernels(
         "setting": {
             "batch": setting.batch, "seq_len": setting.seq_len,
             "dtype": str(setting.dtype).removeprefix("torch."),
+            **_kept("op", ops), **_kept("implementation", setting.implementations),
         },
         "ceilings": ceilings(setting.device, setting.seconds),
         "rows": [],
@@ -85,6 +86,11 @@ def bench_kernels(
         page["rows"].append(row)
         show(page)
     return page
+
+
+def _kept(what: str, names: Sequence[str]) -> dict[str, str]:
+    """What a page was restricted to, so that it says itself what was left out."""
+    return {} if not names or "*" in names else {f"only {what}": " or ".join(names)}
 
 
 def _spec(name: str, fields: dict[str, Any]) -> ModelSpec:

@@ -5,8 +5,8 @@ why and another backend runs. A library is imported at the first call that could
 (rnn_lab.kernels.certificates) before that call: one that raises or computes something else is refused. mamba-ssm's
 scan is Triton only, so it is loaded without the CUDA extension of Mamba-1 that its package asks for.
 
-Not measured: neither library has run as a backend of rnn-lab on a GPU. `rnn-lab check mamba2` and `rnn-lab check gdn`
-do it.
+On an H100 (docs/performance.md) mamba-ssm's scan is right and slower than ours. fla's delta rule has not run as a
+backend: with the releases of Triton that were measured it refuses its backward pass there.
 """
 
 from functools import cache
