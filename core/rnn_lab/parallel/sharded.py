@@ -22,7 +22,7 @@ from rnn_lab.config import OptimizerSection
 from rnn_lab.errors import ConfigError
 from rnn_lab.layer import Layer
 from rnn_lab.lm import LM, preparable
-from rnn_lab.parallel.sharing import Factory, Pass, Several, packed, refuse_layerwise
+from rnn_lab.parallel.sharing import Factory, Pass, Several, packed
 from rnn_lab.parallel.world import World
 from rnn_lab.spectral import prepare_together
 
@@ -65,7 +65,6 @@ class Sharded(Several):
             return made
         self.owned = Owners(self.model, self.world, self.device)
         found = factory(self.owned.model, section)
-        refuse_layerwise(found)
         if hasattr(found, "eval"):
             raise ConfigError(
                 f"optimizer.name = {section.name} averages whole weights, which parallel.mode = fsdp cuts: use ddp, or "
@@ -145,6 +144,10 @@ class Sharded(Several):
     def over_shards(self, t: Tensor) -> Tensor:
         """See Sharing."""
         return self.world.summed(t)
+
+    def over_owners(self, figures: T) -> list[T]:
+        """See Sharing."""
+        return [figures] if self.owned is None else self.world.everyone(figures)
 
     def loaded(self) -> None:
         """See Sharing."""

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rnn_lab.config import OptimizerSection
-from rnn_lab.errors import ConfigError
 from rnn_lab.lm import LM
-from rnn_lab.optim.layerwise import LayerwiseRouted
+from rnn_lab.optim import gram
 from rnn_lab.parallel import storage
 from rnn_lab.parallel.world import World
 from rnn_lab.train import checkpoint as ckpt
@@ -146,7 +145,15 @@ class Sharing:
         return reason
 
     def restart(self) -> None:
-        """A capture failed in the midst of a step: forget it."""
+        """A capture failed, here or on another rank: forget what it began."""
+
+    def first_of(self, found: str | None) -> str | None:
+        """What the first rank to have found something found."""
+        return next((each for each in self.world.everyone(found) if each is not None), None)
+
+    def over_owners(self, figures: T) -> list[T]:
+        """The figures of each rank that has a part of the optimizer's parameters."""
+        return [figures]
 
     def _norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -224,7 +231,7 @@ class Replicated(Several):
     def optimizer(self, factory: Factory, section: OptimizerSection) -> torch.optim.Optimizer:
         """See Sharing."""
         found = factory(self.model, section)
-        refuse_layerwise(found)
+        gram.agree_by(self.agreed)
         return found
 
     def forward(self, body: Callable[[], T]) -> T:
@@ -280,17 +287,3 @@ def packed(scalars: Sequence[Tensor], figures: Tensor | None) -> Tensor:
     """Scalars and a vector as one fp64 vector, to be reduced at once."""
     vector = torch.stack([each.double() for each in scalars])
     return vector if figures is None else torch.cat([vector, figures.double()])
-
-
-def refuse_layerwise(optimizer: torch.optim.Optimizer) -> None:
-    """Updates within backward meet gradients that are not averaged yet.
-
-    Raises:
-        ConfigError: the optimizer makes them.
-
-    """
-    if isinstance(optimizer, LayerwiseRouted):
-        raise ConfigError(
-            "optimizer.galore_layerwise updates a parameter before its gradient is averaged over the ranks: leave it "
-            "out (parallel.mode = fsdp saves that memory and more), or train on one GPU"
-        )

@@ -77,7 +77,7 @@ class World:
         return t
 
     def tick(self) -> None:
-        """A step has ended: the next may take as long as the limit again."""
+        """A step, or a batch of a validation, has ended: the next may take as long as the limit again."""
 
     def named(self, error: BaseException) -> BaseException:
         """The error that tells a person what happened: a lost rank where torch only knows of a closed connection."""
@@ -176,10 +176,11 @@ class Ranks(World):
         )
 
     def close(self) -> None:
-        """See World."""
-        faulthandler.cancel_dump_traceback_later()
+        """See World. Leaving, too, may wait for a rank that is gone."""
+        self.tick()
         if dist.is_initialized():
             dist.destroy_process_group()
+        faulthandler.cancel_dump_traceback_later()
 
 
 def launched(environment: Mapping[str, str] | None = None) -> int | None:

@@ -1,6 +1,6 @@
 """Where a loss or gradient stopped being finite, and what may help."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,19 +9,23 @@ from torch import Tensor, nn
 from rnn_lab.layer import Layer
 
 
-def first_offender(model: nn.Module, forward: Any) -> str:
+def first_offender(
+    model: nn.Module, forward: Any, first_of: Callable[[str | None], str | None] = lambda found: found
+) -> str:
     """Name of what first went non-finite.
 
     Args:
         model: the model, gradients of the failed step still in place.
         forward: repeats the failed forward pass when called.
+        first_of: what of several processes the first found that found anything. All have to make the pass, or none,
+            though each may have only a part of a parameter.
 
     Returns:
         `output of layers.3.in_proj`, `gradient of layers.0.W_h.weight`, `parameter …`, or `loss`.
     """
-    for name, parameter in model.named_parameters():
-        if not _finite(parameter):
-            return f"parameter {name}"
+    bad = first_of(next((name for name, parameter in model.named_parameters() if not _finite(parameter)), None))
+    if bad is not None:
+        return f"parameter {bad}"
     found: list[str] = []
     hooks = [module.register_forward_hook(_watch(name, found)) for name, module in model.named_modules() if name != ""]
     try:

@@ -71,6 +71,7 @@ def evaluate(
         some = starts[firsts[min(turn + world.rank, len(firsts) - 1)] :][:batch_size]
         bytes_BT1 = torch.from_numpy(gather(region, some, seq_len + 1)).to(device)
         found.append(sharing.forward(lambda: _scored(model, bytes_BT1, dtype)))  # noqa: B023  # it runs at once
+        world.tick()
     model.train()
     every = world.everyone(torch.stack(found).tolist())
     rows = [every[i % world.size][i // world.size] for i in range(len(firsts))]

@@ -85,7 +85,7 @@ class Figures:
         if self.device.type == "cuda":
             found["memory_reserved_bytes"] = torch.cuda.memory_reserved(self.device)
         if isinstance(self.optimizer, RoutedOptimizer):
-            found |= self.optimizer.diagnostics()
+            found |= self.optimizer.diagnostics(self.sharing.over_owners)
         return found
 
 

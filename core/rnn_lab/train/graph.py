@@ -203,7 +203,6 @@ class GraphExecutor:
             except Exception as error:
                 # The capture ran nothing; its gradients point into memory that is gone.
                 self.step.zero_grad()
-                self.step.sharing.restart()
                 reason = f"the capture failed: {_first_line(_root(error))}"
         reason = self.step.sharing.agreed(reason)
         if reason is not None and self._captured is not None:  # on another rank it failed
@@ -212,6 +211,7 @@ class GraphExecutor:
             self._captured = None
         self.graph = {"used": reason is None, "reason": reason}
         if reason is not None:
+            self.step.sharing.restart()  # on all ranks alike: what comes anew has to be made by all
             if self.step.train.graph == "on":
                 raise GraphUnavailable(f"train.graph = on, but {reason}. `-o train.graph=auto` trains without")
             self.note(f"no CUDA graph: {reason}")

@@ -42,6 +42,8 @@ from rnn_lab.train.step import Executor, Outcome, backends, optimizer_backends
 AUTO_CHECKPOINT_SECONDS = 120.0
 COSINES_EVERY = 5
 """Times `diagnostics.every` between looks at how far Collider's gradient is from the exact one."""
+ECHO = 5.0
+"""Seconds: what signals every process of a job reaches a rank twice, by itself and through torchrun."""
 SEEN = 2
 """Steps of a session, or of a phase of it, whose backends are recorded; a CUDA graph replays them afterwards."""
 
@@ -138,7 +140,7 @@ class Trainer:
         self._look_back(self.metrics)
         self.world.together(lambda: self.watch.look("start"))
         last_save, new = self.clock.seconds(), self.step
-        with asked_to_stop(self._stop):
+        with asked_to_stop(self._stop, ECHO if self.world.size > 1 else 0.0):
             if (self.recovery.active or self.world.size > 1) and self.step == 0:
                 self.save()  # what a roll-back, or a run that lost a rank, goes to before the first checkpoint
             while self._may_submit():

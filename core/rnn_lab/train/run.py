@@ -260,8 +260,9 @@ def execute(
         trainer.train()
         status = "ok" if trainer.stop_signal is None else "interrupted"
         if status == "ok":
-            seen = bool(world.first(trainer.last_line.get("val_loss") is not None))
-            figures = trainer.last_line if seen else trainer.validate()
+            # Rank 0's: another knows no line of before this session, which may have had nothing to do but this.
+            last = world.together(lambda: trainer.last_line)
+            figures = trainer.validate() if last.get("val_loss") is None else last
             final = {key: figures[key] for key in ("val_loss", "val_bpb", "val_accuracy")}
     except KeyboardInterrupt:
         status = "interrupted"

@@ -44,13 +44,23 @@ def check(cfg: RunConfig) -> None:
 
 
 def check_ranks(cfg: RunConfig, ranks: int) -> None:
-    """Refuse a batch that so many processes cannot share evenly.
+    """Refuse what so many processes cannot do together.
 
     Raises:
-        ConfigError: it does not divide.
+        ConfigError: they cannot share the batch evenly, or an option knows one process only.
 
     """
     train = cfg.train
+    if ranks > 1 and cfg.optimizer.galore_layerwise:
+        raise ConfigError(
+            "optimizer.galore_layerwise updates a parameter before its gradient is averaged over the ranks: leave it "
+            "out (parallel.mode = fsdp saves that memory and more), or train on one GPU"
+        )
+    if ranks > 1 and cfg.parallel.mode == "fsdp" and train.graph == "on":
+        raise ConfigError(
+            "train.graph = on and parallel.mode = fsdp exclude each other: FSDP2 allocates and frees parameters around "
+            "every block, which a graph cannot hold. Use parallel.mode = ddp, or train.graph = auto"
+        )
     if train.batch_size % (ranks * train.grad_accum):
         raise ConfigError(
             f"train.batch_size = {train.batch_size} is the batch of one step over all GPUs: {ranks} of them with "

@@ -356,7 +356,9 @@ class EagerExecutor:
         if self.step.patience > 1 or isinstance(self.step.optimizer, LayerwiseRouted):
             self.repeat(k)  # its gradients are gone
         batch = self.sampler.batch(k)
-        return first_offender(self.step.model, lambda: self.step.forward(*self._on_device(batch), self.carry))
+        on_device = self._on_device(batch)
+        first_of = self.step.sharing.first_of
+        return first_offender(self.step.model, lambda: self.step.forward(*on_device, self.carry), first_of)
 
     def repeat(self, k: int) -> None:
         """The gradients of step k once more, into cleared ones."""
