@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,31 @@ TRAIN = {"batch_size": 8, "seq_len": 12, "device": "cpu", "steps": 6}
 
 
 class Acting:
-    """An observer that may do something to its process after a step."""
+    """An observer that may do something to its process after a step: send it signals, or spoil its part of a weight."""
 
     def __init__(self, rank: int, act: dict[str, Any]) -> None:
         self.rank, self.act = rank, act
+        self.sharing: Any = None
 
     def step(self, line: dict[str, Any], fraction: float) -> None:
-        if line["step"] == self.act.get("step", 0) and self.rank == self.act["rank"]:
-            os.kill(os.getpid(), self.act["signal"])
+        if line["step"] != self.act.get("step", 0) or self.rank != self.act["rank"]:
+            return
+        if self.act.get("poison"):
+            self.sharing.parameters[0].data[0] = float("nan")
+        for number in self.act.get("signals", []):
+            os.kill(os.getpid(), number)
 
     def note(self, text: str) -> None:
         pass
+
+    def share(self, share: Any) -> Any:
+        """`run.share`, overheard."""
+
+        def overheard(*args: Any) -> Any:
+            self.sharing, optimizer = share(*args)
+            return self.sharing, optimizer
+
+        return overheard
 
 
 def values(corpus: Path, **sections: Any) -> dict[str, Any]:
@@ -41,21 +56,70 @@ def values(corpus: Path, **sections: Any) -> dict[str, Any]:
     }
 
 
-def work(rank: int, size: int, port: int, out: Path, sections: dict[str, Any] | None, extend: dict[str, int], act: Any):
-    """One rank: starts the run in `out`, or goes on with it where there are no sections."""
+def work(rank: int, size: int, port: int, jobs: list[tuple[Path, dict[str, Any] | None, dict[str, Any]]]):
+    """One rank: starts each run in its folder, or goes on with it where there are no sections.
+
+    What a run came to is in files beside it, by rank: `.code` and, of an error, `.err`.
+    """
     from rnn_lab.config import Layer
     from rnn_lab.registry import registry
+    from rnn_lab.train import run as runs
     from rnn_lab.train.resume import resume_run
-    from rnn_lab.train.run import plan_run, start_run
 
-    world = joined(rank, size, port, out, act)
-    observer = Acting(rank, act)
-    if sections is None:
-        result = resume_run(out, extend, registry(), observer, world)
-    else:
-        result = start_run(plan_run([Layer("test", sections)], registry()), out, registry(), observer, world)
+    world, share = joined(rank, size, port, jobs[0][0], jobs[0][2]), runs.share
+    code = 0
+    for out, sections, act in jobs:
+        sys.stderr = (out.parent / f"{out.name}.{rank}.err").open("w")
+        observer = Acting(rank, act)
+        runs.share = observer.share(share)
+        if act.get("graph"):
+            fake_graphs(spoilt=act.get("spoilt") == rank)
+        try:
+            if sections is None:
+                result = resume_run(out, act.get("extend", {}), registry(), observer, world)
+            else:
+                plan = runs.plan_run([Layer("test", sections)], registry())
+                result = runs.start_run(plan, out, registry(), observer, world)
+            code = {"ok": 0, "interrupted": 130}[result["status"]]
+        except Exception:
+            traceback.print_exc()
+            code = 1
+        sys.stderr.flush()
+        (out.parent / f"{out.name}.{rank}.code").write_text(str(code))
     world.close()
-    sys.exit({"ok": 0, "interrupted": 130}[result["status"]])
+    sys.exit(code)
+
+
+def fake_graphs(spoilt: bool) -> None:
+    """Steps are captured as on a GPU, or cannot be."""
+    from rnn_lab.train import graph, optimizers
+    from train.fake_queue import FakeQueue
+
+    class Spoilt(FakeQueue):
+        def capture(self, body: Any) -> Any:
+            raise RuntimeError("planted")
+
+    optimizers.WarmupAdamW = optimizers.FusedAdamW
+    graph.queue_of = lambda device: (Spoilt if spoilt else FakeQueue)()
+
+
+def choose_products(rank: int, size: int, port: int, out: Path):
+    """One rank: is shown a kernel that only rank 0 finds faster, and tells what it takes."""
+    import torch
+    from rnn_lab.config import Layer
+    from rnn_lab.optim import gram
+    from rnn_lab.registry import registry
+    from rnn_lab.train.run import plan_run, share
+
+    world = joined(rank, size, port, out, {})
+    model = {"name": "e1", "dim": 64, "depth": 1}
+    share(plan_run([Layer("test", {"model": model, "optimizer": {"name": "muon"}})], registry()), registry(), world)
+    gram._refuses = lambda X: None
+    gram._worse = lambda kernel, X: f"slower on rank {rank}" if rank else None
+    gram.product(torch.zeros(1, 2, 2))
+    ((_, choice),) = gram._chosen.values()
+    out.with_name(f"{out.name}.{rank}").write_text(repr(choice))
+    world.close()
 
 
 def joined(rank: int, size: int, port: int, out: Path, act: dict[str, Any]):
@@ -69,12 +133,6 @@ def joined(rank: int, size: int, port: int, out: Path, act: dict[str, Any]):
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
     torch.set_num_threads(1)
-    if act.get("graph"):
-        from rnn_lab.train import graph, optimizers
-        from train.fake_queue import FakeQueue
-
-        optimizers.WarmupAdamW = optimizers.FusedAdamW
-        graph.queue_of = lambda device: FakeQueue()
     return join("cpu", act.get("timeout", 20.0))
 
 
@@ -111,17 +169,25 @@ class Ranks:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOAD)
 
-    def __call__(
-        self, size: int, out: Path, sections: dict[str, Any] | None = None, *, extend: Any = None, act: Any = None
-    ) -> list[int]:
-        """Exit codes of the ranks."""
-        return self._run(size, work, out, sections, extend or {}, act or {})
+    def __call__(self, size: int, out: Path, sections: dict[str, Any] | None = None, **act: Any) -> list[int]:
+        """Exit codes of the ranks of one run."""
+        return self._run(size, work, [(out, sections, act)], patience=act.get("patience", 60))
+
+    def several(self, size: int, *jobs: tuple[Any, ...]) -> list[list[int]]:
+        """For runs one after the other, each (out, sections, act): what each came to on every rank."""
+        asked = [(out, *rest, *((None, {})[len(rest) :])) for out, *rest in jobs]
+        self._run(size, work, asked)
+        return [[_code(out, rank) for rank in range(size)] for out, *_ in asked]
 
     def rewrite(self, size: int, source: Path, folder: Path) -> list[int]:
-        """The same of ranks that write a run's newest checkpoint again."""
+        """Exit codes of ranks that write a run's newest checkpoint again."""
         return self._run(size, rewrite, source, folder)
 
-    def _run(self, size: int, target: Any, *args: Any) -> list[int]:
+    def choose_products(self, size: int, out: Path) -> list[int]:
+        """Exit codes of ranks that `choose_products`."""
+        return self._run(size, choose_products, out)
+
+    def _run(self, size: int, target: Any, *args: Any, patience: float = 60) -> list[int]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -129,8 +195,14 @@ class Ranks:
         for rank in ranks:
             rank.start()
         for rank in ranks:
-            rank.join((args[-1] or {}).get("patience", 60) if isinstance(args[-1], dict) else 60)
+            rank.join(patience if rank is ranks[-1] else 60)
             if rank.exitcode is None:
                 os.kill(rank.pid, signal.SIGKILL)
                 rank.join()
         return [rank.exitcode for rank in ranks]
+
+
+def _code(out: Path, rank: int) -> int:
+    """What a run came to on a rank; -1: it did not come to an end."""
+    file = out.parent / f"{out.name}.{rank}.code"
+    return int(file.read_text()) if file.exists() else -1
