@@ -1,5 +1,6 @@
 """`fit --gpus N` as a person runs it, and what sharing costs by its shapes."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -10,14 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnn_lab.config import ModelSection, OptimizerSection
+from rnn_lab.config import Layer, ModelSection, OptimizerSection, resolve
+from rnn_lab.data.corpus import open_split
 from rnn_lab.errors import ConfigError
 from rnn_lab.modelspec import model_spec
 from rnn_lab.parallel.costs import BUCKET, Costs, costs
 from rnn_lab.parallel.launch import Machines
 from rnn_lab.parallel.sharded import owners
+from rnn_lab.parallel.sharing import Sharing
 from rnn_lab.parallel.world import Ranks, World, check_gpus, launched
 from rnn_lab.registry import registry
+from rnn_lab.train.evaluate import evaluate
+from rnn_lab.train.setup import check_ranks
 from rnn_lab_cli.main import main
 
 FIT = [
@@ -61,6 +66,10 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_alone(tmp_path):
     ("options", "told"),
     [
         ("--gpus 3", "need a multiple of 3"),
+        (
+            "--gpus 2 -o optimizer.name=galore_adamw -o optimizer.galore_layerwise=true -o train.clip=0",
+            "before its gradient is averaged",
+        ),
         ("--gpus 2 --nodes 2", "say where they meet with --rdzv-endpoint"),
         ("--nodes 2", "--nodes needs --gpus"),
     ],
@@ -68,6 +77,33 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_alone(tmp_path):
 def test_what_cannot_be_shared_out_is_refused_before_anything_starts(tmp_path, capsys, options, told):
     assert main(["fit", *FIT, "--out", str(tmp_path / "run"), *options.split()]) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_graph_and_cut_parameters_exclude_each_other_on_several_gpus():
+    cfg = resolve(
+        [Layer("test", {"model": {"name": "e61"}, "train": {"graph": "on"}, "parallel": {"mode": "fsdp"}})]
+    ).config
+    check_ranks(cfg, 1)
+    with pytest.raises(ConfigError, match=r"train\.graph = on and parallel\.mode = fsdp"):
+        check_ranks(cfg, 2)
+
+
+def test_whoever_validates_or_leaves_is_watched_and_not_given_up_early(tmp_path, monkeypatch):
+    (tmp_path / "bytes").write_bytes(bytes(range(256)) * 2)
+    val = open_split(str(tmp_path / "bytes"), seq_len=16).val
+    model = model_spec(ModelSection(name="e61", depth=1, fields={"dim": 16}), registry()).build()
+    sharing, ticks = Sharing(model), []
+    monkeypatch.setattr(sharing.world, "tick", lambda: ticks.append(1))
+    evaluate(model, val, seq_len=16, batch_size=1, tokens=32, dtype=torch.float32, sharing=sharing)
+    assert len(ticks) == 2, "one for each batch"
+    told, world = [], World.__new__(Ranks)
+    world.timeout = 2.0
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **options: told.append(seconds))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: told.append("off"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: told.append("leave"))
+    world.close()
+    assert told == [3.0, "leave", "off"]
 
 
 def test_torchruns_options_are_passed_on():

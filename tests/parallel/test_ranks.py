@@ -19,8 +19,9 @@ from rnn_lab_cli.main import cli, main
 
 from .ranks import Ranks, values
 
+pytestmark = pytest.mark.slow  # all in one process of several: what ranks are forked from takes seconds to start
 TOLERANCE = {"loss": 1e-5, "param_norm": 1e-5, "grad_norm": 1e-4, "update_rms": 1e-4}
-OTHERS = {"mtp_total": 1e-5, "collider_kept_ce": 1e-5, "galore/energy": 1e-4, "quant/rel_err_max": 1e-2}
+OTHERS = {"mtp_total": 1e-5, "collider_kept_ce": 1e-5, "galore/energy": 1e-4, "quant/rel_err_median": 1e-2}
 """What only some runs tell; 8-bit codes round apart where sums do."""
 FSDP = {"mode": "fsdp"}
 STATEFUL = {"model": {"use_conv": True}, "train": {"carry_state": True, "grad_accum": 2}, "eval": {"tokens": 240}}
@@ -103,7 +104,7 @@ def test_optimizers_of_matrices_have_owners_under_fsdp(ranks, corpus, tmp_path):
     jobs = [(tmp_path / f"{name}2", values(corpus, **kind, parallel=FSDP)) for name, kind in kinds.items()]
     begun = values(corpus, **MUON, parallel=FSDP, train={"steps": 3})
     assert ranks.several(2, *jobs, (run, begun)) == [[0, 0]] * 3
-    for name, shown in (("muon", "quant/rel_err_max"), ("galore", "galore/energy")):
+    for name, shown in (("muon", "quant/rel_err_median"), ("galore", "galore/energy")):
         assert_same_curve(tmp_path / f"{name}1", tmp_path / f"{name}2", ("loss", "grad_norm", shown))
         whole, own = (result(tmp_path / f"{name}{size}")["optimizer_state"]["bytes"] for size in (1, 2))
         assert own < 0.85 * whole
