@@ -212,7 +212,7 @@ def test_objectives_and_the_loader_are_shared_out(ranks, corpus, tmp_path):
     ahead = {"use_mtp": True, "mtp_n_tokens": 3, "mtp_variant": "sequential"}
     kept = {"use_collider": True, "collider_min_dim": 0, "collider_start_step": 2, "collider_scorer": "random"}
     both = {
-        "train": {"carry_state": True, "grad_accum": 2, "checkpoint_every": 1, "on_nonfinite": "rollback"},
+        "train": {"carry_state": True, "grad_accum": 2, "checkpoint_every": 1, "on_nonfinite": "rollback", "steps": 4},
         "objective": {**ahead, **kept, "label_smoothing": 0.1, "entropy_weight": 0.01},
         "loader": {"workers": 2},
     }

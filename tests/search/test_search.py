@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import rnn_lab.search.run as search_run
 from rnn_lab.errors import ConfigError, RnnLabError
+from rnn_lab.search import study
 from rnn_lab.search.confirm import confirm, paired_gain
 from rnn_lab.search.run import run_search, summary
 from rnn_lab.search.study import TrialLock, make_pruner, open_storage, open_study, shown_storage
@@ -371,10 +372,8 @@ def test_a_real_trial_is_an_ordinary_run_on_target(plan, worker, tmp_path):
 
 
 def test_a_worker_that_stays_takes_over_what_a_dead_machine_left(plan, worker, tmp_path, monkeypatch):
-    from rnn_lab.search import run, study
-
     monkeypatch.setattr(study, "HEARTBEAT", 1)
-    monkeypatch.setattr(run, "_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("rnn_lab.search.run._WAIT_SECONDS", 0.2)
     made, storage = plan("lr=1e-4:1e-1:log"), f"sqlite:///{tmp_path / 'shared.db'}"
     with study.stable(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a heartbeat without a worker is what this is about
@@ -391,8 +390,6 @@ def test_a_worker_that_stays_takes_over_what_a_dead_machine_left(plan, worker, t
 
 
 def test_a_new_trial_of_a_machine_in_another_time_zone_is_left_alone(tmp_path, monkeypatch):
-    from rnn_lab.search import study
-
     class Trial:
         number, user_attrs, datetime_start = 7, {}, datetime(2000, 1, 1)
 
