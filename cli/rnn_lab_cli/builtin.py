@@ -14,6 +14,7 @@ COMMANDS = {
     "search": ("search:search", "Search shapes and optimizer settings, every trial on the parameter target."),
     "search-curve": ("search_curve:search_curve", "Compare searches at equal tuning: best loss against trials."),
     "resume": ("resume:resume", "Go on with a run, or extend its budget."),
+    "export": ("export:export", "A checkpoint of a run over several GPUs as one process writes it."),
     "sample": ("sample:sample", "Text from a trained model."),
     "runs": ("runs:runs", "Every run below a folder, with its status and losses."),
     "compare": ("compare:compare", "Verdicts on runs at equal steps, tokens, FLOPs and seconds."),

@@ -39,6 +39,14 @@ batch_options = (
     click.option("--seq-len", metavar="N", help="Bytes predicted per sequence."),
     click.option("--grad-accum", metavar="N", help="Micro-batches per optimizer step."),
 )
+rank_options = (
+    click.option("--gpus", type=click.IntRange(1, 1024), metavar="N", help="GPUs of each machine; default: one."),
+    click.option("--nodes", type=click.IntRange(1, 65536), metavar="N", help="Machines: run the command on each."),
+    click.option("--node-rank", metavar="N", help="torchrun's: number of this machine, where they don't agree on it."),
+    click.option("--rdzv-endpoint", metavar="HOST:PORT", help="torchrun's: where machines meet."),
+    click.option("--rdzv-id", metavar="ID", help="torchrun's: name of the job; default: rnn-lab."),
+    click.option("--rdzv-backend", metavar="NAME", help="torchrun's: how they meet; default: c10d."),
+)
 _options = (
     click.option("--model", shell_complete=complete_model, metavar="NAME", help="Model or alias: see list-models."),
     *model_options,
@@ -55,6 +63,7 @@ _options = (
     click.option("--keep-checkpoints", metavar="N", help="Newest checkpoints that survive."),
     click.option("--eval-every", metavar="N", help="Steps between validations; default: only at the end."),
     click.option("--strict/--no-strict", default=None, help="End the run at a diagnostic of severity error."),
+    *rank_options,
     click.option("--out", metavar="DIR", help="Folder of the run; default: runs/MODEL-TIME."),
     click.option("--config", metavar="FILE", help="TOML file with [model], [data], [train], ... tables."),
     override_option,

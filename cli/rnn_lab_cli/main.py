@@ -14,6 +14,7 @@ from rnn_lab.errors import RnnLabError
 
 from rnn_lab_cli import builtin
 from rnn_lab_cli.lazy import LazyCommand, LazyGroup
+from rnn_lab_cli.ranks import says_its_errors
 
 PROGRAM = "rnn-lab"
 INTERRUPTED = 130
@@ -129,7 +130,8 @@ def _report(error: BaseException, debug: bool) -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     if isinstance(error, RnnLabError):
-        click.echo(f"error: {error}", err=True)
+        if says_its_errors(error):
+            click.echo(f"error: {error}", err=True)
         return error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)

@@ -26,6 +26,13 @@ def complete_protocol(ctx: click.Context, param: click.Parameter, incomplete: st
     return [CompletionItem(name) for name in registry().protocols if name.startswith(incomplete)]
 
 
+def complete_executor(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Executors that begin with `incomplete`."""
+    from rnn_lab.registry import registry
+
+    return [CompletionItem(name) for name in registry().executors if name.startswith(incomplete)]
+
+
 def complete_preset(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Presets with a configuration that begin with `incomplete`."""
     from rnn_lab.presets import all_presets

@@ -10,6 +10,7 @@ from rnn_lab.errors import RnnLabError
 
 from rnn_lab_cli.output import emit_json, pairs
 from rnn_lab_cli.progress import Watcher, watching
+from rnn_lab_cli.ranks import Silent
 
 INTERRUPTED = 130
 
@@ -21,8 +22,16 @@ def run_and_report(
     *,
     as_json: bool,
     quiet: bool = False,
+    main: bool = True,
 ) -> None:
-    """Train, then print the result: a summary, or result.json with `as_json`; interrupted runs exit with 130."""
+    """Train, then print the result: a summary, or result.json with `as_json`; interrupted runs exit with 130.
+
+    Where several processes train the run, all but the `main` one print nothing.
+    """
+    if not main:
+        if start(Silent())["status"] == "interrupted":
+            ctx.exit(INTERRUPTED)
+        return
     result_file = out / "result.json"
     before = _stamp(result_file)
     try:

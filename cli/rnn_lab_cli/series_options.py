@@ -1,12 +1,18 @@
 """Options that `protocol run` and `noise` share: what runs, and where."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from rnn_lab_cli.fit_options import apply, budget_options, override_option
+from rnn_lab_cli.names import complete_executor
 from rnn_lab_cli.output import json_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rnn_lab.lab.executor import Setting
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -14,8 +20,13 @@ _common = (
     click.option("--data", metavar="FILE", help="Raw byte file for every run; default: text of this machine."),
     click.option("--val-data", metavar="FILE", help="Validation bytes for every run."),
     override_option,
+    click.option("--executor", default="local", show_default=True, metavar="NAME", shell_complete=complete_executor,
+                 help="Where runs go: local, ray, slurm, or what a plugin brings."),
+    click.option("-x", "executor_options", multiple=True, metavar="KEY=VALUE",
+                 help="Option of the executor, see docs/scale.md; repeatable."),
     click.option("--gpus", metavar="IDS", help="GPUs to use, `0,1`, or `none` for the CPU; default: all."),
-    click.option("--slots", type=click.IntRange(1, 4096), help="Runs at once on the CPU; default: one per core."),
+    click.option("--slots", type=click.IntRange(1, 4096),
+                 help="Runs at once; default: on the CPU one per core, elsewhere as many as there is room for."),
     click.option("--stall", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES",
                  help="A run without a sign of life for so long has hung; default: the protocol's."),
     click.option("--out", metavar="DIR", help="Folder of the series."),
@@ -34,6 +45,24 @@ def series_options(command: C) -> C:
 def series_options_without_budget(command: C) -> C:
     """The same for a command that has budgets of its own."""
     return apply(command, _common)
+
+
+def setting_of(out: "Path", options: Mapping[str, Any]) -> "Setting":
+    """What the options say about where the runs of the series in `out` go.
+
+    Raises:
+        ConfigError: an `-x` is no `KEY=VALUE`.
+    """
+    from rnn_lab.config import parse_override
+    from rnn_lab.lab.executor import Setting
+
+    from rnn_lab_cli.output import note
+
+    given: dict[str, Any] = {}
+    for text in options["executor_options"]:
+        for key, value in parse_override(text, option="-x").items():
+            given[key] = {**given.get(key, {}), **value} if isinstance(value, dict) else value
+    return Setting(out, ("-m", "rnn_lab_cli"), options["gpus"], options["slots"], given, note)
 
 
 def overrides_of(options: Mapping[str, Any]) -> list[str]:

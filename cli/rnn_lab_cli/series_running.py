@@ -1,17 +1,20 @@
 """What `protocol run` and `noise` share: begin or take up a series, run it, say how it ended."""
 
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from rnn_lab.errors import ConfigError
+from rnn_lab.registry import registry
 
 from rnn_lab_cli.output import emit_json, note, table
+from rnn_lab_cli.series_options import setting_of
 from rnn_lab_cli.series_progress import COLUMNS, cells, counts, watching_series
 
 if TYPE_CHECKING:
+    from rnn_lab.lab.executor import ExecutorKind
     from rnn_lab.lab.plan import SeriesPlan
     from rnn_lab.lab.scheduler import Row, Scheduler
     from rnn_lab.lab.series import SeriesDir
@@ -30,20 +33,23 @@ def run_series(
         ConfigError: the folder does not fit, the series there is another than `plan` gives, or a GPU is not there.
         RnnLabError: it cannot go on; what ran is kept.
     """
-    from rnn_lab.lab.local import LocalExecutor, devices, places
     from rnn_lab.lab.scheduler import Scheduler
+    from rnn_lab.lab.series import SeriesDir
 
-    where = places(options["gpus"], options["slots"])  # before the folder is claimed
-    series = _taken_up(out, plan) if options["resume"] else _begun(out, plan, devices(where))
+    if not options["resume"]:
+        SeriesDir.check_vacant(out)
+    executor = _kind(options).open(setting_of(out, options))  # before the folder is claimed
     try:
-        meta = series.read_plan()
-        stall = options["stall"] or meta["stall_minutes"]
-        executor = LocalExecutor([sys.executable, "-m", "rnn_lab_cli"], where, series.locks())
-        with watching_series(quiet=options["quiet"]) as watcher:
-            scheduler = Scheduler(series, executor, watcher, stall=60 * stall)
-            scheduler.run()
+        series = _taken_up(out, plan) if options["resume"] else _begun(out, plan, executor.devices())
+        try:
+            stall = options["stall"] or series.read_plan()["stall_minutes"]
+            with watching_series(quiet=options["quiet"]) as watcher:
+                scheduler = Scheduler(series, executor, watcher, stall=60 * stall)
+                scheduler.run()
+        finally:
+            series.unlock()
     finally:
-        series.unlock()
+        executor.close()
     return scheduler, series
 
 
@@ -52,7 +58,6 @@ def _begun(out: Path, make_plan: "Callable[[], SeriesPlan]", devices: Sequence[s
     from rnn_lab.lab.series import SeriesDir
     from rnn_lab.train.rundir import default_command
 
-    SeriesDir.check_vacant(out)
     plan = make_plan()
     for text in plan.notes:
         note(f"warning: {text}")
@@ -126,15 +131,29 @@ def _as_dict(row: "Row") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def show_plan(plan: "SeriesPlan", *, as_json: bool) -> None:
-    """Every job with its size and command, for `--dry-run`."""
-    if as_json:
-        emit_json(plan.table())
+def show_plan(plan: "SeriesPlan", out: Path, options: Mapping[str, Any]) -> None:
+    """Every job with its size and command, and what the executor would hand over of the first, for `--dry-run`."""
+    from rnn_lab.lab.executor import Task
+
+    first = plan.jobs[0]
+    series = out.resolve()
+    task = Task(first.name, first.args, series / "runs" / first.name, series / "logs" / f"{first.name}.1.log")
+    handed = _kind(options).preview(setting_of(out, options), task)
+    if options["as_json"]:
+        emit_json({**plan.table(), "executor": options["executor"], "handed_over": handed})
         return
     rows = [[job.name, job.part, job.params, job.command()] for job in plan.jobs]
     table(("run", "part", "params", "command"), rows)
+    if handed is not None:
+        click.echo(f"\n{handed}".rstrip())
+        note(f"that is {first.name}; the other {len(plan.jobs) - 1} runs differ in their names and arguments")
     for text in plan.notes:
         note(f"warning: {text}")
+
+
+def _kind(options: Mapping[str, Any]) -> "ExecutorKind":
+    kind: ExecutorKind = registry().load("executors", options["executor"])
+    return kind
 
 
 def command_again(argv: list[str]) -> str:

@@ -44,3 +44,11 @@ def register_diagnostics(register: Callable[..., None]) -> None:
     for module, names in about.items():
         for name in names.split():
             register(f"D-{name}", f"rnn_lab.diagnostics.{module}:{name.replace('-', '_')}")
+
+
+@hookimpl
+def register_executors(register: Callable[..., None]) -> None:
+    """Processes of this machine, a Ray cluster, and SLURM: docs/scale.md."""
+    register("local", "rnn_lab.lab.local:LOCAL")
+    register("ray", "rnn_lab.lab.on_ray:RAY")
+    register("slurm", "rnn_lab.lab.on_slurm:SLURM")

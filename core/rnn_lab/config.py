@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from rnn_lab.errors import ConfigError, did_you_mean
-from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ScheduleSection
+from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ParallelSection, ScheduleSection
 from rnn_lab.strict import StrictModel as StrictModel
 
 M = TypeVar("M", bound=BaseModel)
@@ -180,6 +180,7 @@ class RunConfig(StrictModel):
     objective: ObjectiveSection = ObjectiveSection()
     schedule: ScheduleSection = ScheduleSection()
     loader: LoaderSection = LoaderSection()
+    parallel: ParallelSection = ParallelSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
@@ -234,7 +235,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
-def parse_override(text: str) -> dict[str, Any]:
+def parse_override(text: str, *, option: str = "-o") -> dict[str, Any]:
     """Nested table of one `-o key.path=value`; the value is TOML, or a string where it is not.
 
     Raises:
@@ -244,18 +245,19 @@ def parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
-        raise ConfigError(f"-o {text}: expected key.path=value, for example -o train.clip=0.5")
+        example = "train.clip=0.5" if option == "-o" else "key=value"
+        raise ConfigError(f"{option} {text}: expected key.path=value, for example {option} {example}")
     try:
         table = tomllib.loads(f"value = {value}")
         if table.keys() != {"value"}:
-            raise ConfigError(f"-o {key}: one value, not several lines")
+            raise ConfigError(f"{option} {key}: one value, not several lines")
         parsed: Any = table["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     except (ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"-o {key}: not a usable value: {error}") from error
+        raise ConfigError(f"{option} {key}: not a usable value: {error}") from error
     for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)

@@ -60,6 +60,10 @@ class Diagnosed(RnnLabError, RuntimeError):
     exit_code = 5
 
 
+class RankLost(RnnLabError, RuntimeError):
+    """A process of a run over several ended or did not answer; the run ends at its last checkpoint."""
+
+
 class OutOfMemory(RnnLabError, MemoryError):
     """The device ran out of memory."""
 

@@ -50,5 +50,10 @@ def register_diagnostics(register: Callable[..., None]) -> None:
 
 
 @hookspec
+def register_executors(register: Callable[..., None]) -> None:
+    """Contribute executors: `register(name, "module:KIND")`; see rnn_lab/lab/executor.py for what a kind is."""
+
+
+@hookspec
 def register_commands(cli: Any) -> None:
     """Contribute commands: `cli.add_lazy(name, "module:command", help=one_line)`."""

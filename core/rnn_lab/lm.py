@@ -164,10 +164,14 @@ class LM(nn.Module):
         parts: list[nn.Module] = []
         ahead = [] if self.heads is None else [m for m in self.heads.modules() if isinstance(m, Layer)]
         for layer in (*self.layers, *ahead):
-            # A layer with a prepare of its own is asked itself.
-            own = getattr(type(layer), "prepare", None) is not Layer.prepare
-            parts += [layer] if own else layer.children()
+            parts += preparable(layer)
         prepare_together(parts)
+
+
+def preparable(layer: nn.Module) -> list[nn.Module]:
+    """What of a layer has to be asked to `prepare`: its parts, or itself if it has a prepare of its own."""
+    own = getattr(type(layer), "prepare", None) is not Layer.prepare
+    return [layer] if own else list(layer.children())
 
 
 def layer_norm(layer_cls: type[Layer], layer_cfg: Any, cfg: LMConfig) -> nn.Module:

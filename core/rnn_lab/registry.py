@@ -102,6 +102,7 @@ class Registry:
     protocols: dict[str, Path] = field(default_factory=dict)
     trackers: dict[str, str] = field(default_factory=dict)
     diagnostics: dict[str, str] = field(default_factory=dict)
+    executors: dict[str, str] = field(default_factory=dict)
     preset_files: list[tuple[PluginInfo, Path]] = field(default_factory=list)
     presets: "dict[str, Preset] | None" = None
     """Read from their files by `rnn_lab.presets.all_presets`, once somebody asks."""
@@ -242,6 +243,7 @@ def _collect(found: Registry, info: PluginInfo, module: ModuleType) -> None:
         "register_protocols": found.protocols,
         "register_trackers": found.trackers,
         "register_diagnostics": found.diagnostics,
+        "register_executors": found.executors,
     }
     for hook in info.hooks:
         caller = found.manager.subset_hook_caller(hook, others)

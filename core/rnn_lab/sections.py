@@ -1,7 +1,8 @@
-"""`[objective]`, `[schedule]`, `[loader]` and `[diagnostics]`.
+"""`[objective]`, `[schedule]`, `[loader]`, `[parallel]` and `[diagnostics]`.
 
-What is back-propagated, the rate over the run, who reads batches, and what a run is looked at for. At their defaults
-they change nothing. docs/objectives.md has the formulas and what to expect of them, docs/diagnostics.md the rules.
+What is back-propagated, the rate over the run, who reads batches, how several processes share a run, and what a run is
+looked at for. At their defaults they change nothing. docs/objectives.md has the formulas and what to expect of them,
+docs/scale.md the processes, docs/diagnostics.md the rules.
 """
 
 from typing import Literal
@@ -100,6 +101,17 @@ class LoaderSection(StrictModel):
 
     workers: int = Field(0, ge=0, le=256, description="threads that read batches ahead; 0: read when needed")
     prefetch: int = Field(8, ge=1, le=10**4, description="batches that threads read ahead")
+
+
+class ParallelSection(StrictModel):
+    """`[parallel]`: how the processes of one run share it; nothing where there is one. It may change on resume."""
+
+    mode: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="ddp: the whole model on each; fsdp: a share of every block, for models that do not fit"
+    )
+    timeout: float = Field(
+        600.0, gt=0, le=10**6, description="seconds after which a process that does not answer ends the run"
+    )
 
 
 class DiagnosticsSection(StrictModel):

@@ -2,16 +2,21 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 @contextmanager
-def asked_to_stop(first: Callable[[int], None]) -> Iterator[None]:
+def asked_to_stop(first: Callable[[int], None], echo: float = 0.0) -> Iterator[None]:
     """While the block lasts, the first SIGINT or SIGTERM calls `first` with its number; a second one ends at once.
 
     Signals reach the main thread only: in any other nothing is changed.
+
+    Args:
+        first: hears of the first.
+        echo: seconds in which another is taken for the same request, sent twice.
 
     Raises:
         KeyboardInterrupt: at the second signal.
@@ -20,14 +25,16 @@ def asked_to_stop(first: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
+    asked: float | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        now = time.monotonic()
+        if asked is None:
+            asked = now
+            first(number)
+        elif now - asked >= echo:
             raise KeyboardInterrupt
-        asked = True
-        first(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

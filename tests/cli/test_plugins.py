@@ -160,6 +160,26 @@ def test_hook_register_diagnostics(rnn_lab, fresh, corpus, tmp_path):
     assert done.code == 5 and "step 2 came" in done.err
 
 
+def test_hook_register_executors(rnn_lab, fresh, corpus, tmp_path):
+    code = HOOK + "@hookimpl\ndef register_executors(register):\n    register('mine', 'farms.farm:KIND')\n"
+    farm = (
+        "from rnn_lab.errors import ConfigError\n"
+        "class Kind:\n"
+        "    def preview(self, setting, task):\n        return f'{task.name} with {setting.options}'\n"
+        "    def open(self, setting):\n        raise ConfigError('the farm is asleep')\n"
+        "KIND = Kind()\n"
+    )
+    plugin(tmp_path, "farms", code, farm=farm)
+    fresh(tmp_path)
+    argv = ["protocol", "run", "micro", "--models", "e61", "--seeds", "1", "--data", str(corpus), "--executor", "mine"]
+    done = rnn_lab(*argv, "-x", "barn=3", "-x", "cow.legs=4", "--dry-run")
+    assert done.code == 0 and "e61-s42 with {'barn': 3, 'cow': {'legs': 4}}" in done.out
+    done = rnn_lab(*argv, "--out", str(tmp_path / "s"))
+    assert done.code == 2 and "the farm is asleep" in done.err and not (tmp_path / "s").exists()
+    done = rnn_lab(*argv, "-x", "barn")
+    assert done.code == 2 and "-x barn: expected key.path=value, for example -x key=value" in done.err
+
+
 def test_hook_register_commands(tmp_path):
     code = (
         HOOK

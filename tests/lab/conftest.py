@@ -69,6 +69,11 @@ class Lab:
     def resume(self, observer=None, **options) -> Scheduler:
         return self.run(SeriesDir.open(self.path), observer, **options)
 
+    def starts(self, name: str) -> list[str]:
+        """`fit` or `resume` for every time that the job's program was started."""
+        path = self.script.with_name(f"{self.script.name}.{name}-s42")
+        return path.read_text().split() if path.exists() else []
+
     def states(self) -> dict[str, str]:
         return {path.stem[:-4]: json.loads(path.read_text())["state"] for path in self.path.glob("jobs/*.json")}
 

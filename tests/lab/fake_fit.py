@@ -1,6 +1,7 @@
 """Stands for `rnn-lab fit` and `resume` in tests of the scheduler: no torch, and it does what FAKE_SCRIPT says.
 
 FAKE_SCRIPT is a JSON file: for every job, what its first attempt does, its second, and so on; the last one repeats.
+Beside it, FAKE_SCRIPT.JOB gets a line for every start.
 """
 
 import json
@@ -16,8 +17,14 @@ def main() -> None:
     resumes = "resume" in args
     folder = Path(args[args.index("resume" if resumes else "--out") + 1])
     overrides = dict(arg.split("=", 1) for arg in args if arg.startswith(("train.", "model.")))
-    script = json.loads(Path(os.environ["FAKE_SCRIPT"]).read_text())[folder.name]
-    attempt = len(list((folder.parents[1] / "logs").glob(f"{folder.name}.*.log")))
+    path = Path(os.environ["FAKE_SCRIPT"])
+    script = json.loads(path.read_text())[folder.name]
+    with path.with_name(f"{path.name}.{folder.name}").open("a+") as starts:
+        starts.write(("resume" if resumes else "fit") + "\n")
+        starts.seek(0)
+        begun = len(starts.readlines())
+    # A log counts from before the program starts, and away from the series' folder there is none.
+    attempt = len(list((folder.parents[1] / "logs").glob(f"{folder.name}.*.log"))) or begun
     act = script[min(attempt, len(script)) - 1]
     if act == "refuse":
         sys.exit("error: train.device = 'cuda': torch sees 0 CUDA devices here")
@@ -100,8 +107,17 @@ def slow(folder: Path, done: int) -> None:
     steps(folder, done, 6000, 0.1)
 
 
+def keep(folder: Path, done: int) -> None:
+    """Ten minutes of steps after a checkpoint, for somebody to kill."""
+    checkpoint(folder, 3)
+    (folder / "running").unlink()
+    steps(folder, done, 6000, 0.1)
+
+
 def checkpoint(folder: Path, step: int) -> None:
-    (folder / "checkpoints" / f"step_{step}").mkdir(parents=True)
+    path = folder / "checkpoints" / f"step_{step}"
+    path.mkdir(parents=True)
+    (path / "state").write_text("x" * 100)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_what_cannot_be_ended_is_named(lab, monkeypatch):
 
     lab.begin(a="ok").unlock()
     (lab.path / "jobs").mkdir()
-    monkeypatch.setattr(local, "RECOVER_MARGIN_SECONDS", 0.1)
+    monkeypatch.setattr(local, "MARGIN_SECONDS", 0.1)
     with (lab.path / "jobs/a-s42.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(RnnLabError, match="job a-s42 still runs: end its process"):

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import rnn_lab.search.run as search_run
 from rnn_lab.errors import ConfigError, RnnLabError
+from rnn_lab.search import study
 from rnn_lab.search.confirm import confirm, paired_gain
 from rnn_lab.search.run import run_search, summary
 from rnn_lab.search.study import TrialLock, make_pruner, open_storage, open_study, shown_storage
@@ -366,3 +369,32 @@ def test_a_real_trial_is_an_ordinary_run_on_target(plan, worker, tmp_path):
         assert run.status == "ok" and run.result["val_loss"] == row.value
         assert run.params == row.params and abs(run.result["certificate"]["deviation"]) <= 0.005
     assert runs[0].chain == runs[1].chain, "the same batches"
+
+
+def test_a_worker_that_stays_takes_over_what_a_dead_machine_left(plan, worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "HEARTBEAT", 1)
+    monkeypatch.setattr("rnn_lab.search.run._WAIT_SECONDS", 0.2)
+    made, storage = plan("lr=1e-4:1e-1:log"), f"sqlite:///{tmp_path / 'shared.db'}"
+    with study.stable(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a heartbeat without a worker is what this is about
+        shared = study.open_study(storage, made.name, made.sampler, study.make_pruner("none", 1), made.seed)
+        shared.enqueue_trial(made.default_point(), user_attrs={"default": True})
+        theirs = shared.ask()
+        theirs.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
+        theirs.set_user_attr("host", "elsewhere")
+        shared._storage.record_heartbeat(theirs._trial_id)
+    assert [row.outcome for row in run_search(made, worker(storage=storage), 2)] == ["running", "ok"]
+    rows = run_search(made, worker(storage=storage, wait=True), 2)
+    assert [row.outcome for row in rows] == ["ok", "ok"] and sum(row.default for row in rows) == 1
+    assert any("its worker is gone; its values are queued again" in text for text in worker.notes)
+
+
+def test_a_new_trial_of_a_machine_in_another_time_zone_is_left_alone(tmp_path, monkeypatch):
+    class Trial:
+        number, user_attrs, datetime_start = 7, {}, datetime(2000, 1, 1)
+
+    now = [100.0]
+    monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
+    assert not study._lost(Trial, tmp_path, "here")
+    now[0] += study.HEARTBEAT + 1
+    assert study._lost(Trial, tmp_path, "here")

@@ -10,6 +10,7 @@ import torch
 from rnn_lab.errors import ConfigError, Diverged, GraphUnavailable, OutOfMemory
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend, Choice
+from rnn_lab.parallel import sharing
 from rnn_lab.train import graph, optimizers
 from rnn_lab.train import run as runs
 from rnn_lab.train.rundir import list_checkpoints
@@ -57,7 +58,7 @@ def test_the_run_is_the_eager_run(tiny, tmp_path, queue, case):
     result = run(plan(), tmp_path / "graph", seen)
     assert whole["graph"] == {"used": False, "reason": "train.graph = off"}
     assert result["graph"] == {"used": True, "reason": None} and seen.notes == []
-    assert queue.captured[0].replays == 14 - graph.WARMUP
+    assert queue.captured[0].replays == 14 - sharing.WARMUP
     assert_same_run(tmp_path / "eager", tmp_path / "graph", 14)
 
 
@@ -148,7 +149,7 @@ def test_divergence_found_late_stops_at_the_step_and_before_its_update(tiny, tmp
     seen = Recorder()
     with pytest.raises(Diverged, match=r"step 6: loss nan, gradient norm nan; first not finite: output of embedding\."):
         run(plan(), tmp_path / "r", seen)
-    assert queue.captured[-1].replays > 6 - graph.WARMUP, "the host was not ahead"
+    assert queue.captured[-1].replays > 6 - sharing.WARMUP, "the host was not ahead"
     assert not queue.captured[-1].alive
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     assert (result["status"], result["steps"], seen.lines[-1]["step"]) == ("diverged", 5, 5)
@@ -163,7 +164,7 @@ def test_a_time_budget_ends_after_the_step_that_spends_it(tiny, tmp_path, monkey
     monkeypatch.setattr(graph.ScalarReader, "idle", False)
     result = run(tiny(train={"minutes": 0.0105 / 60}, optimizer=ADAMW), tmp_path / "r")
     assert result["clock"]["buckets"]["train"] == pytest.approx(0.011)
-    assert result["steps"] == graph.WARMUP + 11
+    assert result["steps"] == sharing.WARMUP + 11
     assert result["tokens_per_s"] == pytest.approx(64 / 0.001)
     assert sum(result["clock"]["buckets"].values()) == pytest.approx(result["clock"]["total"])
 

@@ -8,10 +8,11 @@ from rnn_lab.errors import CheckpointError, ConfigError
 from rnn_lab.registry import registry
 from rnn_lab.sections import ObjectiveSection
 from rnn_lab.train import graph, optimizers
-from rnn_lab.train.checkpoint import list_checkpoints, load_checkpoint
+from rnn_lab.train.checkpoint import load_checkpoint
 from rnn_lab.train.heads import attach_heads
 from rnn_lab.train.objective import Objective
 from rnn_lab.train.run import build, load_trained
+from rnn_lab.train.rundir import list_checkpoints
 
 from .conftest import Recorder, resume, run
 from .fake_queue import FakeQueue

@@ -59,13 +59,14 @@ def e3(ctx: click.Context, /, **options: Any) -> None:
     require_libraries()
     asked, overrides = _asked(options), overrides_of(options)
     out = Path(options["out"] or f"benchmark_results_{time.strftime('%Y%m%d_%H%M%S')}")
-    options["slots"] = options["slots"] or _one_slot(options["gpus"])
+    if options["executor"] == "local":
+        options["slots"] = options["slots"] or _one_slot(options["gpus"])
 
     def plan(folder: Path = out / SUITE) -> "SeriesPlan":
         return plan_suite(folder, asked, registry(), overrides)
 
     if options["dry_run"]:
-        _show(plan, out / SUITE, as_json=options["as_json"])
+        _show(plan, out, options)
         return
     if options["resume"]:
         follow(out)
@@ -112,19 +113,22 @@ def _one_slot(gpus: str | None) -> int | None:
     return 1 if gpus == "none" or (gpus is None and not torch.cuda.is_available()) else None
 
 
-def _show(plan: Any, folder: Path, *, as_json: bool) -> None:
+def _show(plan: Any, out: Path, options: dict[str, Any]) -> None:
     """The plan, made from files that are not kept."""
     from dataclasses import replace
 
+    from rnn_lab.e3.suite import SUITE
+
     from rnn_lab_cli.series_running import show_plan
 
+    folder = out / SUITE
     with tempfile.TemporaryDirectory() as scratch:
         made = plan(Path(scratch) / folder.name)
         here, there = str((Path(scratch) / folder.name).resolve()), str(folder.resolve())
         jobs = tuple(
             replace(job, args=tuple(argument.replace(here, there) for argument in job.args)) for job in made.jobs
         )
-    show_plan(replace(made, jobs=jobs), as_json=as_json)
+    show_plan(replace(made, jobs=jobs), out, options)
 
 
 def _backward(out: Path) -> int:

@@ -12,9 +12,11 @@ from rnn_lab_cli.fit_options import fit_options
 from rnn_lab_cli.layers import config_layers
 from rnn_lab_cli.model_options import ModelCommand, field_values
 from rnn_lab_cli.output import emit_json, note_advice, note_preset, pairs, table
+from rnn_lab_cli.ranks import joined, start, to_launch
 from rnn_lab_cli.running import run_and_report
 
 if TYPE_CHECKING:
+    from rnn_lab.parallel.world import World
     from rnn_lab.train.run import Plan
 
     from rnn_lab_cli.progress import Watcher
@@ -49,17 +51,24 @@ def fit(ctx: click.Context, /, **options: Any) -> None:
     if options["dry_run"]:
         _show_plan(plan, options["as_json"])
         return
-    out = Path(options["out"]) if options["out"] else _default_out(plan.spec.name)
-    run_and_report(
-        ctx,
-        out,
-        lambda watcher: _start(plan, out, found, watcher),
-        as_json=options["as_json"],
-        quiet=options["quiet"],
-    )
+    cfg = plan.resolved.config
+    if to_launch(options):
+        out = Path(options["out"]) if options["out"] else _default_out(plan.spec.name)
+        start(ctx, options, out, cfg, () if options["out"] else ("--out", str(out)))
+        return
+    with joined(cfg.train.device, cfg.parallel.timeout) as world:
+        out = Path(options["out"] or world.together(lambda: str(_default_out(plan.spec.name))))
+        run_and_report(
+            ctx,
+            out,
+            lambda watcher: _start(plan, out, found, watcher, world),
+            as_json=options["as_json"],
+            quiet=options["quiet"],
+            main=world.main,
+        )
 
 
-def _start(plan: "Plan", out: Path, found: Registry, watcher: "Watcher") -> dict[str, Any]:
+def _start(plan: "Plan", out: Path, found: Registry, watcher: "Watcher", world: "World") -> dict[str, Any]:
     from rnn_lab.errors import KernelUnavailable
     from rnn_lab.train.device import pick_device, pick_dtype
     from rnn_lab.train.run import start_run
@@ -69,10 +78,10 @@ def _start(plan: "Plan", out: Path, found: Registry, watcher: "Watcher") -> dict
     train = plan.resolved.config.train
     spec = plan.spec
     device = pick_device(train.device)
-    dtype, batch = pick_dtype(train.dtype, device), train.batch_size // train.grad_accum
+    dtype, batch = pick_dtype(train.dtype, device), train.batch_size // train.grad_accum // world.size or 1
     watcher.note(
         f"{spec.name}: {spec.certificate.params:,} parameters, dim {spec.layer_cfg.dim}, "
-        f"depth {spec.lm_cfg.depth}, on {device}, to {out}"
+        f"depth {spec.lm_cfg.depth}, on {_where(device, world, plan)}, to {out}"
     )
     try:
         choices = probe_backends(spec.layer_cls, spec.layer_cfg, device, dtype, batch=batch, seq_len=train.seq_len)
@@ -82,7 +91,11 @@ def _start(plan: "Plan", out: Path, found: Registry, watcher: "Watcher") -> dict
     except RuntimeError as error:
         # Whatever is wrong will stop the run itself, which then records it and says what to do.
         watcher.note(f"backends: not known before the first step ({str(error).partition(chr(10))[0]})")
-    return start_run(plan, out, found, watcher)
+    return start_run(plan, out, found, watcher, world)
+
+
+def _where(device: Any, world: "World", plan: "Plan") -> str:
+    return str(device) if world.size == 1 else f"{world.size} x {device} ({plan.resolved.config.parallel.mode})"
 
 
 def _default_out(model: str) -> Path:

@@ -17,6 +17,7 @@ _options = (
     click.option("--optimizer", metavar="NAME", help="Registered optimizer."),
     override_option,
     preset_option,
+    click.option("--gpus", type=click.IntRange(1, 65536), metavar="N", help="Also per GPU of N, and what they send."),
     json_option,
 )
 
@@ -27,17 +28,19 @@ _options = (
 @click.pass_context
 def memory(
     ctx: click.Context, /, model: str | None, config: str | None, override: tuple[str, ...], preset: str | None,
-    as_json: bool, **options: Any,
+    gpus: int | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Predict what training MODEL takes besides activations: weights, gradients, state of each optimizer.
 
     Counted on the meta device from shapes alone, to the byte. Reductions are against Muon and against AdamW, both with
-    fp32 state. Weights and gradients are fp32, as training keeps them.
+    fp32 state. Weights and gradients are fp32, as training keeps them. With --gpus also what each of N GPUs holds and
+    sends in a step, by parallel.mode.
     """
     import torch
     from rnn_lab.config import resolve
     from rnn_lab.modelspec import model_spec
     from rnn_lab.optim.memory_model import memory_table
+    from rnn_lab.parallel.costs import costs
     from rnn_lab.train.run import optimizer_defaults
 
     found = registry()
@@ -53,10 +56,19 @@ def memory(
     with torch.device("meta"):
         built = spec.build()
     page = {"model": spec.name, "config": spec.table(), **memory_table(built, resolved.config.optimizer)}
+    if gpus is not None:
+        run = resolved.config
+        page["gpus"] = [
+            costs(built, run.optimizer, mode, gpus, run.train.grad_accum).as_dict() for mode in ("ddp", "fsdp")
+        ]
     if as_json:
         emit_json(page)
         return
     _show(page)
+    for row in page.get("gpus", ()):
+        heading(f"each of {row['ranks']} GPUs, parallel.mode = {row['mode']}")
+        pairs([*((f"holds {name}", n) for name, n in row["held"].items()), ("holds in all", row["held_bytes"])])
+        pairs([*((f"sends, {name}", n) for name, n in row["sent"].items()), ("sends a step", row["sent_bytes"])])
 
 
 def _show(page: dict[str, Any]) -> None:

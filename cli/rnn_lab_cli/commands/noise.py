@@ -38,10 +38,10 @@ def noise(ctx: click.Context, /, protocol: str, model: str, runs: int, **options
             raise ConfigError(f"--model {model}: protocol {protocol} has several: name one of {', '.join(labels)}")
         return planned
 
-    if options["dry_run"]:
-        show_plan(plan(), as_json=options["as_json"])
-        return
     out = Path(options["out"] or Path("runs") / f"noise-{slug(Path(protocol).stem)}-{slug(model)}")
+    if options["dry_run"]:
+        show_plan(plan(), out, options)
+        return
     scheduler, series = run_series(out, options, plan)
     if exit_code(scheduler) != 0:
         again = command_again(["rnn-lab", *default_command()[1:]])

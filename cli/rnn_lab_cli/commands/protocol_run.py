@@ -38,10 +38,10 @@ def run(
             overrides=overrides_of(options),
         )  # fmt: skip
 
-    if options["dry_run"]:
-        show_plan(plan(), as_json=options["as_json"])
-        return
     out = Path(options["out"] or Path("runs") / Path(name).stem)
+    if options["dry_run"]:
+        show_plan(plan(), out, options)
+        return
     scheduler, _ = run_series(out, options, plan)
     show_series(scheduler, out, as_json=options["as_json"], rerun=command_again(["rnn-lab", *default_command()[1:]]))
     ctx.exit(exit_code(scheduler))

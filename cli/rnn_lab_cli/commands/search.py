@@ -48,6 +48,8 @@ _options = (
     click.option("--storage", metavar="FILE|URL",
                  help="Journal file, SQLite file (.db) or a database's URL; default: journal.log in --out."),
     click.option("--out", metavar="DIR", help="Folder of the search; default: searches/MODEL-TARGET."),
+    click.option("--wait", is_flag=True,
+                 help="Stay until the trials of other workers have ended too, and take up those whose worker dies."),
     click.option("--confirm", type=click.IntRange(min=1), metavar="N",
                  help="Afterwards train the winner and the default with N fresh seeds each."),
     click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="M",
@@ -95,6 +97,7 @@ def search(ctx: click.Context, /, **options: Any) -> None:
         checkpoints=options["checkpoints"],
         note=note,
         ended=_tell,
+        wait=options["wait"],
     )
     note(f"{plan.name}: {len(plan.space)} dimensions, {plan.sampler}, pruner {plan.pruner}, to {out}")
     # A worker that is asked to end stops its run with a checkpoint, as after Ctrl-C.
@@ -224,7 +227,10 @@ def _shape(row: "TrialRow") -> str:
 def _advise(told: dict[str, Any], rows: "list[TrialRow]", ctx: click.Context, out: Path) -> None:
     """What the figures do not say, and what to do next, on stderr."""
     if told["outcomes"]["running"]:
-        note(f"{told['outcomes']['running']} trials are still running in other workers")
+        note(
+            f"{told['outcomes']['running']} trials are still running in other workers; should one die, this command "
+            "again takes its trial up (--wait stays for that)"
+        )
     if told["best"] is None:
         note("no trial reached the end of its budget")
         return

@@ -32,10 +32,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The windows of one step.
+    """The windows of one step, or those rows of them that one of several processes takes.
 
-    `bytes_BT1` uint8 [B, T + ahead], a fresh writable array; `starts_B` int64 [B], offsets within the region;
-    `reset_BT` bool [B, T], True where the state must be zeroed before input t, None if nothing is carried.
+    `bytes_BT1` uint8 [B, T + ahead], a fresh writable array; `starts_B` int64 [B], offsets within the region, of the
+    whole step; `reset_BT` bool [B, T], True where the state must be zeroed before input t, None if nothing is carried.
     """
 
     bytes_BT1: NDArray[np.uint8]
@@ -114,11 +114,16 @@ def gather(region: Region, starts_B: NDArray[np.int64], length: int) -> NDArray[
 
 
 class _Windows:
-    """What both samplers share: checked settings and the span of allowed starts."""
+    """What both samplers share: checked settings and the span of allowed starts.
+
+    `rows` are those of every step's windows that are read; which there are, is the same whoever reads them.
+    """
 
     name: str
 
-    def __init__(self, region: Region, seed: int, batch_size: int, seq_len: int, ahead: int = 1) -> None:
+    def __init__(
+        self, region: Region, seed: int, batch_size: int, seq_len: int, ahead: int = 1, rows: slice = slice(None)
+    ) -> None:
         need = min_region_bytes(seq_len)
         if batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size}: must be at least 1")
@@ -132,7 +137,7 @@ class _Windows:
         self.region = region
         self.seed = check_word("seed", seed)
         self.batch_size = batch_size
-        self.seq_len, self.ahead = seq_len, ahead
+        self.seq_len, self.ahead, self.rows = seq_len, ahead, rows
         self.span = len(region) - seq_len - HORIZON
 
     def chain(self) -> OffsetChain:
@@ -157,7 +162,7 @@ class RandomWindows(_Windows):
             ConfigError: `k` is outside [0, 2^64).
         """
         starts_B = window_starts(self.seed, k, self.batch_size, self.span)
-        return Batch(gather(self.region, starts_B, self.seq_len + self.ahead), starts_B, None)
+        return Batch(gather(self.region, starts_B[self.rows], self.seq_len + self.ahead), starts_B, None)
 
 
 class ContiguousStreams(_Windows):
@@ -178,11 +183,12 @@ class ContiguousStreams(_Windows):
             ConfigError: `k` is outside [0, 2^64).
         """
         starts_B = stream_starts(self.seed, k, self.batch_size, self.seq_len, self.span)
-        bytes_BT1 = gather(self.region, starts_B, self.seq_len + self.ahead)
-        before_B = self.region.array[np.maximum(starts_B - 1, 0)]
-        reset_BT = np.empty((self.batch_size, self.seq_len), dtype=np.bool_)
+        mine_B = starts_B[self.rows]
+        bytes_BT1 = gather(self.region, mine_B, self.seq_len + self.ahead)
+        before_B = self.region.array[np.maximum(mine_B - 1, 0)]
+        reset_BT = np.empty((len(mine_B), self.seq_len), dtype=np.bool_)
         # A stream that did not go round has moved by T from a start >= 0, so its start is at least T.
-        reset_BT[:, 0] = (before_B == DELIMITER) | (starts_B < self.seq_len) | (k == 0)
+        reset_BT[:, 0] = (before_B == DELIMITER) | (mine_B < self.seq_len) | (k == 0)
         np.equal(bytes_BT1[:, : self.seq_len - 1], DELIMITER, out=reset_BT[:, 1:])
         return Batch(bytes_BT1, starts_B, reset_BT)
 

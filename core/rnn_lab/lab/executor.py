@@ -4,12 +4,23 @@ An executor knows where a task runs; plan and scheduler do not. It brings `Task.
 the program runs, runs the task's arguments there, keeps what is printed in `Task.log`, and has brought folder and
 log back when it reports `ended`. No file system needs to be shared. Files that arguments name, such as `--data`, must
 exist under the same path where the task runs.
+
+A plugin brings an executor by the hook `register_executors`: a name and the place of an `ExecutorKind`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
+
+from rnn_lab.config import validate
+from rnn_lab.strict import StrictModel
+
+S = TypeVar("S", bound=StrictModel)
+GRACE_SECONDS = 60.0
+"""What a task that is asked to end has for its last step and checkpoint."""
+MARGIN_SECONDS = 10.0
+"""And what is granted beyond that before it counts as one that does not end by itself."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,46 @@ class Status:
     lost: str | None = None
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What the user said about where tasks run.
+
+    Attributes:
+        series: folder of the series; nothing is there yet while its plan is made.
+        program: arguments of Python that start rnn-lab: `-m rnn_lab_cli`.
+        gpus: `--gpus`: ids, `none` for the CPU, or None.
+        slots: `--slots`: tasks at once, or None.
+        options: what `-x KEY=VALUE` set, for the executor to read with `options`.
+        note: tells a person something.
+    """
+
+    series: Path
+    program: tuple[str, ...]
+    gpus: str | None = None
+    slots: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    note: Callable[[str], None] = lambda text: None
+
+    def read_options(self, schema: type[S]) -> S:
+        """The options of `-x` as an executor declares them.
+
+        Raises:
+            ConfigError: an unknown key or a wrong value; names the nearest key.
+        """
+        return validate(schema, self.options, prefix="-x ")
+
+
 class Executor(Protocol):
-    """Machines that run tasks. Every method returns at once but `recover` and `close`."""
+    """Machines that run tasks. Every method returns at once but `recover` and `close`.
+
+    Attributes:
+        retries: places that may vanish below one job before that job is blamed.
+    """
+
+    retries: int
+
+    def devices(self) -> list[str]:
+        """Devices that runs here may land on, as result.json has them; empty where that is not known beforehand."""
 
     def recover(self, names: Sequence[str]) -> None:
         """End what an earlier scheduler left running of the jobs `names`, and bring its folders back.
@@ -86,3 +135,21 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End every task and wait until all have ended; they can be polled afterwards."""
+
+
+class ExecutorKind(Protocol):
+    """What a plugin registers: how to come by an executor."""
+
+    def preview(self, setting: Setting, task: Task) -> str | None:
+        """What would be handed over for a task besides its command, for `--dry-run`; None where there is no more.
+
+        Raises:
+            RnnLabError: an option is wrong, or a library is missing.
+        """
+
+    def open(self, setting: Setting) -> Executor:
+        """Reach the machines; nothing of the series has been written yet.
+
+        Raises:
+            RnnLabError: an option is wrong, a library is missing, or the machines do not answer or do not fit.
+        """

@@ -1,11 +1,13 @@
 """Runs one command for as long as whoever started the guard lives.
 
-    python -m rnn_lab.lab.guard LOCK GRACE COMMAND...
+    python -m rnn_lab.lab.guard LOCK GRACE [--together] COMMAND...
 
 The guard holds LOCK, so that no two run one job, and reads its standard input, whose other end the scheduler holds:
 when that closes, because the scheduler asks so or was killed, the command gets SIGTERM, upon which training writes a
 checkpoint, and SIGKILL after GRACE seconds. Where the guard itself is killed, the kernel kills the command (Linux).
-Exit code: the command's, 128 + number for a signal.
+Signals to the guard are passed on, with --together not: there whoever sends them, such as SLURM, sends them to every
+process, and training that is asked to stop twice stops at once. SIGUSR2, by which SLURM announces an end to its own
+program, is ignored. Exit code: the command's, 128 + number for a signal.
 """
 
 import ctypes
@@ -21,23 +23,26 @@ from pathlib import Path
 
 BUSY = 75
 """Exit code where another guard holds the lock (EX_TEMPFAIL)."""
+TOGETHER = "--together"
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str]) -> int:
-    """Run `argv` = LOCK GRACE COMMAND...; the exit code."""
-    lock, grace, command = Path(argv[0]), float(argv[1]), argv[2:]
+    """Run `argv` = LOCK GRACE [--together] COMMAND...; the exit code."""
+    together = argv[2] == TOGETHER
+    lock, grace, command = Path(argv[0]), float(argv[1]), argv[3 if together else 2 :]
     held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         sys.stderr.write(f"error: {lock} is held: another process runs this job\n")
         return BUSY
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the command inherits
     # The command inherits the lock: it is free only when guard and command have both ended.
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(held,), preexec_fn=_die_with_parent)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _, __: child.terminate())
+        signal.signal(number, lambda _, __: None if together else child.terminate())
     code = _watch(child, grace)
     return 128 - code if code < 0 else code
 

@@ -7,18 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rnn_lab.errors import CheckpointError, ConfigError, RnnLabError
+from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.isolation import PATIENT
-from rnn_lab.lab.executor import Status, Task
-from rnn_lab.train.metrics import last_line
+from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Setting, Status, Task
+from rnn_lab.lab.life import Signs, newest
+from rnn_lab.lab.series import SeriesDir
+from rnn_lab.strict import StrictModel
 
-GRACE_SECONDS = 60.0
-"""What a task that is asked to end has for its last step and checkpoint."""
-RECOVER_MARGIN_SECONDS = 10.0
 PROBE_SECONDS = 180.0
 _INNOCENT = (0, 3, 130)
 """Exit codes of runs whose GPU answered: finished, diverged, interrupted."""
@@ -59,7 +57,7 @@ def places(gpus: str | None, slots: int | None) -> list[Place]:
 
     named = [gpu.strip() for gpu in (gpus or "").split(",") if gpu.strip()]
     if named == ["none"] or (not named and (slots is not None or not torch.cuda.is_available())):
-        return cpu_places(slots or _cores())
+        return cpu_places(slots or cores())
     if slots is not None:
         raise ConfigError("--slots is for CPUs: leave it out, or give --gpus none")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -81,7 +79,8 @@ def devices(where: Sequence[Place]) -> list[str]:
     return sorted(names)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -108,8 +107,7 @@ class _Running:
     task: Task
     place: Place
     process: "subprocess.Popen[bytes]"
-    seen: tuple[object, ...] = ()
-    since: float = field(default_factory=time.monotonic)
+    signs: Signs
 
 
 class LocalExecutor:
@@ -123,20 +121,27 @@ class LocalExecutor:
         answers: whether a GPU can still be used, asked when a task on it failed.
     """
 
+    retries = 3
+
     def __init__(
         self, program: Sequence[str], places: Sequence[Place], locks: Path, *, grace: float = GRACE_SECONDS,
         answers: Callable[[str], bool] = gpu_answers,
     ) -> None:  # fmt: skip
         self.program, self.locks, self.grace, self.answers = tuple(program), locks, grace, answers
+        self._places = list(places)
         self._free = list(places)
         self._running: dict[str, _Running] = {}
         self._gone: list[str] = []
 
+    def devices(self) -> list[str]:
+        """`cpu`, and the names of this machine's GPUs."""
+        return devices(self._places)
+
     def recover(self, names: Sequence[str]) -> None:
         """Wait until the guards of an earlier scheduler, which end with it, are gone."""
-        until = time.monotonic() + self.grace + RECOVER_MARGIN_SECONDS
+        until = time.monotonic() + self.grace + MARGIN_SECONDS
         for name in names:
-            while _held(self._lock(name)):
+            while held(self._lock(name)):
                 if time.monotonic() > until:
                     raise RnnLabError(f"job {name} still runs: end its process (it holds {self._lock(name)})")
                 time.sleep(0.2)
@@ -163,18 +168,15 @@ class LocalExecutor:
         except OSError as error:
             self._free.insert(0, place)
             raise RnnLabError(f"job {task.name} cannot be started: {error.strerror} ({task.log})") from error
-        self._running[task.name] = _Running(task, place, process)
+        self._running[task.name] = _Running(task, place, process, Signs(task.folder, task.log))
 
     def poll(self, name: str) -> Status:
         """See Executor.poll; after a failure on a GPU that may ask whether the GPU is still there."""
         run = self._running[name]
         code = run.process.poll()
-        now = _signs(run.task)
-        if now != run.seen:
-            run.seen, run.since = now, time.monotonic()
-        line = _newest(run.task.folder / "metrics.jsonl")
+        line = newest(run.task.folder)
         if code is None:
-            return Status("running", run.place.name, time.monotonic() - run.since, line)
+            return Status("running", run.place.name, run.signs.idle(), line)
         del self._running[name]
         _close(run.process)
         code = 128 - code if code < 0 else code
@@ -200,13 +202,39 @@ class LocalExecutor:
         return self.locks / f"{name}.lock"
 
 
+class _NoOptions(StrictModel):
+    """Where this machine's runs go is said by `--gpus` and `--slots`."""
+
+
+class LocalKind:
+    """`--executor local`, the default."""
+
+    def preview(self, setting: Setting, task: Task) -> None:
+        """A task is its command."""
+        setting.read_options(_NoOptions)
+
+    def open(self, setting: Setting) -> LocalExecutor:
+        """The places of this machine.
+
+        Raises:
+            ConfigError: see `places`.
+        """
+        setting.read_options(_NoOptions)
+        program = [sys.executable, *setting.program]
+        return LocalExecutor(program, places(setting.gpus, setting.slots), SeriesDir(setting.series).locks())
+
+
+LOCAL = LocalKind()
+
+
 def _close(process: "subprocess.Popen[bytes]") -> None:
     if process.stdin is not None:
         with suppress(OSError):
             process.stdin.close()
 
 
-def _held(lock: Path) -> bool:
+def held(lock: Path) -> bool:
+    """Whether a guard, or a command that it runs, holds the lock."""
     try:
         with lock.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -215,24 +243,3 @@ def _held(lock: Path) -> bool:
     except OSError:
         return True
     return False
-
-
-def _newest(metrics: Path) -> dict[str, Any]:
-    """Newest line of metrics; a file that somebody damaged is the run's own trouble, not the executor's."""
-    try:
-        return last_line(metrics)
-    except (CheckpointError, OSError):
-        return {}
-
-
-def _signs(task: Task) -> tuple[object, ...]:
-    """What changes while a task lives: its log, its metrics, its checkpoints."""
-    signs: list[object] = []
-    for path in (task.log, task.folder / "metrics.jsonl", task.folder / "checkpoints"):
-        try:
-            stat = path.stat()
-        except OSError:
-            signs.append(None)
-        else:
-            signs.append((stat.st_mtime_ns, stat.st_size))
-    return tuple(signs)

@@ -21,8 +21,6 @@ from rnn_lab.train.metrics import last_line
 from rnn_lab.train.rundir import RunDir, list_checkpoints
 
 POLL_SECONDS = 0.5
-LOST_LIMIT = 3
-"""Places that may vanish below one job before that job is blamed."""
 MIN_FREE_BYTES = 64 * 2**20
 """Free space without which no job is started: a checkpoint would fail, one job after the other."""
 
@@ -242,7 +240,7 @@ class Scheduler:
             self._note_end(record, "timeout", attempt["reason"])
         elif self.interrupted:
             self._note_end(record, "pending", "interrupted")
-        elif status.lost and lost <= LOST_LIMIT:
+        elif status.lost and lost <= self.executor.retries:
             self._again(record, status.lost)
         elif state == "oom" and not record.changes and (changes := halved(folder)):
             self.series.set_aside(record.name, len(record.attempts))

@@ -7,6 +7,8 @@ logs/JOB.N.log         what attempt N printed
 suite/                 of `rnn-lab bench e3`: its configuration files and protocol
 attempts/JOB.N/        the run's folder of an attempt that was begun anew
 noise.json             of `rnn-lab noise`
+slurm/                 scripts and messages of SLURM jobs
+.mark                  while runs train on other machines: how these know that they see this folder
 """
 
 import fcntl

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_lab.kernels.triton_support import refuses_triton
+from rnn_lab.optim.projector import Drawn
 from rnn_lab.optim.routing import Piece
 
 MOST = 2**25
@@ -106,12 +107,26 @@ class MatrixBatch:
                 yield member.parameter, f"{member.slot}.{name}", tensor[span]
 
 
+def placed(members: list[Member]) -> tuple[list[Member], Drawn | None]:
+    """Those of a batch that are in this process, and their places among all; None where all are."""
+    here = [member for member in members if not member.parameter.is_meta]
+    if len(here) == len(members):
+        return here, None
+    which, total = [], 0
+    for member in members:
+        places = range(total, total + member.piece.count)
+        which += [] if member.parameter.is_meta else list(places)
+        total = places.stop
+    return here, Drawn(total, tuple(which), members[0].slot)
+
+
 def batches(members: Iterable[Member]) -> list[list[Member]]:
-    """Members of one shape, dtype and device together, no more than MOST values at a time."""
+    """Members of one shape and dtype together, no more than MOST values at a time."""
     groups: dict[object, list[list[Member]]] = {}
     for member in members:
         piece, parameter = member.piece, member.parameter
-        kind = (piece.rows, piece.columns, parameter.dtype, parameter.device)
+        # One that is elsewhere, on the meta device, keeps its place in the batch.
+        kind = (piece.rows, piece.columns, parameter.dtype)
         lists = groups.setdefault(kind, [[]])
         taken = sum(other.piece.count for other in lists[-1])
         if lists[-1] and (taken + piece.count) * piece.rows * piece.columns > MOST:

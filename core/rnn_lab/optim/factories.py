@@ -10,7 +10,7 @@ from torch import nn
 from rnn_lab.config import OptimizerSection
 from rnn_lab.errors import ConfigError
 from rnn_lab.optim.adamw import AdamRule, adam
-from rnn_lab.optim.batch import Member, batches
+from rnn_lab.optim.batch import Member, batches, placed
 from rnn_lab.optim.galore import GaLoreBatch, Subspaces
 from rnn_lab.optim.gum import GumBatch
 from rnn_lab.optim.layerwise import LayerwiseRouted
@@ -23,6 +23,8 @@ from rnn_lab.optim.routed import Assigned, GatedRouted, RoutedOptimizer, Rule, g
 @dataclass(frozen=True)
 class Factory:
     """A registered optimizer: called with (model, OptimizerSection).
+
+    A parameter on the meta device is another process's: it keeps its place in the groups and has no state here.
 
     Attributes:
         kind: its name.
@@ -81,7 +83,10 @@ class Factory:
         rule = AdamRule(cfg.betas, cfg.eps) if self.kind == "galore_adamw" else muon
         found: list[MuonBatch | GaLoreBatch | GumBatch] = []
         for rank, members in by_rank.items():
-            for some in _one_by_one(members) if cfg.galore_layerwise else batches(members):
+            for every in _one_by_one(members) if cfg.galore_layerwise else batches(members):
+                some, drawn = placed(every)
+                if not some:
+                    continue
                 if rank is None:
                     found.append(MuonBatch(some, muon))
                 elif cfg.galore_debias == "gum":
@@ -90,7 +95,7 @@ class Factory:
                         for one in some
                     ]
                 else:
-                    found.append(GaLoreBatch(some, rank, _subspaces(cfg), rule))
+                    found.append(GaLoreBatch(some, rank, _subspaces(cfg), rule, drawn))
         return found
 
 
@@ -122,10 +127,11 @@ def _rest_groups(
     found = []
     for (lr, decay), parameters in by_group.items():
         rules: list[Any]
+        here = [p for p in parameters if not p.is_meta]
         if cfg.aux_8bit and cfg.aux_library == "bitsandbytes":
-            rules = [LibraryAdam(parameters, rule, decay)]
+            rules = [LibraryAdam(here, rule, decay)] if here else []
         else:
-            alone = [[p] for p in parameters] if cfg.galore_layerwise else [parameters]
+            alone = [[p] for p in here] if cfg.galore_layerwise else [here]
             rules = [each for some in alone for each in adam(some, rule, cfg.aux_8bit)]
         found.append({"params": parameters, "lr": lr, "weight_decay": decay, "rules": rules})
     return found

@@ -20,7 +20,7 @@ from rnn_lab.optim.adamw import AdamRule, direction
 from rnn_lab.optim.batch import MatrixBatch, Member, Signals
 from rnn_lab.optim.moments import Momentum, momentum
 from rnn_lab.optim.muon import MuonRule, advance
-from rnn_lab.optim.projector import alive, chosen, energy, leading_vectors, overlap
+from rnn_lab.optim.projector import Drawn, alive, chosen, energy, leading_vectors, overlap
 
 LOST = 0.20
 """An adaptive refresh follows where 1 - cos(G, U U'G) is above this."""
@@ -58,10 +58,23 @@ class Watch:
 
 
 class GaLoreBatch(MatrixBatch):
-    """Matrices of one shape with momentum in subspaces of rank r."""
+    """Matrices of one shape with momentum in subspaces of rank r.
 
-    def __init__(self, members: list[Member], rank: int, subspaces: Subspaces, rule: MuonRule | AdamRule) -> None:
+    Args:
+        members: the matrices of a batch, but for those of other processes.
+        rank: of the subspaces.
+        subspaces: how often they are refreshed.
+        rule: Muon's or AdamW's settings.
+        drawn: their places in the whole batch, whose random probes are drawn together; None: it is whole.
+
+    """
+
+    def __init__(
+        self, members: list[Member], rank: int, subspaces: Subspaces, rule: MuonRule | AdamRule,
+        drawn: Drawn | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(members)
+        self.drawn = drawn
         self.rank, self.subspaces, self.rule = rank, subspaces, rule
         K, m, n = self.shape
         self.small = (K, rank, n)
@@ -122,7 +135,7 @@ class GaLoreBatch(MatrixBatch):
         if not which_K.any():
             return
         began = time.perf_counter()
-        new_Kmr = leading_vectors(G_Kmn, self.rank, self._seed(taken)).to(self.U.dtype)
+        new_Kmr = leading_vectors(G_Kmn, self.rank, self._seed(taken), self.drawn).to(self.U.dtype)
         new_Kmr = torch.where(which_K[:, None, None], new_Kmr, self.U)
         shown_K = (alive_K if looks else which_K) & alive(self.U)  # those that had a subspace before
         if shown_K.any():
@@ -152,7 +165,8 @@ class GaLoreBatch(MatrixBatch):
 
     def _seed(self, taken: int) -> int:
         """Of this batch's probe at this step: a resumed run draws the same one."""
-        return 1_000_003 * taken + 7919 * self.members[0].slot + self.shape[1] * 31 + self.shape[2]
+        slot = self.members[0].slot if self.drawn is None else self.drawn.slot
+        return 1_000_003 * taken + 7919 * slot + self.shape[1] * 31 + self.shape[2]
 
     def figures(self) -> dict[str, Any]:
         """Tensors of the last refresh, per matrix, by name."""

@@ -21,6 +21,17 @@ ALLOWED = 1e-2
 """Relative error of bf16 results against the library's, which are rounded too."""
 REPEATS = 5
 _chosen: dict[tuple[torch.Size, torch.dtype, torch.device], tuple[Product, Choice]] = {}
+_agreed: list[Callable[[str | None], str | None]] = []
+
+
+def agree_by(agreed: Callable[[str | None], str | None]) -> None:
+    """Let processes that make the same updates choose the same product: their weights would drift apart otherwise.
+
+    Args:
+        agreed: why the kernel is not used, if it is not in any of them; each calls it with its own reason or None.
+
+    """
+    _agreed[:] = [agreed]
 
 
 def library(A_Kmn: Tensor, S_Kmm: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
@@ -68,6 +79,8 @@ def _choose(X_Kmn: Tensor, reason: str | None) -> tuple[Product, Choice]:
             reason = _worse(symmetric, X_Kmn)
         except Exception as error:  # whatever a compiler or driver raises: the library is there
             reason = f"{type(error).__name__}: {error}"[:200]
+        for agreed in _agreed:
+            reason = agreed(reason)
         if reason is None:
             return symmetric, Choice("symmetric_product", "triton")
     return library, Choice("symmetric_product", REFERENCE, (("triton", reason),))

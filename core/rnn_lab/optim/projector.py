@@ -1,6 +1,7 @@
 """One-sided projections of GaLore (arXiv 2403.03507, 2504.20437): the leading left singular vectors of a gradient."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,20 +10,39 @@ OVERSAMPLING = 10
 POWER_ITERATIONS = 2
 
 
-def leading_vectors(G_Kmn: Tensor, rank: int, seed: int) -> Tensor:
+@dataclass(frozen=True)
+class Drawn:
+    """Matrices that share a random draw with others, so that it does not matter where those are.
+
+    Attributes:
+        total: of them all.
+        which: of them are here.
+        slot: of the first of all, as Member.slot.
+
+    """
+
+    total: int
+    which: tuple[int, ...]
+    slot: int
+
+
+def leading_vectors(G_Kmn: Tensor, rank: int, seed: int, drawn: Drawn | None = None) -> Tensor:
     """U `[K, m, r]`, orthonormal, by a randomised range finder with power iterations.
 
     Args:
         G_Kmn: gradients, m <= n.
         rank: r, at most m.
         seed: of the random probe; equal seeds give equal subspaces.
+        drawn: of how many matrices these are which, where others of the same draw are in other processes.
 
     """
     G_Kmn = G_Kmn.to(torch.promote_types(G_Kmn.dtype, torch.float32))
     K, m, n = G_Kmn.shape
     q = min(rank + OVERSAMPLING, m)
     generator = torch.Generator(G_Kmn.device).manual_seed(seed)
-    probe_Knq = torch.randn(K, n, q, dtype=G_Kmn.dtype, device=G_Kmn.device, generator=generator)
+    all_K = K if drawn is None else drawn.total
+    probe_Knq = torch.randn(all_K, n, q, dtype=G_Kmn.dtype, device=G_Kmn.device, generator=generator)
+    probe_Knq = probe_Knq if drawn is None else probe_Knq[list(drawn.which)]
     Q_Kmq = torch.linalg.qr(torch.bmm(G_Kmn, probe_Knq))[0]
     for _ in range(POWER_ITERATIONS):
         Z_Knq = torch.linalg.qr(torch.bmm(G_Kmn.mT, Q_Kmq))[0]

@@ -5,8 +5,9 @@ optimizer is a `GatedRouted`, whose step a CUDA graph may replay; when to refres
 State is allocated at construction: what memory it takes is known before the first step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ from rnn_lab.optim.muon import MuonBatch
 from rnn_lab.optim.routing import Route, routing_table
 
 Rule = MuonBatch | GaLoreBatch | GumBatch | AdamBatch | Adam8bit | LibraryAdam
+Told = dict[str, list[float]]
+FIGURES = {
+    "quant/rel_err": "quant/rel_err_median", "galore/energy": "galore/energy",
+    "galore/energy_stale": "galore/energy_stale", "galore/subspace_overlap": "galore/subspace_overlap",
+}  # fmt: skip
+"""Columns of what is known per matrix: the median over them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class RoutedOptimizer(torch.optim.Optimizer):
         plain = [{key: value for key, value in group.items() if key != "rules"} for group in groups]
         super().__init__(plain, {})
         self.assigned, self.settings = tuple(assigned), settings
-        device = self.param_groups[0]["params"][0].device
+        device = next(p.device for group in self.param_groups for p in group["params"] if not p.is_meta)
         self.lr_factor: Tensor | None = None
         """Factor of a schedule, a scalar on the device that every rate, after its warm-up, is multiplied by."""
         self._taken = torch.zeros((), dtype=torch.float64, device=device)
@@ -207,25 +214,31 @@ class RoutedOptimizer(torch.optim.Optimizer):
         self._lrs.copy_(torch.tensor([g["scheduled_lr"] for g in groups], dtype=torch.float64))
         self._show_state()
 
-    def diagnostics(self) -> dict[str, float]:
+    def diagnostics(self, everywhere: Callable[[Told], list[Told]] = lambda told: [told]) -> dict[str, float]:
         """Figures for a log now and then; they wait for the device.
 
         `quant/rel_err_median` and `_max`: what 8-bit momentum loses, over matrices. `galore/energy`, `energy_stale`
         (the old subspace on the new gradient), `subspace_overlap` and `refresh_ms`: of the last refreshes.
+
+        Args:
+            everywhere: what each of the processes tells that share the parameters out, this one what is given.
+
         """
-        batches = [rule for _, rule in self.rules if isinstance(rule, MuonBatch | GaLoreBatch)]
-        errors = [error for rule in batches if (error := rule.momentum.errors()) is not None]
-        galore = [rule for rule in batches if isinstance(rule, GaLoreBatch)]
-        found: dict[str, float] = {}
-        if errors:
-            every = torch.cat(errors)
-            found |= {"quant/rel_err_median": every.median().item(), "quant/rel_err_max": every.max().item()}
-        for name in ("energy", "energy_stale", "subspace_overlap"):
-            values = [figures[name] for rule in galore if name in (figures := rule.figures())]
-            if values:
-                found[f"galore/{name}"] = torch.cat(values).median().item()
-        if galore:
-            found["galore/refresh_ms"] = 1e3 * sum(rule.watch.seconds for rule in galore)
+        told: Told = {}
+        for rule in (rule for _, rule in self.rules if isinstance(rule, MuonBatch | GaLoreBatch)):
+            of_rule = {} if (errors := rule.momentum.errors()) is None else {"quant/rel_err": errors}
+            if isinstance(rule, GaLoreBatch):
+                of_rule |= {f"galore/{name}": values for name, values in rule.figures().items()}
+                told.setdefault("seconds", []).append(rule.watch.seconds)
+            for name, values in of_rule.items():
+                told.setdefault(name, []).extend(values.tolist())
+        ranks = everywhere(told)
+        every = {name: [v for rank in ranks for v in rank.get(name, [])] for name in FIGURES}
+        found = {FIGURES[name]: median_low(values) for name, values in every.items() if values}
+        if every["quant/rel_err"]:
+            found["quant/rel_err_max"] = max(every["quant/rel_err"])
+        if any("seconds" in rank for rank in ranks):
+            found["galore/refresh_ms"] = 1e3 * max(sum(rank.get("seconds", [])) for rank in ranks)
         return found
 
     def _show_state(self) -> None:

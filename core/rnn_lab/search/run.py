@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from rnn_lab.search.shapes import Infeasible
 from rnn_lab.search.study import TrialLock, make_pruner, open_study, optuna, recover, shown_storage, stable
 from rnn_lab.search.trials import SPENT, TrialRow, best_of, default_of, rows_of, write_trials
 
+_WAIT_SECONDS = 2.0
 _MAX_FAILURES = 3
 _MAX_INFEASIBLE = 100
 
@@ -52,6 +54,7 @@ class Worker:
         checkpoints: whether to keep those of all trials, or of the best only.
         note: who is told what happened.
         ended: who is told of every trial that ended, with the best so far.
+        wait: whether to stay while trials of other workers run, and take up those whose worker dies.
     """
 
     out: Path
@@ -61,6 +64,7 @@ class Worker:
     checkpoints: Literal["best", "all"]
     note: Callable[[str], None]
     ended: Callable[[TrialRow, TrialRow | None], None]
+    wait: bool = False
 
 
 def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
@@ -82,7 +86,10 @@ def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
         rows = rows_of(study)
         write_trials(worker.out, plan.identity, rows)
         if sum(row.outcome in SPENT or row.outcome == "running" for row in rows) >= trials:
-            return rows
+            if not worker.wait or all(row.outcome != "running" for row in rows):
+                return rows
+            time.sleep(_WAIT_SECONDS)
+            continue
         _stop_if_hopeless(rows, worker.out)
         objective = _Objective(plan, worker, host)
         try:

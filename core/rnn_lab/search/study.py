@@ -22,6 +22,8 @@ HEARTBEAT = 30
 """Seconds between signs of life of a trial in a database; after four without one, the trial counts as lost."""
 MAX_ATTEMPTS = 3
 _OPENINGS = 4
+_NAMELESS: dict[tuple[datetime, int], float] = {}
+"""When a trial was first seen here that no worker has put its name to."""
 _SQLITE = (".db", ".sqlite", ".sqlite3")
 
 
@@ -259,5 +261,7 @@ def recover(study: Any, locks: Path, host: str, note: Callable[[str], None]) -> 
 def _lost(trial: Any, locks: Path, host: str) -> bool:
     """Whether the worker of a running trial is gone, as far as this machine can tell."""
     if "host" not in trial.user_attrs:  # it died before it said where it is, which takes milliseconds
-        return bool((datetime.now() - trial.datetime_start).total_seconds() > HEARTBEAT)
+        # By the clock of this machine alone: another's may be wrong, or show another zone's time.
+        first = _NAMELESS.setdefault((trial.datetime_start, trial.number), time.monotonic())
+        return time.monotonic() - first > HEARTBEAT
     return trial.user_attrs["host"] == host and TrialLock(locks, trial.number).free()

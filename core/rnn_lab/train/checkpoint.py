@@ -1,5 +1,8 @@
 """Checkpoints: tensors as safetensors, everything else as JSON, nothing pickled.
 
+One process writes a file per group of tensors; several write `shards/`, a file per rank (parallel.storage). Both are
+read here alike.
+
 A checkpoint is written under a temporary name, fsynced and renamed, so a folder `step_N` is always complete; a
 manifest of sha256 sums tells one that was altered afterwards, and loading falls back to the one before.
 """
@@ -7,6 +10,7 @@ manifest of sha256 sums tells one that was altered afterwards, and loading falls
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +27,8 @@ from rnn_lab.errors import CheckpointError
 from rnn_lab.train.rundir import REPLACED, list_checkpoints
 
 MANIFEST = "sha256.json"
+SHARDS = "shards"
+"""Folder of the tensors of a checkpoint that several ranks wrote."""
 
 
 @dataclass
@@ -33,11 +39,13 @@ class Checkpoint:
         step: optimizer steps done.
         tensors: groups of named tensors: `model`, `optimizer`, `random`, `carry`.
         state: JSON values: optimizer scalars, data chain, clock.
+        path: folder that it was read from.
     """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    path: Path | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -47,7 +55,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final = folder / f"step_{checkpoint.step}"
-    temporary, before = folder / f".step_{checkpoint.step}.tmp", folder / f".step_{checkpoint.step}{REPLACED}"
+    temporary = folder / f".step_{checkpoint.step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -59,18 +67,24 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
                 write_bytes_atomic(temporary / name, data)
             manifest = {name: found.result() for name, found in sums.items()}
         write_bytes_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        if final.exists():
-            shutil.rmtree(before, ignore_errors=True)
-            final.rename(before)
-        temporary.rename(final)
+        publish(temporary, final, keep)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    fsync_dir(folder)
-    shutil.rmtree(before, ignore_errors=True)
-    for _, old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def publish(temporary: Path, final: Path, keep: int) -> None:
+    """Give a complete checkpoint its name, then remove all but the newest `keep`."""
+    before = final.with_name(f".{final.name}{REPLACED}")
+    if final.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        final.rename(before)
+    temporary.rename(final)
+    fsync_dir(final.parent)
+    shutil.rmtree(before, ignore_errors=True)
+    for _, old in list_checkpoints(final.parent)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -79,23 +93,81 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, truncated or altered.
     """
+    return _read(path, tensors=True)
+
+
+def read_state(path: Path) -> Checkpoint:
+    """The same without tensors, whose sums are checked all the same.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    return _read(path, tensors=False)
+
+
+def _read(path: Path, tensors: bool) -> Checkpoint:
     try:
         sums = json.loads((path / MANIFEST).read_bytes())
-        files = {name: (path / name).read_bytes() for name in sums}
-        wrong = [name for name, data in files.items() if _sha256(data) != sums[name]]
+        files: dict[str, bytes] = {}
+        wrong = []
+        for name in sums:
+            data = (path / name).read_bytes()
+            wrong += [name] if _sha256(data) != sums[name] else []
+            # Shards are read again, by torch: they may be larger than memory.
+            files |= {name: data} if name == "state.json" or (tensors and not name.startswith(SHARDS)) else {}
         if wrong or "state.json" not in files:
             raise CheckpointError(f"{path}: sha256 of {', '.join(wrong) or 'state.json'} does not match")
         state = json.loads(files.pop("state.json"))
-        tensors = {name.removesuffix(".safetensors"): load_safetensors(data) for name, data in files.items()}
-        return Checkpoint(state.pop("step"), tensors, state)
+        groups = {name.removesuffix(".safetensors"): load_safetensors(data) for name, data in files.items()}
+        if tensors and (path / SHARDS).is_dir():
+            groups = _whole(path / SHARDS)
+        return Checkpoint(state.pop("step"), groups, state, path)
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"{path}: not an intact checkpoint: {type(error).__name__}: {error}") from error
 
 
-def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def read_shards(folder: Path, placed: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:
+    """Read what `placed` gives a place for, by key, size and dtype, into that place; a DTensor takes its part."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # seconds that others need not spend
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    found: dict[str, Tensor] = {}
+    for key, about in stored.items():
+        place = placed(key, about.size, about.properties.dtype)  # type: ignore[union-attr]
+        if place is not None:
+            found[key] = place
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a load that every rank makes for itself
+        load(dict(found), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return found
+
+
+def _whole(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Groups of whole tensors; a rank's own, such as its generators, are left to ranks."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}, "carry": {}}
+    found = read_shards(folder, lambda key, size, dtype: None if _of_rank(key) else torch.empty(size, dtype=dtype))
+    for key, tensor in found.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = tensor
+    return groups
+
+
+def _of_rank(key: str) -> bool:
+    return key.startswith("random/rank")
+
+
+def load_latest(
+    folder: Path, warn: Callable[[str], None], load: Callable[[Path], Checkpoint] = load_checkpoint
+) -> Checkpoint | None:
     """Newest intact checkpoint, with a warning for each that is not; None when there never was one.
+
+    Args:
+        folder: of checkpoints.
+        warn: hears of those that are not intact.
+        load: reads one, or a part of it.
 
     Raises:
         CheckpointError: there are checkpoints and none is intact.
@@ -103,7 +175,7 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     found = list_checkpoints(folder)
     for _, path in reversed(found):
         try:
-            return load_checkpoint(path)
+            return load(path)
         except CheckpointError as error:
             warn(f"{error}. Falling back to the checkpoint before it.")
     if found:
@@ -159,9 +231,19 @@ def random_state() -> dict[str, Tensor]:
     return states
 
 
-def restore_random_state(states: dict[str, Tensor]) -> None:
-    """Inverse of `random_state`; devices that are absent here are passed over."""
+def restore_random_state(states: dict[str, Tensor], device: torch.device | None = None) -> None:
+    """Inverse of `random_state`; devices that are absent here are passed over.
+
+    Args:
+        states: by name.
+        device: the one of a rank, which `cuda0` is meant for wherever it is; None: all devices are this process's.
+
+    """
     torch.set_rng_state(states["cpu"])
+    if device is not None:
+        if device.type == "cuda" and "cuda0" in states:
+            torch.cuda.set_rng_state(states["cuda0"], device)
+        return
     for index, state in _cuda_states(states):
         if index < torch.cuda.device_count():
             torch.cuda.set_rng_state(state, index)

@@ -1,5 +1,6 @@
 """Where a loss or gradient stopped being finite, and what may help."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,19 +9,23 @@ from torch import Tensor, nn
 from rnn_lab.layer import Layer
 
 
-def first_offender(model: nn.Module, forward: Any) -> str:
+def first_offender(
+    model: nn.Module, forward: Any, first_of: Callable[[str | None], str | None] = lambda found: found
+) -> str:
     """Name of what first went non-finite.
 
     Args:
         model: the model, gradients of the failed step still in place.
         forward: repeats the failed forward pass when called.
+        first_of: what of several processes the first found that found anything. All have to make the pass, or none,
+            though each may have only a part of a parameter.
 
     Returns:
         `output of layers.3.in_proj`, `gradient of layers.0.W_h.weight`, `parameter …`, or `loss`.
     """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"parameter {name}"
+    bad = first_of(next((name for name, parameter in model.named_parameters() if not _finite(parameter)), None))
+    if bad is not None:
+        return f"parameter {bad}"
     found: list[str] = []
     hooks = [module.register_forward_hook(_watch(name, found)) for name, module in model.named_modules() if name != ""]
     try:
@@ -33,9 +38,21 @@ def first_offender(model: nn.Module, forward: Any) -> str:
         return f"output of {found[0]}"
     # Backward runs from the last layer to the first, so the last parameter in order met the fault first.
     for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+        if parameter.grad is not None and not _finite(parameter.grad):
             return f"gradient of {name}"
     return "the loss"
+
+
+def graver(found: Sequence[str]) -> str:
+    """What several ranks found, of whom all see one gradient and each its own sequences: the earliest in a step."""
+    order = ("parameter", "output", "gradient")
+    return min(found, key=lambda text: next((i for i, kind in enumerate(order) if text.startswith(kind)), len(order)))
+
+
+def _finite(t: Tensor) -> bool:
+    """Of a tensor, or of the part of it that is here: torch.distributed.tensor takes seconds to import."""
+    local = getattr(t.detach(), "to_local", None)
+    return bool(torch.isfinite(t if local is None else local()).all())
 
 
 def advice(layer_cls: type[Layer], cfg: Any) -> str:

@@ -12,6 +12,7 @@ from rnn_lab.data.batches import eval_windows, gather
 from rnn_lab.data.corpus import Region
 from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
 from rnn_lab.lm import LM
+from rnn_lab.parallel.sharing import Sharing
 from rnn_lab.train.device import autocast
 from rnn_lab.train.optimizers import set_mode
 
@@ -51,28 +52,42 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LM, region: Region, *, seq_len: int, batch_size: int, tokens: int, dtype: torch.dtype
-) -> Evaluation:
-    """Next-byte predictions over evenly spaced windows of `region`, every window from a zero state."""
+    model: LM, region: Region, *, seq_len: int, batch_size: int, tokens: int, dtype: torch.dtype,
+    sharing: Sharing | None = None,
+) -> Evaluation:  # fmt: skip
+    """Next-byte predictions over evenly spaced windows of `region`, every window from a zero state.
+
+    Several ranks take batches in turn; all of them get the means.
+    """
+    sharing = sharing or Sharing(model)
     device = model.embedding.weight.device
     starts = eval_windows(region, seq_len, tokens)
     model.eval()
     found: list[Tensor] = []
-    weights: list[int] = []
-    for first in range(0, len(starts), batch_size):
-        some = starts[first : first + batch_size]
+    firsts = range(0, len(starts), batch_size)
+    world = sharing.world
+    for turn in range(0, len(firsts), world.size):
+        # All ranks make equally many passes, which gather shares of the model: the last of them may be for nothing.
+        some = starts[firsts[min(turn + world.rank, len(firsts) - 1)] :][:batch_size]
         bytes_BT1 = torch.from_numpy(gather(region, some, seq_len + 1)).to(device)
-        targets_BT = bytes_BT1[:, 1:].long()
-        with autocast(device, dtype):
-            logits_BTV, _ = model(bytes_BT1[:, :-1])
-            loss = CROSS_ENTROPY(model.backends, logits_BTV, targets_BT)
-        found.append(torch.stack([loss.double(), *_beside(logits_BTV, targets_BT)]))
-        weights.append(len(some))
+        found.append(sharing.forward(lambda: _scored(model, bytes_BT1, dtype)))  # noqa: B023  # it runs at once
+        world.tick()
     model.train()
-    rows = torch.stack(found).tolist()
+    every = world.everyone(torch.stack(found).tolist())
+    rows = [every[i % world.size][i // world.size] for i in range(len(firsts))]
+    weights = [min(batch_size, len(starts) - first) for first in firsts]
     return Evaluation(*(
         math.fsum(row[i] * n for row, n in zip(rows, weights, strict=True)) / sum(weights) for i in range(3)
     ))  # fmt: skip
+
+
+def _scored(model: LM, bytes_BT1: Tensor, dtype: torch.dtype) -> Tensor:
+    """Loss, accuracy and entropy of a batch, fp64 `[3]`."""
+    targets_BT = bytes_BT1[:, 1:].long()
+    with autocast(bytes_BT1.device, dtype):
+        logits_BTV, _ = model(bytes_BT1[:, :-1])
+        loss = CROSS_ENTROPY(model.backends, logits_BTV, targets_BT)
+    return torch.stack([loss.double(), *_beside(logits_BTV, targets_BT)])
 
 
 def _beside(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from rnn_lab.config import RunConfig
 from rnn_lab.lm import LM
 from rnn_lab.optim.routed import RoutedOptimizer
 from rnn_lab.optim.state_bytes import measured
+from rnn_lab.parallel.sharing import Sharing
 from rnn_lab.train.step import Outcome
 
 CLIP_WINDOW = 100
@@ -24,11 +25,14 @@ class Figures:
     Args:
         cfg: the resolved configuration.
         model, optimizer: on their device.
+        sharing: whose parameters; None: the model's, whole.
 
     """
 
-    def __init__(self, cfg: RunConfig, model: LM, optimizer: torch.optim.Optimizer) -> None:
-        self.cfg, self.model, self.optimizer = cfg, model, optimizer
+    def __init__(
+        self, cfg: RunConfig, model: LM, optimizer: torch.optim.Optimizer, sharing: Sharing | None = None
+    ) -> None:
+        self.cfg, self.optimizer, self.sharing = cfg, optimizer, sharing or Sharing(model)
         self.device = model.embedding.weight.device
         self._clipped: deque[bool] = deque(maxlen=CLIP_WINDOW)
         self._before: list[Tensor] | None = None
@@ -59,26 +63,29 @@ class Figures:
     @torch.no_grad()
     def before(self) -> None:
         """Remember the parameters that the next step starts from; nothing may be queued."""
-        self._before = [_sampled(p) for p in self.model.parameters()]
+        self._before = [_sampled(p) for p in self.sharing.parameters]
 
     @torch.no_grad()
     def now(self) -> dict[str, float]:
         """Columns of the lines that wait for the device; nothing may be queued after the step."""
-        parameters: list[Tensor] = list(self.model.parameters())
+        parameters: list[Tensor] = list(self.sharing.parameters)
         norms = torch.stack(torch._foreach_norm(parameters)).double()
-        found = {"param_norm": norms.square().sum().sqrt().item()}
+        found = {"param_norm": self.sharing.over_shards(norms.square().sum()).sqrt().item()}
         if self._before is not None:
             sizes = [float(p.numel()) for p in parameters]
             means = torch.stack([
-                (_sampled(p) - old).double().square().mean() for p, old in zip(parameters, self._before, strict=True)
+                (_sampled(p) - old).double().square().sum() / max(1, old.numel())
+                for p, old in zip(parameters, self._before, strict=True)
             ])  # fmt: skip
-            found["update_rms"] = (means.cpu() @ torch.tensor(sizes).double() / sum(sizes)).sqrt().item()
+            total = means.cpu() @ torch.tensor(sizes).double()
+            both = self.sharing.over_shards(torch.stack([total, total.new_tensor(sum(sizes))]).to(self.device))
+            found["update_rms"] = (both[0] / both[1]).sqrt().item()
             self._before = None
         found["opt_state_bytes"] = sum(measured(self.optimizer).values())
         if self.device.type == "cuda":
             found["memory_reserved_bytes"] = torch.cuda.memory_reserved(self.device)
         if isinstance(self.optimizer, RoutedOptimizer):
-            found |= self.optimizer.diagnostics()
+            found |= self.optimizer.diagnostics(self.sharing.over_owners)
         return found
 
 

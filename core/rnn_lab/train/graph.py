@@ -24,8 +24,6 @@ from rnn_lab.train.clock import Clock
 from rnn_lab.train.scalars import Event, Queue, Replay, ScalarReader
 from rnn_lab.train.step import CONTROL, Carry, DeviceUpdate, EagerExecutor, Executor, Outcome, TrainStep
 
-WARMUP = 2
-"""Eager steps before the capture: the first compiles and tunes, the second has carried states."""
 DEPTH = 3
 """Steps in flight behind the one being submitted: enough to hide the host, few enough to stop soon."""
 
@@ -104,7 +102,7 @@ def executor(step: TrainStep, sampler: Sampler, clock: Clock, carry: Carry, note
 
 
 class GraphExecutor:
-    """Eager for WARMUP steps, then a graph, or eager for good with the reason on record.
+    """Eager for the sharing's warm-up steps, then a graph, or eager for good with the reason on record.
 
     Args:
         step, sampler, clock, carry: as for EagerExecutor.
@@ -117,9 +115,10 @@ class GraphExecutor:
         self, step: TrainStep, sampler: Sampler, clock: Clock, carry: Carry, queue: Queue, note: Callable[[str], None]
     ) -> None:
         self.step, self.sampler, self.clock, self.queue, self.note = step, sampler, clock, queue, note
-        self.eager = EagerExecutor(step, sampler, clock, carry, warmup=WARMUP)
-        self.graph: dict[str, Any] = {"used": False, "reason": f"no more than {WARMUP} warm-up steps were run"}
-        self._left = WARMUP
+        warmup = step.sharing.warmup
+        self.eager = EagerExecutor(step, sampler, clock, carry, warmup=warmup)
+        self.graph: dict[str, Any] = {"used": False, "reason": f"no more than {warmup} warm-up steps were run"}
+        self._left = warmup
         self._grew = False
         self._captured: CapturedStep | None = None
         self._phase = False
@@ -203,16 +202,24 @@ class GraphExecutor:
                 self.eager.carry = None
             except Exception as error:
                 # The capture ran nothing; its gradients point into memory that is gone.
-                self.step.optimizer.zero_grad(set_to_none=True)
+                self.step.zero_grad()
                 reason = f"the capture failed: {_first_line(_root(error))}"
+        reason = self.step.sharing.agreed(reason)
+        if reason is not None and self._captured is not None:  # on another rank it failed
+            self.eager.carry = self._captured.carry
+            self._captured.release()
+            self._captured = None
         self.graph = {"used": reason is None, "reason": reason}
         if reason is not None:
+            self.step.sharing.restart()  # on all ranks alike: what comes anew has to be made by all
             if self.step.train.graph == "on":
                 raise GraphUnavailable(f"train.graph = on, but {reason}. `-o train.graph=auto` trains without")
             self.note(f"no CUDA graph: {reason}")
 
     def _obstacle(self) -> str | None:
         """Why a capture need not be tried."""
+        if self.step.sharing.uncapturable is not None:
+            return self.step.sharing.uncapturable
         if not isinstance(self.step.update, DeviceUpdate):
             return f"the optimizer {type(self.step.optimizer).__name__} keeps its counters on the host"
         if self._grew:
@@ -231,7 +238,7 @@ class CapturedStep:
     def __init__(self, step: TrainStep, sampler: Sampler, carry: Carry, queue: Queue) -> None:
         self.step, self.sampler, self.queue = step, sampler, queue
         self.carry: Carry = carry and [{name: t.clone() for name, t in state.items()} for state in carry]
-        shape, device = (step.train.batch_size, step.train.seq_len), step.device
+        shape, device = (step.rows, step.train.seq_len), step.device
         self._bytes_BT1 = torch.zeros(shape[0], shape[1] + step.ahead, dtype=torch.uint8, device=device)
         self._reset_BT = torch.zeros(shape, dtype=torch.bool, device=device) if step.train.carry_state else None
         self._hosts = [
@@ -290,7 +297,7 @@ class CapturedStep:
         """Wait for what is queued, then give the graph's memory back."""
         while self.reader.pop(wait=True) is not None:
             pass
-        self.step.optimizer.zero_grad(set_to_none=True)
+        self.step.zero_grad()
         self._replay.reset()
 
 

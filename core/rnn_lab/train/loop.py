@@ -16,12 +16,14 @@ from rnn_lab.diagnostics.watch import Watch
 from rnn_lab.errors import BudgetTooSmall, Diverged
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.parallel.sharing import Sharing
+from rnn_lab.parallel.storage import latest
 from rnn_lab.signals import asked_to_stop
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import peak_flops, peak_memory_bytes
-from rnn_lab.train.diagnose import advice
+from rnn_lab.train.diagnose import advice, graver
 from rnn_lab.train.evaluate import averaged_weights, evaluate
 from rnn_lab.train.facts import facts_of
 from rnn_lab.train.figures import Figures, finite
@@ -40,6 +42,8 @@ from rnn_lab.train.step import Executor, Outcome, backends, optimizer_backends
 AUTO_CHECKPOINT_SECONDS = 120.0
 COSINES_EVERY = 5
 """Times `diagnostics.every` between looks at how far Collider's gradient is from the exact one."""
+ECHO = 5.0
+"""Seconds: what signals every process of a job reaches a rank twice, by itself and through torchrun."""
 SEEN = 2
 """Steps of a session, or of a phase of it, whose backends are recorded; a CUDA graph replays them afterwards."""
 
@@ -82,40 +86,46 @@ class Trainer:
         clock: started when the run's session began.
         reference: what `objective.collider_scorer = "excess"` compares with.
         rules: what to look at the run for.
+        sharing: how the ranks of the run share its model, this process one of them; None: it is alone.
     """
 
     def __init__(
         self, *, cfg: RunConfig, spec: ModelSpec, run: RunDir, split: Split, model: LM,
         optimizer: torch.optim.Optimizer, dtype: torch.dtype, progress: Progress, trackers: Sequence[Tracker],
         observer: Observer, clock: Clock, reference: LM | None = None, rules: Sequence[Rule] = (),
+        sharing: Sharing | None = None,
     ) -> None:  # fmt: skip
         self.cfg, self.spec, self.run, self.split = cfg, spec, run, split
         self.model, self.optimizer, self.dtype = model, optimizer, dtype
         self.device = model.embedding.weight.device
         self.trackers, self.observer, self.clock = trackers, observer, clock
+        self.sharing = sharing or Sharing(model)
+        self.world = self.sharing.world
         self.budget = Budget.of(cfg.train)
         train = cfg.train
-        self.sampler: Sampler = make_sampler(cfg, split.train)
+        self.sampler: Sampler = make_sampler(cfg, split.train, self.world)
         self.chain = progress.chain or self.sampler.chain()
         self.data_fingerprint = fingerprint(split.train)
         ahead = model.heads.flops_per_token(model, train.seq_len) if isinstance(model.heads, Heads) else 0
         self.step_flops = 3 * (spec.flops_per_token(train.seq_len) + ahead) * self.budget.tokens_per_step
-        self.peak = peak_flops(self.device)
+        peak = peak_flops(self.device)
+        self.peak = None if peak is None else peak * self.world.size
         self.step, self.timed_steps = progress.step, progress.timed_steps
         self.last_line: dict[str, Any] = {}
         self.stop_signal: int | None = None
         self.metrics: MetricsLog | None = None
-        self.train_step = make_step(cfg, model, optimizer, dtype, reference, observer.note)
+        self.train_step = make_step(cfg, model, optimizer, dtype, reference, observer.note, self.sharing)
         self.executor: Executor = executor(self.train_step, self.sampler, clock, progress.carry, observer.note)
         self._submitted = self._saved_step = self.step
         self._step_seconds = 0.0
-        self.figures = Figures(cfg, model, optimizer)
-        self.load = GpuLoad(self.device, cfg.diagnostics.gpu_seconds, observer.note)
+        self.figures = Figures(cfg, model, optimizer, self.sharing)
+        self.load = GpuLoad(self.device, cfg.diagnostics.gpu_seconds if self.world.main else 0, observer.note)
         facts = facts_of(cfg, model, optimizer, self.train_step)
         self.watch = Watch(rules, facts, observer.note, strict=cfg.diagnostics.strict, saved=progress.found)
         self.recovery = Recovery(cfg.train.on_nonfinite == "rollback", progress.rollbacks)
         self.train_step.slow_until = self.recovery.slow_until
         self.trained_by: list[dict[str, Any]] | None = None
+        self.memory_of_ranks: list[int] | None = None
         set_mode(optimizer, "train")
 
     def train(self) -> None:
@@ -126,13 +136,13 @@ class Trainer:
             Diagnosed: a diagnostic found an error, and the run is strict.
             BudgetTooSmall: the first timed step overran the whole time budget.
         """
-        self.metrics = MetricsLog(self.run.metrics, self.step)
+        self.metrics = self.run.metrics_log(self.step)
         self._look_back(self.metrics)
-        self.watch.look("start")
+        self.world.together(lambda: self.watch.look("start"))
         last_save, new = self.clock.seconds(), self.step
-        with asked_to_stop(self._stop):
-            if self.recovery.active and self.step == 0:
-                self.save()  # what a roll-back before the first checkpoint goes to
+        with asked_to_stop(self._stop, ECHO if self.world.size > 1 else 0.0):
+            if (self.recovery.active or self.world.size > 1) and self.step == 0:
+                self.save()  # what a roll-back, or a run that lost a rank, goes to before the first checkpoint
             while self._may_submit():
                 if self._diagnoses(self._submitted + 1):
                     self._collect(0)
@@ -141,7 +151,7 @@ class Trainer:
                 self.executor.submit(self._submitted)
                 if self._submitted <= new + SEEN:  # before a validation, whose calls may run by others
                     self.trained_by = [*backends(self.model), *optimizer_backends(self.optimizer)]
-                due = self._checkpoint_due(last_save)
+                due = bool(self.world.first(self._checkpoint_due(last_save)))
                 # Weights are read behind this very step: nothing may be queued after it.
                 read = self._validates(self._submitted) or self._diagnoses(self._submitted)
                 alone = due or read or self.timed_steps == 0
@@ -155,7 +165,8 @@ class Trainer:
             if self.step > self._saved_step:
                 self.save()
         if self.stop_signal is None:
-            self.watch.look("end")
+            self.world.together(lambda: self.watch.look("end"))
+        self.memory_of_ranks = self.world.everyone(peak_memory_bytes(self.device))
 
     def _phase_ends(self) -> bool:
         """Whether the next step is computed in another way, which a captured one has to be let go of for."""
@@ -163,19 +174,27 @@ class Trainer:
 
     def _may_submit(self) -> bool:
         """Whether one more step may start, if those in flight take as long as the last one did."""
-        while self.stop_signal is None:
+        while True:
             flying = len(self.executor)
-            if self.budget.allows(self._submitted, self.clock.train + flying * self._step_seconds):
-                return True
-            if not flying:
+            allowed = self.budget.allows(self._submitted, self.clock.train + flying * self._step_seconds)
+            allowed, self.stop_signal = self.world.agree(allowed, self.stop_signal)
+            if self.stop_signal is not None or not (allowed or flying):
                 return False
+            if allowed:
+                return True
             self._collect(flying - 1)
-        return False
 
     def _collect(self, limit: int) -> None:
-        """Record what is done, and wait until at most `limit` steps are in flight."""
-        while (outcome := self.executor.collect(wait=len(self.executor) > limit)) is not None:
+        """Record what is done, and wait until at most `limit` steps are in flight.
+
+        Several ranks take a step when all have to, so that whatever follows from it, all do at the same point.
+        """
+        while len(self.executor) > limit or self.world.size == 1:
+            outcome = self.executor.collect(wait=len(self.executor) > limit)
+            if outcome is None:
+                return
             self._take(outcome)
+            self.world.tick()
 
     def _take(self, outcome: Outcome) -> None:
         """Count a step, record it and show it.
@@ -195,7 +214,7 @@ class Trainer:
         self._record(outcome)
         if outcome.timed and self.timed_steps == 1:
             try:
-                self.budget.check_first_step(outcome.seconds)
+                self.world.together(lambda: self.budget.check_first_step(outcome.seconds))
             except BudgetTooSmall:
                 self.save()
                 raise
@@ -238,7 +257,12 @@ class Trainer:
             tracker.log(self.step, line)
         self.last_line = line
         self.observer.step(line, self.budget.fraction(self.step, seconds["train"]))
-        self.watch.enforce()
+        self._enforce()
+
+    def _enforce(self) -> None:
+        """End a strict run at what its diagnostics found, on every rank."""
+        if self.cfg.diagnostics.strict:
+            self.world.together(self.watch.enforce)
 
     def _go_back(self, outcome: Outcome) -> None:
         """Take the run up again from its last checkpoint, more slowly.
@@ -246,9 +270,10 @@ class Trainer:
         Raises:
             Diverged: that is not to be done, was done already, or is not possible.
         """
-        where = self.executor.offender(outcome.k)
+        where = graver(self.world.everyone(self.executor.offender(outcome.k)))
         self.watch.event("D-NAN", outcome.k, f"{_norms(outcome)}; first not finite: {where}")
-        saved = ckpt.load_latest(self.run.checkpoints, self.observer.note) if self.recovery.may_go_back else None
+        may = self.recovery.may_go_back
+        saved = latest(self.world, self.run.checkpoints, self.observer.note) if may else None
         if saved is None:
             after = f" after {len(self.recovery.rows)} roll-back" if self.recovery.rows else ""
             raise Diverged(
@@ -258,29 +283,29 @@ class Trainer:
             )
         self.recovery.went_back(outcome.k, saved.step, where)
         progress = restore(
-            saved, cfg=self.cfg, spec=self.spec, run=self.run, split=self.split, model=self.model,
+            saved, cfg=self.cfg, spec=self.spec, run=self.run, split=self.split, sharing=self.sharing,
             optimizer=self.optimizer,
         )  # fmt: skip
         set_mode(self.optimizer, "train")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.train_step.zero_grad()
         self.train_step.update.reset()
         self.train_step.slow_until = self.recovery.slow_until
         self.close_sampler()
-        self.sampler = make_sampler(self.cfg, self.split.train)
+        self.sampler = make_sampler(self.cfg, self.split.train, self.world)
         self.chain = progress.chain or self.sampler.chain()
         self.executor = executor(self.train_step, self.sampler, self.clock, progress.carry, self.observer.note)
         self.step = self._submitted = self._saved_step = progress.step
         self.timed_steps = progress.timed_steps
         assert self.metrics is not None
         self.metrics.close()
-        self.metrics = MetricsLog(self.run.metrics, self.step)
+        self.metrics = self.run.metrics_log(self.step)
         self._look_back(self.metrics)
         self.save()  # a session that begins here has to know of the roll-back
         for tracker in self.trackers:
             if hasattr(tracker, "rewind"):
                 tracker.rewind(self.step)
         self.observer.note(self.recovery.told)
-        self.watch.enforce()
+        self._enforce()
 
     def _look_back(self, metrics: MetricsLog) -> None:
         """Go on from the lines that there are."""
@@ -298,7 +323,12 @@ class Trainer:
     def _cosine(self) -> dict[str, float]:
         """How far the filtered gradient is from the exact one, now and then."""
         step, k = self.train_step, self.step
-        if step.objective is None or not step.objective.filters or k % (COSINES_EVERY * self.cfg.diagnostics.every):
+        if (
+            not self.sharing.whole
+            or step.objective is None
+            or not step.objective.filters
+            or k % (COSINES_EVERY * self.cfg.diagnostics.every)
+        ):
             return {}
         window = torch.from_numpy(self.sampler.batch(k).bytes_BT1).to(self.device)
         return {"collider_grad_cos": of_run(step, window, k)}
@@ -309,8 +339,8 @@ class Trainer:
             found = evaluate(
                 self.model, self.split.val, seq_len=self.cfg.train.seq_len, dtype=self.dtype,
                 # Without gradients four micro-batches fit where one trains.
-                batch_size=4 * self.cfg.train.batch_size // self.cfg.train.grad_accum,
-                tokens=self.cfg.eval.tokens,
+                batch_size=4 * self.train_step.rows // self.cfg.train.grad_accum,
+                tokens=self.cfg.eval.tokens, sharing=self.sharing,
             )  # fmt: skip
         return {
             "val_loss": found.loss, "val_bpb": bits_per_byte(found.loss), "val_perplexity": exp(min(found.loss, 700.0)),
@@ -329,15 +359,10 @@ class Trainer:
         assert self.metrics is not None and self._submitted == self.step
         with self.clock.book("checkpoint"):
             self.metrics.sync()
-            tensors, values = ckpt.optimizer_tensors(self.optimizer)
+            tensors, values = self.sharing.tensors(self.optimizer, flatten_states(self.executor.carry))
             saved = ckpt.Checkpoint(
                 self.step,
-                {
-                    "model": dict(self.model.state_dict()),
-                    "optimizer": tensors,
-                    "random": ckpt.random_state(),
-                    "carry": flatten_states(self.executor.carry),
-                },
+                tensors,
                 {
                     "optimizer": values,
                     "timed_steps": self.timed_steps,
@@ -349,8 +374,9 @@ class Trainer:
                     "rollbacks": list(self.recovery.rows),
                 },
             )
-            ckpt.save_checkpoint(self.run.checkpoints, saved, self.cfg.checkpoint.keep)
+            self.sharing.save(self.run.checkpoints, saved, self.cfg.checkpoint.keep)
         self._saved_step = self.step
+        self.world.tick()
 
     def close(self) -> None:
         """End what runs beside training."""

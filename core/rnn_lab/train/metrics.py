@@ -115,5 +115,22 @@ class MetricsLog:
         self._file.close()
 
 
+class UnwrittenLog(MetricsLog):
+    """The same without lines and file, for a process beside the one that writes them."""
+
+    def __init__(self) -> None:
+        self.last_line, self.recent = {}, []
+        self._window = deque(maxlen=WINDOW)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _encode(line: dict[str, Any]) -> bytes:
     return json.dumps(line, allow_nan=False).encode() + b"\n"

@@ -5,7 +5,8 @@ where they exist. One whose step needs no host is a `GatedOptimizer`; a step of 
 graph.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from schedulefree import AdamWScheduleFree
@@ -38,6 +39,19 @@ class GatedOptimizer(Protocol):
         """After a capture, before its first replay: see to it that the step meets the captured gradients."""
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def elementwise(factory: F) -> F:
+    """Mark a factory whose optimizer treats each value alone, so that it may be given a part of every tensor.
+
+    Under `parallel.mode = "fsdp"` it is called with a module that holds the parts, in the model's order.
+    """
+    factory.elementwise = True  # type: ignore[attr-defined]
+    return factory
+
+
+@elementwise
 def schedule_free_adamw(model: nn.Module, cfg: OptimizerSection) -> torch.optim.Optimizer:
     """AdamW whose evaluation weights are a running average instead of a learning-rate schedule (arXiv 2405.15682)."""
     from rnn_lab.train.schedule_free import FusedScheduleFree, refuses_fused
@@ -49,6 +63,7 @@ def schedule_free_adamw(model: nn.Module, cfg: OptimizerSection) -> torch.optim.
     return optimizer
 
 
+@elementwise
 def adamw(model: nn.Module, cfg: OptimizerSection) -> torch.optim.Optimizer:
     """torch's AdamW at a constant rate after a linear warm-up; its fused kernel on CUDA."""
     kind = FusedAdamW if all(p.is_cuda for p in model.parameters()) else WarmupAdamW

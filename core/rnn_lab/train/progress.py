@@ -11,8 +11,8 @@ from rnn_lab.data.chain import OffsetChain, fingerprint
 from rnn_lab.data.corpus import Split
 from rnn_lab.errors import CheckpointError
 from rnn_lab.layer import State
-from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.parallel.sharing import Sharing
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.rundir import RunDir
 
@@ -72,10 +72,10 @@ def _defaults() -> dict[str, Any]:
 
 
 def restore(
-    saved: ckpt.Checkpoint, *, cfg: RunConfig, spec: ModelSpec, run: RunDir, split: Split, model: LM,
+    saved: ckpt.Checkpoint, *, cfg: RunConfig, spec: ModelSpec, run: RunDir, split: Split, sharing: Sharing,
     optimizer: torch.optim.Optimizer,
 ) -> Progress:  # fmt: skip
-    """Load a checkpoint into a fresh model and optimizer, and torch's random state.
+    """Load a checkpoint into a fresh model and optimizer, or a rank's part of it, and torch's random state.
 
     Raises:
         CheckpointError: it belongs to another model or other data.
@@ -95,12 +95,10 @@ def restore(
             "restore the file, or start a new run"
         )
     try:
-        model.load_state_dict(saved.tensors["model"])
-        ckpt.restore_optimizer(optimizer, saved.tensors["optimizer"], saved.state["optimizer"])
+        states = sharing.restore(saved, optimizer)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"the checkpoint does not fit this model: {error}") from error
-    ckpt.restore_random_state(saved.tensors["random"])
-    carry = _unflatten_states(saved.tensors["carry"], model.embedding.weight.device)
+    carry = _unflatten_states(states, sharing.model.embedding.weight.device)
     chain, rollbacks = OffsetChain(saved.state["data_chain"]), tuple(saved.state.get("rollbacks", ()))
     return Progress(saved.step, saved.state["timed_steps"], chain, carry, saved.state.get("diagnostics"), rollbacks)
 

@@ -31,7 +31,7 @@ def result_of(
     names = (
         "steps", "tokens", "flops", "loss", "last100", "bpb", "val_loss", "val_bpb", "val_accuracy", "tokens_per_s",
         "mfu", "peak_memory_bytes", "heads_params", "device", "dtype", "data", "data_chain", "backends", "graph",
-        "optimizer_state", "gpu_load", "diagnostics", "rollbacks",
+        "optimizer_state", "gpu_load", "diagnostics", "rollbacks", "parallel",
     )  # fmt: skip
     result |= dict.fromkeys(names)
     if trainer is None:
@@ -65,8 +65,20 @@ def result_of(
         "gpu_load": trainer.load.summary(),
         "diagnostics": trainer.watch.report(),
         "rollbacks": trainer.recovery.rows,
+        "parallel": _parallel(trainer),
     }
     return result
+
+
+def _parallel(trainer: Trainer) -> dict[str, Any] | None:
+    """How many processes shared the run and what each took in memory; null for one alone."""
+    if trainer.world.size == 1:
+        return None
+    return {
+        "mode": trainer.sharing.mode,
+        "ranks": trainer.world.size,
+        "peak_memory_bytes": trainer.memory_of_ranks,
+    }
 
 
 def _optimizer_state(trainer: Trainer) -> dict[str, Any]:

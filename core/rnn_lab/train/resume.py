@@ -7,33 +7,42 @@ from rnn_lab.config import Layer, Resolved, resolve
 from rnn_lab.data.corpus import open_split
 from rnn_lab.errors import CheckpointError, ConfigError
 from rnn_lab.modelspec import model_spec
+from rnn_lab.parallel.storage import latest
+from rnn_lab.parallel.world import World
 from rnn_lab.registry import Registry
-from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.loop import Observer
-from rnn_lab.train.run import Plan, execute
+from rnn_lab.train.run import Plan, execute, folder_of
 from rnn_lab.train.rundir import RunDir
+from rnn_lab.train.setup import check_ranks
 
 
-def resume_run(path: Path, extend: dict[str, Any], found: Registry, observer: Observer) -> dict[str, Any]:
+def resume_run(
+    path: Path, extend: dict[str, Any], found: Registry, observer: Observer, world: World | None = None
+) -> dict[str, Any]:
     """Go on with a run from its newest intact checkpoint, or from its first step if it has none yet.
+
+    It may go on with any number of ranks, whatever number it had before.
 
     Args:
         path: the run's folder.
         extend: new limits for `train.steps`, `train.tokens` or `train.minutes`.
         found: the registry.
         observer: who watches.
+        world: the ranks that go on, each of which calls this; None: this process alone.
 
     Raises:
         ConfigError: not a run, or it is finished and nothing extends it.
         CheckpointError: no checkpoint is intact, or the data changed.
     """
-    run = RunDir.open(path)
-    run.lock()
+    world = world or World()
+    RunDir.open(path)
+    run = folder_of(path, world)
+    world.together(run.lock)
     try:
         resolved = run.read_config()
-        saved = ckpt.load_latest(run.checkpoints, observer.note)
+        saved = latest(world, run.checkpoints, observer.note)
         if saved is None:
             _no_checkpoint(run, observer)
         clock = Clock(saved.state["clock"] if saved else None)
@@ -48,14 +57,16 @@ def resume_run(path: Path, extend: dict[str, Any], found: Registry, observer: Ob
                 "--tokens N or --minutes M"
             )
         cfg = resolved.config
+        check_ranks(cfg, world.size)
         split = open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
 
         def begin() -> None:
             """Only once everything is in place does the old end of the run give way."""
             run.write_config(plan.tables(), plan.origins())
-            run.result.unlink(missing_ok=True)
+            if world.main:
+                run.result.unlink(missing_ok=True)
 
-        return execute(plan, run, split, found, observer, clock, saved, begin)
+        return execute(plan, run, split, found, observer, clock, saved, begin, world)
     finally:
         run.unlock()
 

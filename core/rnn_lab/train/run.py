@@ -18,6 +18,8 @@ from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
 from rnn_lab.optim.routed import RoutedOptimizer
+from rnn_lab.parallel.sharing import Replicated, Sharing
+from rnn_lab.parallel.world import World
 from rnn_lab.registry import Registry
 from rnn_lab.tensors import is_out_of_memory
 from rnn_lab.train import checkpoint as ckpt
@@ -29,8 +31,8 @@ from rnn_lab.train.loop import Observer, Trainer
 from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.progress import Progress, restore
 from rnn_lab.train.result import result_of
-from rnn_lab.train.rundir import RunDir, default_command
-from rnn_lab.train.setup import check, load_reference, matched
+from rnn_lab.train.rundir import FollowedDir, RunDir, default_command
+from rnn_lab.train.setup import check, check_ranks, load_reference, matched
 
 CPU_DEFAULTS = Layer("default on cpu", {"train": {"batch_size": 8, "seq_len": 128}, "eval": {"tokens": 16384}})
 """A step of 32 x 512 bytes takes a laptop many seconds; these let a first run learn something in a minute."""
@@ -125,8 +127,15 @@ def _with_absolute_paths(resolved: Resolved) -> Resolved:
     return Resolved(resolved.config.model_copy(update=update), resolved.origins)
 
 
-def start_run(plan: Plan, out: Path, found: Registry, observer: Observer) -> dict[str, Any]:
+def start_run(plan: Plan, out: Path, found: Registry, observer: Observer, world: World | None = None) -> dict[str, Any]:
     """Train a planned run in the new folder `out`.
+
+    Args:
+        plan: from `plan_run`.
+        out: the same on every rank; rank 0 writes it.
+        found: the registry.
+        observer: who watches.
+        world: the ranks of the run, each of which calls this; None: this process alone.
 
     Returns:
         What result.json holds.
@@ -134,17 +143,28 @@ def start_run(plan: Plan, out: Path, found: Registry, observer: Observer) -> dic
     Raises:
         RnnLabError: see `execute`; the folder then says how far it came.
     """
-    clock = Clock()
+    clock, world = Clock(), world or World()
     cfg = plan.resolved.config
+    check_ranks(cfg, world.size)
     split = open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
-    run = RunDir.create(out)
-    run.lock()
+
+    def create() -> None:
+        RunDir.create(out)
+
+    world.together(create)
+    run = folder_of(out, world)
+    world.together(run.lock)
     try:
         run.write_env(default_command())
         run.write_config(plan.tables(), plan.origins())
-        return execute(plan, run, split, found, observer, clock, None)
+        return execute(plan, run, split, found, observer, clock, None, world=world)
     finally:
         run.unlock()
+
+
+def folder_of(path: Path, world: World) -> RunDir:
+    """An existing run's folder, which rank 0 writes."""
+    return RunDir(path) if world.main else FollowedDir(path)
 
 
 def build(plan: Plan, found: Registry) -> tuple[LM, torch.optim.Optimizer]:
@@ -156,6 +176,28 @@ def build(plan: Plan, found: Registry) -> tuple[LM, torch.optim.Optimizer]:
     torch.manual_seed(cfg.train.seed)
     model = attach_heads(plan.spec.build().to(pick_device(cfg.train.device)), cfg.objective)
     return model, found.load("optimizers", cfg.optimizer.name)(model, cfg.optimizer)
+
+
+def share(plan: Plan, found: Registry, world: World) -> tuple[Sharing, torch.optim.Optimizer]:
+    """As `build`, of which each rank of `world` keeps what `[parallel] mode` gives it.
+
+    Raises:
+        ConfigError: the optimizer cannot work this way.
+    """
+    if world.size == 1:
+        model, optimizer = build(plan, found)
+        return Sharing(model, world), optimizer
+    cfg = plan.resolved.config
+    device = pick_device(cfg.train.device)
+    torch.manual_seed(cfg.train.seed)
+    sharing: Sharing
+    if cfg.parallel.mode == "fsdp":
+        from rnn_lab.parallel.sharded import Sharded  # DTensor takes seconds to import
+
+        sharing = Sharded(attach_heads(plan.spec.build(), cfg.objective), world, device)
+    else:
+        sharing = Replicated(attach_heads(plan.spec.build().to(device), cfg.objective), world)
+    return sharing, sharing.optimizer(found.load("optimizers", cfg.optimizer.name), cfg.optimizer)
 
 
 def load_trained(path: Path, found: Registry, device: str, note: Any) -> tuple[LM, Plan, int]:
@@ -183,9 +225,10 @@ def load_trained(path: Path, found: Registry, device: str, note: Any) -> tuple[L
 
 def execute(
     plan: Plan, run: RunDir, split: Any, found: Registry, observer: Observer, clock: Clock,
-    saved: ckpt.Checkpoint | None, begin: Callable[[], None] = lambda: None,
+    saved: ckpt.Checkpoint | None, begin: Callable[[], None] = lambda: None, world: World | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train, validate, and write result.json whatever happens once `begin` was called."""
+    world = world or World()
     cfg = plan.resolved.config
     trainer: Trainer | None = None
     trackers: list[Any] = []
@@ -193,7 +236,7 @@ def execute(
     final: dict[str, Any] = {}
     previous = _terminate_as_interrupt()
     try:
-        model, optimizer = build(plan, found)
+        sharing, optimizer = share(plan, found, world)
         if saved is None and isinstance(optimizer, RoutedOptimizer):
             for row in optimizer.routing():
                 observer.note("routing: {} [{}], {:,} parameters: {} ({})".format(*row))
@@ -201,14 +244,15 @@ def execute(
         progress = Progress()
         if saved is not None:
             progress = restore(
-                saved, cfg=cfg, spec=plan.spec, run=run, split=split, model=model, optimizer=optimizer
+                saved, cfg=cfg, spec=plan.spec, run=run, split=split, sharing=sharing, optimizer=optimizer
             )  # fmt: skip
-        for name in cfg.log.trackers:
+        for name in cfg.log.trackers if world.main else ():
             trackers.append(found.load("trackers", name)(run.path, _shown(plan), progress.step + 1))
         trainer = Trainer(
-            cfg=cfg, spec=plan.spec, run=run, split=split, model=model, optimizer=optimizer, dtype=dtype,
+            cfg=cfg, spec=plan.spec, run=run, split=split, model=sharing.model, optimizer=optimizer, dtype=dtype,
             progress=progress, trackers=trackers, observer=observer, clock=clock,
-            reference=load_reference(cfg, found, observer.note), rules=rules_of(found, cfg.diagnostics.ignore),
+            reference=load_reference(cfg, found, observer.note), sharing=sharing,
+            rules=rules_of(found, cfg.diagnostics.ignore) if world.main else (),
         )  # fmt: skip
         begin()
         begun = True
@@ -216,8 +260,9 @@ def execute(
         trainer.train()
         status = "ok" if trainer.stop_signal is None else "interrupted"
         if status == "ok":
-            seen = trainer.last_line.get("val_loss") is not None
-            figures = trainer.last_line if seen else trainer.validate()
+            # Rank 0's: another knows no line of before this session, which may have had nothing to do but this.
+            last = world.together(lambda: trainer.last_line)
+            figures = trainer.validate() if last.get("val_loss") is None else last
             final = {key: figures[key] for key in ("val_loss", "val_bpb", "val_accuracy")}
     except KeyboardInterrupt:
         status = "interrupted"
@@ -228,6 +273,10 @@ def execute(
         error_text = str(error)
         raise
     except Exception as error:
+        named = world.named(error)
+        if named is not error:
+            error_text = str(named)
+            raise named from error
         error_text = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             status = "oom"
@@ -238,7 +287,8 @@ def execute(
         raise
     finally:
         if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+            # Whoever starts ranks ends all when the first has ended: the others come to their end by themselves.
+            signal.signal(signal.SIGTERM, previous if world.size == 1 else signal.SIG_IGN)
         result = result_of(
             plan.spec, plan.preset, cfg.train.seed, trainer, clock, status=status, error=error_text, final=final
         )  # fmt: skip

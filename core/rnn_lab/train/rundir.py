@@ -26,6 +26,7 @@ from rnn_lab.atomic import write_text_atomic
 from rnn_lab.config import Layer, Resolved, read_toml, resolve
 from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.hookspecs import PROJECT
+from rnn_lab.train.metrics import MetricsLog, UnwrittenLog
 
 PACKAGES = ("rnn-lab-core", "torch", "triton", "numpy", "schedulefree", "safetensors")
 REPLACED = ".replaced"
@@ -142,6 +143,10 @@ class RunDir:
         resolved = resolve([Layer(str(self.config), tables)])
         return Resolved(resolved.config, {str(k): str(v) for k, v in origins.items()})
 
+    def metrics_log(self, step: int) -> MetricsLog:
+        """metrics.jsonl, to go on after `step`; see MetricsLog."""
+        return MetricsLog(self.metrics, step)
+
     def write_env(self, command: list[str]) -> None:
         """env.json: what a reader needs to judge and repeat the run."""
         write_text_atomic(self.env, json.dumps(environment() | {"command": command}, indent=1) + "\n")
@@ -164,6 +169,26 @@ class RunDir:
             return "running"
         result = self.read_result()
         return str(result["status"]) if result else "killed"
+
+
+class FollowedDir(RunDir):
+    """The folder of a run that rank 0 writes, for the other ranks: they read it, and what they would write is not."""
+
+    def lock(self) -> None:
+        """Nothing: rank 0 holds it."""
+
+    def metrics_log(self, step: int) -> MetricsLog:
+        """No lines, and no file."""
+        return UnwrittenLog()
+
+    def write_env(self, command: list[str]) -> None:
+        """Nothing."""
+
+    def write_config(self, tables: dict[str, dict[str, Any]], origins: dict[str, str]) -> None:
+        """Nothing."""
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 def environment() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from rnn_lab.data.corpus import Region
 from rnn_lab.errors import ConfigError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.parallel.sharing import Sharing
+from rnn_lab.parallel.world import World
 from rnn_lab.sections import ObjectiveSection
 from rnn_lab.sizing import certify
 from rnn_lab.train.filter_check import backward_seconds
@@ -39,6 +41,31 @@ def check(cfg: RunConfig) -> None:
         _check_layerwise(cfg)
     if cfg.train.checkpoint_chunk is not None and cfg.train.checkpoint_every is None:
         raise ConfigError("train.checkpoint_chunk needs train.checkpoint_every: how many blocks are computed again")
+
+
+def check_ranks(cfg: RunConfig, ranks: int) -> None:
+    """Refuse what so many processes cannot do together.
+
+    Raises:
+        ConfigError: they cannot share the batch evenly, or an option knows one process only.
+
+    """
+    train = cfg.train
+    if ranks > 1 and cfg.optimizer.galore_layerwise:
+        raise ConfigError(
+            "optimizer.galore_layerwise updates a parameter before its gradient is averaged over the ranks: leave it "
+            "out (parallel.mode = fsdp saves that memory and more), or train on one GPU"
+        )
+    if ranks > 1 and cfg.parallel.mode == "fsdp" and train.graph == "on":
+        raise ConfigError(
+            "train.graph = on and parallel.mode = fsdp exclude each other: FSDP2 allocates and frees parameters around "
+            "every block, which a graph cannot hold. Use parallel.mode = ddp, or train.graph = auto"
+        )
+    if train.batch_size % (ranks * train.grad_accum):
+        raise ConfigError(
+            f"train.batch_size = {train.batch_size} is the batch of one step over all GPUs: {ranks} of them with "
+            f"train.grad_accum = {train.grad_accum} need a multiple of {ranks * train.grad_accum}"
+        )
 
 
 def _check_layerwise(cfg: RunConfig) -> None:
@@ -101,7 +128,7 @@ def effective(cfg: RunConfig, dim: int, note: Callable[[str], None]) -> Objectiv
 
 def make_step(
     cfg: RunConfig, model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, reference: LM | None,
-    note: Callable[[str], None],
+    note: Callable[[str], None], sharing: Sharing | None = None,
 ) -> TrainStep:  # fmt: skip
     """The step of a run.
 
@@ -115,10 +142,10 @@ def make_step(
     objective = None if section.plain else Objective(section, cfg.train.seed, reference)
     schedule = None if cfg.schedule.type == "none" else Schedule(cfg.schedule, cfg.train)
     start = filter_start(cfg) if section.use_collider else 0
-    step = TrainStep(model, optimizer, cfg.train, dtype, objective, schedule, start)
+    step = TrainStep(model, optimizer, cfg.train, dtype, objective, schedule, start, sharing)
     if objective is not None and objective.filters and section.collider_mode == "topk":
         dim, device = int(model.layer_cfg.dim), model.embedding.weight.device
-        shape = (cfg.train.batch_size // cfg.train.grad_accum, cfg.train.seq_len)
+        shape = (step.rows // cfg.train.grad_accum, cfg.train.seq_len)
         dense, filtered = backward_seconds(dim, shape, section.collider_sparsity, dtype, device)
         step.backward_seconds = dense, filtered
         note(
@@ -128,11 +155,12 @@ def make_step(
     return step
 
 
-def make_sampler(cfg: RunConfig, region: Region) -> Sampler:
-    """The batches of a run; `close` it where it has that."""
+def make_sampler(cfg: RunConfig, region: Region, world: World | None = None) -> Sampler:
+    """The batches of a run, or a rank's rows of them; `close` it where it has that."""
     train = cfg.train
     kind = ContiguousStreams if train.carry_state else RandomWindows
-    sampler = kind(region, train.seed, train.batch_size, train.seq_len, cfg.objective.horizons)
+    rows = slice(None) if world is None else world.rows(train.batch_size)
+    sampler = kind(region, train.seed, train.batch_size, train.seq_len, cfg.objective.horizons, rows)
     if not cfg.loader.workers:
         return sampler
     return ReadAhead(sampler, cfg.loader.workers, cfg.loader.prefetch)

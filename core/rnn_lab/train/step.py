@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnn_lab.config import TrainSection
 from rnn_lab.data.batches import Batch, Sampler
@@ -21,6 +21,7 @@ from rnn_lab.lm import LM
 from rnn_lab.optim.gram import choices
 from rnn_lab.optim.layerwise import LayerwiseRouted
 from rnn_lab.optim.routed import RoutedOptimizer
+from rnn_lab.parallel.sharing import Sharing
 from rnn_lab.remat import Remat
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.device import autocast
@@ -96,8 +97,8 @@ class Executor(Protocol):
 class HostUpdate:
     """Clip and update by any optimizer: the host looks at loss and norm first."""
 
-    def __init__(self, model: LM, optimizer: torch.optim.Optimizer, clip: float) -> None:
-        self.parameters, self.optimizer, self.clip = list(model.parameters()), optimizer, clip
+    def __init__(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float) -> None:
+        self.parameters, self.optimizer, self.clip = parameters, optimizer, clip
 
     def __call__(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Apply the gradients in place if both are finite; the step's record."""
@@ -153,6 +154,7 @@ class TrainStep:
         objective: what to back-propagate; the loss when None.
         schedule: of the learning rate; none when None.
         filter_from: steps that are done before Collider filters.
+        sharing: how several processes share the model; None: there is one.
 
     Raises:
         ConfigError: the optimizer follows no schedule.
@@ -162,8 +164,13 @@ class TrainStep:
     def __init__(
         self, model: LM, optimizer: torch.optim.Optimizer, train: TrainSection, dtype: torch.dtype,
         objective: Objective | None = None, schedule: Schedule | None = None, filter_from: int = 0,
+        sharing: Sharing | None = None,
     ) -> None:  # fmt: skip
         self.model, self.train, self.dtype = model, train, dtype
+        self.sharing = sharing or Sharing(model)
+        world = self.sharing.world
+        mine = world.rows(train.batch_size)
+        self.rows, self._first_row = mine.stop - mine.start, mine.start
         self.optimizer, self.objective, self.schedule = optimizer, objective, schedule
         self.device = model.embedding.weight.device
         self.patience = PATIENCE if train.on_nonfinite == "rollback" else 1
@@ -175,7 +182,7 @@ class TrainStep:
         if isinstance(optimizer, GatedOptimizer):
             self.update = DeviceUpdate(optimizer, train.clip, self.device, self.patience)
         else:
-            self.update = HostUpdate(model, optimizer, train.clip)
+            self.update = HostUpdate(self.sharing.updated, optimizer, train.clip)
         self.columns = objective.columns if objective else ()
         self.ahead = objective.ahead if objective else 1
         told = objective is not None or schedule is not None or self.patience > 1
@@ -201,6 +208,8 @@ class TrainStep:
     def begin(self, k: int, seconds: float) -> tuple[float, float]:
         """Make step k the next, when `seconds` of the training clock are spent; what `control` has to hold for it."""
         self._filtering = self.phase(k)
+        if self.schedule is not None and self.schedule.timed:
+            seconds = self.sharing.world.first(seconds)
         factor = 1.0 if self.schedule is None else self.schedule.factor(k - 1, seconds)
         factor *= SLOWED if k <= self.slow_until else 1.0
         if not self._follows:
@@ -214,7 +223,7 @@ class TrainStep:
             The record, and the states to carry on if states are carried.
 
         """
-        self.model.prepare()
+        self.sharing.prepare()
         if isinstance(self.optimizer, LayerwiseRouted):
             self.optimizer.begin()
             loss, carry = self.backward(bytes_BT1, reset_BT, carry)
@@ -222,22 +231,25 @@ class TrainStep:
             told = [loss.item(), size.item(), current_lr(self.optimizer), not applied]
             return self._with_figures(torch.tensor(told, dtype=torch.float64)), carry
         loss, carry = self.backward(bytes_BT1, reset_BT, carry)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        return self._with_figures(self.update(loss, norm)), carry
+        loss, norm, self._figures = self.sharing.reduced(loss, self._figures)
+        with self.sharing.updating():
+            record = self.update(loss, norm)
+        return self._with_figures(record), carry
 
     def _with_figures(self, record: Tensor) -> Tensor:
         return record if self._figures is None else torch.cat([record, self._figures.to(record)])
 
     def backward(self, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry) -> tuple[Tensor, Carry]:
-        """Add the gradients of a batch's mean objective; its mean loss, and the states to carry on."""
+        """Add the gradients of a batch's mean objective; its mean loss here, and the states to carry on."""
         total = torch.zeros((), device=self.device)
         carried: list[list[State]] = []
         self._figures = None
         for piece in self._pieces():
-            objective, loss, states, figures = self._forward(piece, bytes_BT1, reset_BT, carry)
-            if isinstance(self.optimizer, LayerwiseRouted):
-                self.optimizer.judge(objective.detach())
-            (objective / self.train.grad_accum).backward()  # type: ignore[no-untyped-call]
+            with self.sharing.piece(last=piece.stop == self.rows):
+                objective, loss, states, figures = self._forward(piece, bytes_BT1, reset_BT, carry)
+                if isinstance(self.optimizer, LayerwiseRouted):
+                    self.optimizer.judge(objective.detach())
+                (objective / self.train.grad_accum).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / self.train.grad_accum
             if figures:
                 told = torch.stack([figure.double() for figure in figures]) / self.train.grad_accum
@@ -246,14 +258,18 @@ class TrainStep:
                 carried.append([{name: t.detach() for name, t in state.items()} for state in states])
         return total, _joined(carried) if carried else None
 
+    def zero_grad(self) -> None:
+        """No gradients any more."""
+        self.sharing.zero_grad(self.optimizer)
+
     def forward(self, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry) -> None:
         """The forward passes alone."""
         for piece in self._pieces():
             self._forward(piece, bytes_BT1, reset_BT, carry)
 
     def _pieces(self) -> Iterator[slice]:
-        micro = self.train.batch_size // self.train.grad_accum
-        return (slice(first, first + micro) for first in range(0, self.train.batch_size, micro))
+        micro = self.rows // self.train.grad_accum
+        return (slice(first, first + micro) for first in range(0, self.rows, micro))
 
     def _forward(
         self, rows: slice, bytes_BT1: Tensor, reset_BT: Tensor | None, carry: Carry
@@ -261,16 +277,20 @@ class TrainStep:
         """What to back-propagate, the loss, the states, and what the objective tells."""
         states = carry and [{name: t[rows] for name, t in state.items()} for state in carry]
         reset = None if reset_BT is None else reset_BT[rows]
-        with autocast(self.device, self.dtype):
+
+        def body() -> tuple[Tensor, Tensor, list[State], list[Tensor]]:
             if self.objective is None:
                 loss, new = self.model.loss(bytes_BT1[rows], states, reset)
                 return loss, loss, new, []
             assert self.control is not None
             found = self.objective(
                 self.model, bytes_BT1[rows], states, reset,
-                filtering=self._filtering, step=self.control[1], first_row=rows.start,
+                filtering=self._filtering, step=self.control[1], first_row=self._first_row + rows.start,
             )  # fmt: skip
             return found.objective, found.loss, found.states, found.figures
+
+        with autocast(self.device, self.dtype):
+            return self.sharing.forward(body)
 
 
 class EagerExecutor:
@@ -313,7 +333,7 @@ class EagerExecutor:
             if not halted:
                 self.carry = carry
             if not halted or self.step.patience > 1:
-                self.step.optimizer.zero_grad(set_to_none=True)
+                self.step.zero_grad()
         seconds = self.clock.seconds()[bucket] - before
         told = dict(zip(self.step.columns, figures, strict=True))
         self._done = Outcome(
@@ -336,11 +356,13 @@ class EagerExecutor:
         if self.step.patience > 1 or isinstance(self.step.optimizer, LayerwiseRouted):
             self.repeat(k)  # its gradients are gone
         batch = self.sampler.batch(k)
-        return first_offender(self.step.model, lambda: self.step.forward(*self._on_device(batch), self.carry))
+        on_device = self._on_device(batch)
+        first_of = self.step.sharing.first_of
+        return first_offender(self.step.model, lambda: self.step.forward(*on_device, self.carry), first_of)
 
     def repeat(self, k: int) -> None:
         """The gradients of step k once more, into cleared ones."""
-        self.step.optimizer.zero_grad(set_to_none=True)
+        self.step.zero_grad()
         self.step.backward(*self._on_device(self.sampler.batch(k)), self.carry)
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
