@@ -247,7 +247,7 @@ class Symbol:
         if function is None or name.startswith("__"):
             raise AttributeError(name)
         if not callable(function):
-            raise NotElementwise(f".{name}")
+            raise NotElementwise(f".{name}, which is not element-wise or not listed")
         return lambda *args, **kwargs: Symbol.__torch_function__(function, (), (self, *args), kwargs)
 
 
