@@ -1,6 +1,7 @@
 """What the commands of `bench` have in common: models with fields on the command line, defaults by device, output."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+
+class Finite(click.FloatRange):
+    """A range of numbers; NaN, which no comparison finds outside of it, and infinity are not in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number.
+
+        Raises:
+            click.BadParameter: it is none, or not in the range.
+
+        """
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
 out_option = click.option("--out", metavar="FILE", help="Also write the JSON there: docs/benchmarks/NAME.json.")
 device_option = click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 dtype_option = click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", help="Of autocast.")
@@ -29,7 +47,7 @@ target_option = click.option("--target", metavar="N", help="Parameters to size m
 
 
 limit_option = click.option(
-    "--limit", type=click.FloatRange(min=1), default=600.0, show_default=True, metavar="S",
+    "--limit", type=Finite(min=1), default=600.0, show_default=True, metavar="S",
     help="On a GPU rows are measured in a process of their own: longest time to the next one.",
 )  # fmt: skip
 
@@ -83,11 +101,13 @@ def where(device: str, dtype: str, cpu_defaults: Mapping[str, Any]) -> "tuple[to
     """Device and dtype; says so where small defaults take the place of the usual ones.
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: no such device, or RNN_LAB_KERNELS names no backend.
 
     """
+    from rnn_lab.kernels.operations import check_setting
     from rnn_lab.train.device import pick_device, pick_dtype
 
+    check_setting()
     chosen = pick_device(device)
     if chosen.type == "cpu":
         small = ", ".join(f"{key} {value}" for key, value in cpu_defaults.items())

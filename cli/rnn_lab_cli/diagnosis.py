@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from rnn_lab.errors import RnnLabError
+from rnn_lab.errors import ConfigError, RnnLabError
 
 OPTIONAL = {
     "zstandard": "reads .jsonl.zst",
@@ -113,14 +113,34 @@ def _cache() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    from rnn_lab.kernels.certificates import certificates
+    """RNN_LAB_KERNELS where it is set, then certificates, of the backends that there are, as their sources are now."""
+    from rnn_lab.kernels.certificates import certificates, sources
+    from rnn_lab.kernels.dispatch import AUTO, setting
+    from rnn_lab.kernels.operations import check_setting, operations
 
-    found = certificates()
-    wrong = [row for row in found if row["distrust"]]
-    for row in wrong:
-        name = f"{row['key']['op']}/{row['key']['backend']}"
-        yield Finding("kernel", "warn", f"{name}: {row['distrust']}", "it is not used here; please report it")
-    yield Finding("kernels", "ok", f"{len(found) - len(wrong)} certificates hold on this machine, {len(wrong)} refused")
+    if setting() != AUTO:
+        try:
+            yield Finding("RNN_LAB_KERNELS", "ok", check_setting())
+        except ConfigError as error:
+            yield Finding("RNN_LAB_KERNELS", "fail", str(error), "unset it, or name one that is known")
+    stored = certificates()
+    ops = operations().values() if stored else ()
+    now = {(op.name, b.name): sources(b.run.__module__) for op in ops for b in op.backends}
+    found: dict[tuple[str, str], list[str | None]] = {}
+    for row in stored:
+        key = row["key"]
+        pair = (key["op"], key["backend"])
+        if pair in now and now[pair] == key.get("sources"):
+            found.setdefault(pair, []).append(row["distrust"])
+    for (op, backend), reasons in found.items():
+        wrong = [reason for reason in reasons if reason]
+        if wrong:
+            more = f" (and {len(wrong) - 1} more kinds of calls)" if len(wrong) > 1 else ""
+            detail = f"{op}/{backend}: {wrong[0]}{more}"
+            yield Finding("kernel", "warn", detail, "it is not used for such calls here; please report it")
+    total = [reason for reasons in found.values() for reason in reasons]
+    refused = sum(reason is not None for reason in total)
+    yield Finding("kernels", "ok", f"{len(total) - refused} certificates hold on this machine, {refused} refused")
 
 
 def _plugins() -> Iterator[Finding]:

@@ -140,19 +140,40 @@ def test_a_cell_written_a_minute_ago_is_measured(rnn_lab, fresh, tmp_path):
     assert any(row["status"] == "ok" and row["model"] == "mine" for row in done.json["rows"])
 
 
-@pytest.mark.parametrize("op,kept", [("recurrence", True), ("nothing", False)])
+@pytest.mark.parametrize("op,kept", [("recurrence", True), ("attention", False)])
 def test_only_the_operation_that_is_asked_for(rnn_lab, op, kept):
     page = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--op", op, "--json").json
     assert bool(page["rows"]) is kept and page["setting"]["only op"] == op
 
 
 def test_only_the_implementations_that_are_asked_for(rnn_lab):
-    page = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "ref*", "--json").json
-    rows, setting = page["rows"], page["setting"]
+    done = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "ref*", "--json")
+    rows, setting = done.json["rows"], done.json["setting"]
     assert {row["implementation"] for row in rows} == {"reference"} and all(row["status"] == "ok" for row in rows)
     assert setting["only implementation"] == "ref*" and "only op" not in setting
-    done = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "nobody's")
-    assert done.code == 0 and "nothing that is nobody's" in done.err
+    assert "nothing that is" not in done.err
+    models = ["--model", "e61:dim=16", "--model", "e62:dim=16"]
+    some = rnn_lab(*KERNELS, *models, "--implementation", "nobody's", "--implementation", "matrix", "--json")
+    assert some.code == 0 and "nothing that is nobody's" in some.err
+    assert {row["implementation"] for row in some.json["rows"]} == {"matrix"}
+    none = rnn_lab(*KERNELS, *models, "--implementation", "referense")
+    assert none.code == 2 and not none.out and "Did you mean 'reference'?" in none.err
+
+
+@pytest.mark.parametrize("bench", [KERNELS, TRAIN, DECODE])
+def test_a_backend_that_nobody_has_is_no_setting(rnn_lab, monkeypatch, bench):
+    monkeypatch.setenv("RNN_LAB_KERNELS", "diagonals")
+    done = rnn_lab(*bench, "--model", "e61:dim=16")
+    assert done.code == 2 and not done.out and "known are auto" in done.err and "mean 'diagonal'" in done.err
+
+
+def test_train_runs_by_the_variable_unless_it_is_told_otherwise(rnn_lab, monkeypatch):
+    monkeypatch.setenv("RNN_LAB_KERNELS", " reference ")
+    page = rnn_lab(*TRAIN, "--model", "e61:dim=16,depth=1", "--json").json
+    assert page["setting"]["kernels"] == "reference"
+    assert page["rows"][0]["backends"][0]["refused"]["diagonal"] == "RNN_LAB_KERNELS=reference"
+    page = rnn_lab(*TRAIN, "--model", "e61:dim=16,depth=1", "--kernels", "auto", "--json").json
+    assert "on cpu" in page["rows"][0]["backends"][0]["refused"]["diagonal"]
 
 
 def test_train_json_has_rates_memory_and_the_loss(rnn_lab, tmp_path):
@@ -224,6 +245,11 @@ def test_decode_of_a_growing_state_runs_eagerly(rnn_lab):
         [*DECODE[:-4], "--batch-size", "one"],
         [*DECODE[:-4], "--batch-size", "0"],
         [*KERNELS, "--device", "tpu"],
+        [*KERNELS, "--seconds", "nan"],
+        [*KERNELS, "--seconds", "-1"],
+        [*KERNELS, "--limit", "nan"],
+        [*KERNELS, "--dim", "0"],
+        [*KERNELS, "--model", "e61:dim=16", "--op", "nothing"],
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_runs(rnn_lab, argv):

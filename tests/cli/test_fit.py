@@ -150,10 +150,14 @@ def test_divergence_exits_3_with_the_result_in_json(rnn_lab, fresh, corpus, tmp_
 
 
 def test_a_run_without_a_usable_backend_exits_1(rnn_lab, corpus, tmp_path, monkeypatch):
-    monkeypatch.setenv("RNN_LAB_KERNELS", "nix")
+    monkeypatch.setenv("RNN_LAB_KERNELS", "matrix")
     argv = ["fit", "--model", "e61", *TINY, "--data", str(corpus), "--out", str(tmp_path / "r")]
     done = rnn_lab(*argv)
-    assert done.code == 1 and "error: RNN_LAB_KERNELS=nix" in done.err
+    assert done.code == 1 and "error: RNN_LAB_KERNELS=matrix, but" in done.err
+    monkeypatch.setenv("RNN_LAB_KERNELS", "nix")
+    done = rnn_lab(*argv)
+    assert done.code == 2 and "error: RNN_LAB_KERNELS=nix: no backend has this name" in done.err
+    assert not (tmp_path / "r").exists()
 
 
 def test_the_progress_line_has_the_figures_of_the_step():

@@ -85,13 +85,23 @@ def test_doctor_reports_every_part(rnn_lab):
 
 
 def test_doctor_names_kernels_that_were_seen_wrong(rnn_lab, monkeypatch):
-    row = {"key": {"op": "recurrence", "backend": "diagonal"}, "distrust": "its small run differs"}
-    monkeypatch.setattr(certificates, "certificates", lambda: [row, {**row, "distrust": None}])
+    key = {"op": "recurrence", "backend": "diagonal", "sources": certificates.sources("rnn_lab.kernels.recurrence")}
+    row = {"key": key, "distrust": "its small run differs"}
+    gone = [{**row, "key": {**key, what: "gone"}} for what in ("op", "backend", "sources")]
+    monkeypatch.setattr(certificates, "certificates", lambda: [row, row, {**row, "distrust": None}, *gone])
+    found = rnn_lab("doctor", "--json").json
+    (warned,) = [row for row in found if row["check"] == "kernel"]
+    assert warned["status"] == "warn"
+    assert warned["detail"] == "recurrence/diagonal: its small run differs (and 1 more kinds of calls)"
+    (summary,) = [row for row in found if row["check"] == "kernels"]
+    assert summary["detail"] == "1 certificates hold on this machine, 2 refused"
+
+
+@pytest.mark.parametrize("value,status", [("diagonal", "ok"), ("diagonals", "fail")])
+def test_doctor_notices_which_kernels_are_asked_for(rnn_lab, monkeypatch, value, status):
+    monkeypatch.setenv("RNN_LAB_KERNELS", value)
     rows = {row["check"]: row for row in rnn_lab("doctor", "--json").json}
-    assert (
-        rows["kernel"]["status"] == "warn" and rows["kernel"]["detail"] == "recurrence/diagonal: its small run differs"
-    )
-    assert rows["kernels"]["detail"] == "1 certificates hold on this machine, 1 refused"
+    assert rows["RNN_LAB_KERNELS"]["status"] == status
 
 
 def test_doctor_fails_with_1_and_says_what_to_do(rnn_lab, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rnn_lab.registry import registry
 
-from rnn_lab_cli.bench_options import device_option, dtype_option, keep
+from rnn_lab_cli.bench_options import Finite, device_option, dtype_option, keep
 from rnn_lab_cli.names import complete_model
 from rnn_lab_cli.output import emit_json, json_option, note, pairs
 
@@ -18,7 +18,7 @@ from rnn_lab_cli.output import emit_json, json_option, note, pairs
 @click.option("--seq-len", type=click.IntRange(1), default=512, show_default=True, metavar="N", help="Bytes.")
 @click.option(
     "--sparsity",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Finite(0, 1, max_open=True),
     default=0.35,
     show_default=True,
     metavar="S",

@@ -1,11 +1,14 @@
 """`rnn-lab bench kernels`."""
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import click
+from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.registry import registry
 
 from rnn_lab_cli.bench_options import (
+    Finite,
     bench_options,
     finish,
     milliseconds,
@@ -42,11 +45,17 @@ TINY = {"dim": 32, "n_state": 8, "n_heads": 2, "head_dim": 16}
     help="Only implementations of this name, such as matrix or 'fla *'; may be repeated.",
 )
 @model_option
-@click.option("--dim", type=int, metavar="N", help="Width of models that name none; default: 640, on the CPU 32.")
-@click.option("--expansion", type=float, metavar="X", help="Expansion of models that name none and have one.")
+@click.option(
+    "--dim", type=click.IntRange(1), metavar="N", help="Width of models that name none; default: 640, on the CPU 32."
+)
+@click.option(
+    "--expansion", type=Finite(0, min_open=True), metavar="X", help="Expansion of models that name none and have one."
+)
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Sequences; default: 32, on the CPU 2.")
 @click.option("--seq-len", type=click.IntRange(1), metavar="N", help="Steps; default: 512, on the CPU 8.")
-@click.option("--seconds", type=float, metavar="S", help="Per measurement; default: 0.3, on the CPU 0.02.")
+@click.option(
+    "--seconds", type=Finite(0, min_open=True), metavar="S", help="Per measurement; default: 0.3, on the CPU 0.02."
+)
 @bench_options
 def kernels(
     ops: tuple[str, ...], kept: tuple[str, ...], models: tuple[str, ...], dim: int | None, expansion: float | None,
@@ -77,11 +86,35 @@ def kernels(
         batch or (32 if cuda else small["batch"]), seq_len or (512 if cuda else small["seq-len"]), precision, chosen,
         seconds or (0.3 if cuda else 0.02), limit if cuda else None, kept or ("*",),
     )  # fmt: skip
+    _check_ops(ops)
     page = bench_kernels(asked, ops, setting, progress(out))
     if not page["rows"]:
         asked_for = " or ".join((*ops, *kept))
         note(f"these models call nothing that is {asked_for}" if asked_for else "these models call no operation")
+    else:
+        names = [row["implementation"] or "" for row in page["rows"]]
+        for pattern in kept:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                note(f"these models call nothing that is {pattern}")
     finish(page, out, as_json, _show)
+
+
+def _check_ops(ops: tuple[str, ...]) -> None:
+    """Refuse what is no operation's name; of plugins only where the core's own do not have it.
+
+    Raises:
+        ConfigError: there is no such operation.
+
+    """
+    from rnn_lab.kernels.operations import operations, own_operations
+
+    if set(ops) <= own_operations().keys():
+        return
+    known = list(operations())
+    for name in ops:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise ConfigError(f"--op {name}: no operation has this name; known are {', '.join(known)}.{near}")
 
 
 def _tiny(fields: dict[str, Any]) -> dict[str, Any]:

@@ -35,11 +35,14 @@ MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "e74", "e88", "mamb
 @click.option("--seq-len", type=click.IntRange(1), metavar="N", help="Bytes; default: 512, on the CPU 16.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Timed steps; default: 20, on the CPU 3.")
 @click.option("--graph", type=click.Choice(["auto", "on", "off"]), default="auto", help="auto: with and without.")
-@click.option("--kernels", type=click.Choice(["auto", "reference"]), default="auto", help="reference: plain loops.")
+@click.option(
+    "--kernels", type=click.Choice(["auto", "reference"]),
+    help="reference: plain loops; default: RNN_LAB_KERNELS, else auto.",
+)  # fmt: skip
 @bench_options
 def train(
     models: tuple[str, ...], presets: tuple[str, ...], target: str | None, batch_size: int | None,
-    seq_len: int | None, steps: int | None, graph: str, kernels: str, limit: float, device: str, dtype: str,
+    seq_len: int | None, steps: int | None, graph: str, kernels: str | None, limit: float, device: str, dtype: str,
     as_json: bool, out: str | None,
 ) -> None:  # fmt: skip
     """Measure whole training steps: forward, backward, clipping and optimizer on batches that are on the device.
@@ -50,6 +53,7 @@ def train(
     small = {"target": "100k", "batch-size": 2, "seq-len": 16, "steps": 3}
     chosen, precision = where(device, dtype, small)
     from rnn_lab.bench.train import TrainSetting, bench_train
+    from rnn_lab.kernels import dispatch
 
     cuda, found = chosen.type == "cuda", registry()
     usual = [name for name in MODELS if name in found.models]
@@ -57,7 +61,7 @@ def train(
     asked = sections(models if models or presets else usual, presets, size, found)
     setting = TrainSetting(
         batch_size or (32 if cuda else 2), seq_len or (512 if cuda else 16), steps or (20 if cuda else 3), precision,
-        chosen, graph, kernels, limit=limit if cuda else None,
+        chosen, graph, kernels or dispatch.setting(), limit=limit if cuda else None,
     )  # fmt: skip
     finish(bench_train(asked, setting, progress(out)), out, as_json, _show)
 

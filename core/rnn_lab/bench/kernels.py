@@ -19,6 +19,7 @@ from rnn_lab.bench.peers import Implementation, implementations
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.timing import Spread, time_eager, time_graph
 from rnn_lab.config import ModelSection
+from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.modelspec import ModelSpec, model_spec
 from rnn_lab.registry import registry
 
@@ -31,6 +32,8 @@ SAVED_PER_STEP = 6
 """States that a loop saves per step, roughly."""
 MOST_SETS = 32
 Exact = Callable[[Callable[[Case], Bound]], Outcome]
+LEFT_OUT = "left out"
+"""Status of a call none of whose implementations is asked for: no row of the page."""
 TIMERS = {"graph": time_graph, "eager": time_eager}
 
 
@@ -68,6 +71,9 @@ def bench_kernels(
         setting: sizes.
         show: is handed the page after every row.
 
+    Raises:
+        ConfigError: what these models call has no implementation that is asked for.
+
     """
     for name, fields in asked:
         _spec(name, fields)  # what cannot be built is an error at once
@@ -82,9 +88,20 @@ def bench_kernels(
         "ceilings": ceilings(setting.device, setting.seconds),
         "rows": [],
     }  # fmt: skip
+    known: set[str] = set()
     for row in rows_of(_rows, (list(asked), list(ops), setting, page["ceilings"]), setting.limit):
+        if row["status"] == LEFT_OUT:
+            known |= set(row["implementations"])
+            continue
         page["rows"].append(row)
         show(page)
+    if known and not page["rows"]:
+        patterns = " or ".join(setting.implementations)
+        near = did_you_mean(patterns, known)
+        raise ConfigError(
+            f"--implementation {patterns}: nothing that these models call has it; "
+            f"known are {', '.join(sorted(known))}.{near}"
+        )
     return page
 
 
@@ -127,6 +144,11 @@ def _model_rows(
             continue
         state = case.state and list(case.state)
         common = {"model": name, "fields": fields, "op": case.op.name, "recurrent": bool(state), "state": state}
+        found = list(implementations(case))
+        kept = [one for one in found if any(fnmatchcase(one.name, p) for p in setting.implementations)]
+        if not kept:
+            yield common | {"status": LEFT_OUT, "implementations": [one.name for one in found]}
+            continue
         if case.identity in seen:
             same = f"the same call as {seen[case.identity]}'s"
             yield common | {"implementation": None, "status": "same", "reason": same}
@@ -140,9 +162,7 @@ def _model_rows(
             continue
         # Most implementations of a case share one fp64 reference: it is run once.
         exact = cache(lambda bound, small=small: bound(small).forward_backward())
-        for implementation in implementations(case):
-            if not any(fnmatchcase(implementation.name, pattern) for pattern in setting.implementations):
-                continue
+        for implementation in kept:
             row = common | {
                 "implementation": implementation.name,
                 "implementation_kind": implementation.kind,

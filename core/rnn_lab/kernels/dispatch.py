@@ -8,6 +8,8 @@ decides what is allowed:
     reference  the plain reference only
     require    never the reference: an error where no kernel can run
     NAME       this backend for every operation that has it: an error where it cannot run
+
+Spaces around the value count for nothing, and an empty one is none. What is no backend's name is an error.
 """
 
 import os
@@ -17,10 +19,15 @@ from typing import Any, Generic, TypeVar
 
 from rnn_lab.errors import KernelUnavailable
 
-_names: set[str] = set()
-"""Of all backends there are."""
 F = TypeVar("F", bound=Callable[..., Any])
-REFERENCE = "reference"
+AUTO, REFERENCE, REQUIRE = "auto", "reference", "require"
+made: "dict[str, Op[Any]]" = {}
+"""Operations by name, as their modules are imported: kernels.operations has all."""
+
+
+def setting() -> str:
+    """The value of RNN_LAB_KERNELS as it is understood; whether it names a backend is kernels.operations' to say."""
+    return os.environ.get("RNN_LAB_KERNELS", "").strip() or AUTO
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,6 @@ class Backend(Generic[F]):
     refuses: Callable[..., str | None]
     certified: bool = True
     capturable: bool = True
-
-    def __post_init__(self) -> None:
-        _names.add(self.name)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class Op(Generic[F]):
     backends: list[Backend[F]] = field(default_factory=list)
     probe: Callable[..., tuple[Any, ...] | list[tuple[Any, ...]]] | None = None
 
+    def __post_init__(self) -> None:
+        made[self.name] = self
+
     def __call__(self, record: dict[str, Choice], *args: Any) -> Any:
         """`reference`'s result from the fastest backend that can run here; the choice is noted in `record`."""
         run, record[self.name] = self.select(*args)
@@ -79,22 +86,25 @@ class Op(Generic[F]):
 
         Raises:
             KernelUnavailable: RNN_LAB_KERNELS forbids every backend that could run.
+            ConfigError: RNN_LAB_KERNELS names no backend.
 
         """
-        wanted = os.environ.get("RNN_LAB_KERNELS", "auto")
-        if wanted in _names - {backend.name for backend in self.backends}:
-            wanted = "auto"
+        wanted = setting()
+        if wanted not in (AUTO, REFERENCE, REQUIRE, *(backend.name for backend in self.backends)):
+            from rnn_lab.kernels.operations import check_setting
+
+            check_setting()
+            wanted = AUTO  # another operation's backend
         refused: list[tuple[str, str]] = []
         for backend in self.backends:
-            reason = backend.refuses(*args)
-            if wanted not in ("auto", "require", backend.name):
-                reason = f"RNN_LAB_KERNELS={wanted}"
+            allowed = wanted in (AUTO, REQUIRE, backend.name)
+            reason = backend.refuses(*args) if allowed else f"RNN_LAB_KERNELS={wanted}"
             if reason is None:
                 reason = self._distrust(backend, args)
             if reason is None:
                 return backend.run, Choice(self.name, backend.name, tuple(refused), backend.capturable)
             refused.append((backend.name, reason))
-        if wanted not in ("auto", REFERENCE):
+        if wanted not in (AUTO, REFERENCE):
             why = "; ".join(f"{name}: {reason}" for name, reason in refused) or "it has no other backend"
             raise KernelUnavailable(
                 f"RNN_LAB_KERNELS={wanted}, but no such backend can run {self.name!r} here ({why}). "

@@ -236,6 +236,9 @@ class Symbol:
 
     __rmatmul__ = __matmul__
 
+    def __bool__(self) -> bool:
+        raise NotElementwise("a branch on a value")
+
     def __neg__(self) -> "Symbol":
         return Symbol(neg(self.node))
 
@@ -244,7 +247,7 @@ class Symbol:
         if function is None or name.startswith("__"):
             raise AttributeError(name)
         if not callable(function):
-            raise NotElementwise(f".{name}")
+            raise NotElementwise(f".{name}, which is not element-wise or not listed")
         return lambda *args, **kwargs: Symbol.__torch_function__(function, (), (self, *args), kwargs)
 
 
@@ -272,10 +275,10 @@ def trace(function: Callable[..., Any], *names: str) -> list[Node]:
     """
     try:
         out = function(*(Symbol(var(name)) for name in names))
-    except (AttributeError, TypeError, RuntimeError, IndexError, ValueError) as error:
-        raise NotElementwise(
-            f"{type(error).__name__}: {error}" if not isinstance(error, NotElementwise) else str(error)
-        ) from error
+    except NotElementwise:
+        raise
+    except Exception as error:  # the function is anybody's, and has symbols where it expects tensors
+        raise NotElementwise(f"{type(error).__name__}: {error}") from error
     results = out if isinstance(out, tuple | list) else (out,)
     return [_node(x) for x in results]
 

@@ -126,6 +126,9 @@ class Labelled:
 
     ndim = property(dim)
 
+    def __bool__(self) -> bool:
+        raise NotElementwise("a branch on a value")
+
     def size(self, axis: int | None = None) -> Any:
         """As of a tensor."""
         return self.shape if axis is None else self.shape[axis]

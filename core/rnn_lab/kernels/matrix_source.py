@@ -172,7 +172,7 @@ def traced(cell: "Cell", shape: tuple[int, ...], streams: Sequence[Shapes]) -> P
             seen = at_step(cell.after(in_time(seen), *map(in_time, gates)))
     except NotElementwise:
         raise
-    except (AttributeError, TypeError, RuntimeError, IndexError, ValueError) as error:
+    except Exception as error:  # as in expression.trace
         raise NotElementwise(f"{type(error).__name__}: {error}") from error
     return _oriented(new, seen, state(shape, "h"), first, second)
 

@@ -9,7 +9,7 @@ one kernel per direction (kernels.diagonal), Triton or CUDA C++, and so does one
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from rnn_lab.kernels.triton_support import refuses_triton
 if TYPE_CHECKING:
     from rnn_lab.kernels import matrix_source
     from rnn_lab.kernels.diagonal_source import Program
+
+P = TypeVar("P")
 
 
 class Streams(NamedTuple):
@@ -60,7 +62,7 @@ class Cell:
         `counts` are the lengths of the five parts of Streams.
         """
         if counts not in self._programs:
-            self._programs[counts] = _traced(self, *counts)
+            self._programs[counts] = _or_reason(lambda: _traced(self, *counts))
         return self._programs[counts]
 
     @cached_property
@@ -74,13 +76,9 @@ class Cell:
         shapes = [tuple(tuple(x.shape[0 if i % 2 else 2 :]) for x in part) for i, part in enumerate(streams)]
         key = (tuple(h.shape[1:]), *shapes)
         if key not in self._matrices:
-            from rnn_lab.kernels.expression import NotElementwise
             from rnn_lab.kernels.matrix_source import traced
 
-            try:
-                self._matrices[key] = traced(self, tuple(h.shape[1:]), shapes)
-            except NotElementwise as error:
-                self._matrices[key] = f"the cell uses {error}"
+            self._matrices[key] = _or_reason(lambda: traced(self, tuple(h.shape[1:]), shapes))
         return self._matrices[key]
 
     @property
@@ -106,10 +104,28 @@ def _named(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__} {sources(value.__module__)}"
 
 
-def _traced(cell: Cell, n_inputs: int, n_weights: int, n_queries: int, n_biases: int, n_gates: int) -> "Program | str":
+def _or_reason(make: Callable[[], P]) -> P | str:
+    """A program, or what keeps the cell from being one.
+
+    Cells are anybody's code and are traced on every machine, so whatever it raises on symbols is a reason too, and a
+    cell that draws random numbers leaves the generator as it was.
+    """
+    from rnn_lab.kernels.expression import NotElementwise
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return make()
+    except NotElementwise as error:
+        return f"the cell uses {error}"
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        return f"the cell cannot be traced ({type(error).__name__}: {first})"
+
+
+def _traced(cell: Cell, n_inputs: int, n_weights: int, n_queries: int, n_biases: int, n_gates: int) -> "Program":
     """Streams are x0... in the order inputs, queries, gates; weights w0... in the order weights, biases."""
     from rnn_lab.kernels.diagonal_source import Program
-    from rnn_lab.kernels.expression import NotElementwise, trace
+    from rnn_lab.kernels.expression import trace
 
     def step(h: Any, *rest: Any) -> Any:
         xs, ws = rest[:n_inputs], rest[n_inputs:]
@@ -121,11 +137,8 @@ def _traced(cell: Cell, n_inputs: int, n_weights: int, n_queries: int, n_biases:
 
     xs = [f"x{i}" for i in range(n_inputs + n_queries + n_gates)]
     ws = [f"w{i}" for i in range(n_weights + n_biases)]
-    try:
-        (update,) = trace(step, "h", *xs[:n_inputs], *ws)
-        (seen,) = trace(output, "s", *xs[n_inputs:])
-    except NotElementwise as error:
-        return f"the cell uses {error}"
+    (update,) = trace(step, "h", *xs[:n_inputs], *ws)
+    (seen,) = trace(output, "s", *xs[n_inputs:])
     return Program(len(xs), len(ws), update, seen)
 
 
@@ -209,11 +222,19 @@ def _counts(streams: Streams) -> tuple[int, ...]:
     return tuple(len(part) for part in streams)
 
 
+def _usable(
+    make: Callable[[], P | str], refuses: Callable[..., str | None], h: Tensor, streams: Streams
+) -> P | str:  # fmt: skip
+    """The program, or why it cannot run. The cell is judged first: a machine without a GPU tells what one would do."""
+    tensors = (*streams.inputs, *streams.queries, *streams.gates, h)
+    if torch.compiler.is_compiling():  # which would follow every step of the tracing
+        return refuses(*tensors) or make()
+    program = make()
+    return program if isinstance(program, str) else refuses(*tensors) or program
+
+
 def _refuses_diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
-    xs = (*streams.inputs, *streams.queries, *streams.gates)
-    if reason := refuses_triton(*xs, h):
-        return reason
-    program = cell.program(_counts(streams))
+    program = _usable(lambda: cell.program(_counts(streams)), refuses_triton, h, streams)
     return program if isinstance(program, str) else None
 
 
@@ -221,9 +242,7 @@ def _refuses_diagonal_cuda(cell: Cell, h: Tensor, streams: Streams, reset_BT: Te
     from rnn_lab.kernels.cuda_jit import refuses_cuda
     from rnn_lab.kernels.diagonal import parts_of
 
-    if reason := refuses_cuda(*streams.inputs, *streams.queries, *streams.gates, h):
-        return reason
-    program = cell.program(_counts(streams))
+    program = _usable(lambda: cell.program(_counts(streams)), refuses_cuda, h, streams)
     if isinstance(program, str):
         return program
     B, T = streams.inputs[0].shape[:2]
@@ -263,14 +282,18 @@ def _flat(x: Tensor, leading: int, shape: torch.Size) -> Tensor:
 
 def _refuses_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     from rnn_lab.kernels.cuda_jit import refuses_cuda
-    from rnn_lab.kernels.matrix import across
 
-    if reason := refuses_cuda(*streams.inputs, *streams.queries, *streams.gates, h):
-        return reason
-    program = cell.matrix(h, streams)
+    program = _usable(lambda: _short_rows(cell.matrix(h, streams)), refuses_cuda, h, streams)
+    return program if isinstance(program, str) else None
+
+
+def _short_rows(program: "matrix_source.Program | str") -> "matrix_source.Program | str":
     if isinstance(program, str):
         return program
-    return None if across(program.rows, program.columns) else f"its rows of {program.columns} numbers are too long"
+    from rnn_lab.kernels.matrix import across
+
+    fits = across(program.rows, program.columns)
+    return program if fits else f"its rows of {program.columns} numbers are too long"
 
 
 def _matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:

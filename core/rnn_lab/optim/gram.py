@@ -4,13 +4,12 @@ Which of them is faster depends on GPU and shape, so both are timed on the matri
 kernel's results are held to the library's. What was chosen and why is on record, as of every kernel.
 """
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from rnn_lab.kernels.dispatch import REFERENCE, Choice
+from rnn_lab.kernels.dispatch import REFERENCE, Choice, setting
 from rnn_lab.kernels.triton_support import refuses_triton
 from rnn_lab.tensors import relative_error
 
@@ -65,7 +64,7 @@ def _refuses(X_Kmn: Tensor) -> str | None:
         return f"matrices are on {X_Kmn.device.type}"
     if X_Kmn.shape[1] < SMALLEST:
         return f"{X_Kmn.shape[1]} rows are fewer than {SMALLEST}"
-    if os.environ.get("RNN_LAB_KERNELS", "auto") == REFERENCE:
+    if setting() == REFERENCE:
         return f"RNN_LAB_KERNELS={REFERENCE}"
     return refuses_triton(X_Kmn)
 
