@@ -124,7 +124,7 @@ def expect_reference(args, dtype, index):
 
 
 SHAPES = {  # sequences, steps, heads, rows, columns
-    "e71": (2, 9, (), 5, 5),
+    "e71": (2, 16, (), 24, 24),
     "e74": (2, 19, (), 24, 24),
     "e74-full-retain": (1, 8, (), 12, 12),
     "e88-gates": (2, 10, (3,), 40, 8),
@@ -132,13 +132,14 @@ SHAPES = {  # sequences, steps, heads, rows, columns
     "e75": (1, 16, (2,), 8, 8),
     "third-party": (2, 9, (2,), 40, 6),
 }
-SOME = [("e74", bf16, False), ("e74-full-retain", fp32, True), ("e88-gates", fp32, True), ("third-party", fp32, True),
-        ("e73f", fp32, False)]  # fmt: skip
+SOME = [("e74", bf16, False, 1), ("e74-full-retain", fp32, True, 1), ("e88-gates", fp32, True, 1),
+        ("third-party", fp32, True, 1), ("e73f", fp32, False, 1), ("e75", bf16, False, 1), ("e71", fp32, True, 0)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "dtype", "reset"), SOME)
-def test_equals_the_reference(name, dtype, reset):
-    expect_reference(call(name, *SHAPES[name], dtype, reset), dtype, 1)
+@pytest.mark.parametrize(("name", "dtype", "reset", "index"), SOME)
+def test_equals_the_reference(name, dtype, reset, index):
+    """The last two have nothing but whole tiles: of one segment each, and of two."""
+    expect_reference(call(name, *SHAPES[name], dtype, reset), dtype, index)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
