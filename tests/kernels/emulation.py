@@ -18,7 +18,7 @@ import torch
 
 HERE = Path(__file__).parent
 BUILT = Path(tempfile.gettempdir()) / "rnn_lab_emulated"
-"""Libraries stay between runs: compiling one takes a second or two."""
+"""Libraries stay between runs: compiling one takes about a second."""
 MARGIN = 4096
 """Bytes before and after a tensor that are no part of it."""
 COPIED = "*target = valid ? *source :"
