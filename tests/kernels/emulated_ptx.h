@@ -1,13 +1,12 @@
-// What ptx.cuh and the compiler of CUDA give, for one block at a time on the CPU.
+// What ptx.cuh and the compiler of CUDA give, for one block at a time on the CPU. Of the standard library only what is
+// quickly compiled: every kernel of every test compiles it again.
 
 #include <ucontext.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <vector>
 
 #define __device__
 #define __global__
@@ -47,14 +46,39 @@ struct Group { int size = 0, arrived = 0; unsigned round = 0; };
 
 inline int threads, current;
 inline bool turned;
-inline std::vector<ucontext_t> fibres;
-inline std::vector<bool> done;
+inline ucontext_t fibres[1024];
+inline bool done[1024];
 inline ucontext_t home;
 inline Group block;
 inline Group warps[32];
 inline float exchanged[1024];
 inline unsigned votes[32];
 inline void (*work)();
+
+// What a kernel may read: the tensors that it was given.
+struct Range { uintptr_t first, last; };
+inline const Range* memory;
+inline int tensors;
+
+// Asynchronous copies of a thread that have not arrived, oldest first, and the commits that it made before each.
+struct Copy { void* to; const void* from; int bytes, commits; };
+struct Queue { int length, commits; Copy copies[512]; };
+inline Queue queues[1024];
+
+// Ends the kernel; `go` hands the reason back. The first one counts.
+inline const char* fault;
+inline void fail(const char* reason) {
+    fault = reason;
+    setcontext(&home);
+}
+
+template <class X> const X* inside(const X* from, int bytes = sizeof(X)) {
+    const auto first = uintptr_t(from);
+    for (const Range* range = memory; range < memory + tensors; ++range)
+        if (range->first <= first && first + bytes <= range->last) return from;
+    fail("a copy from outside the tensors' memory");
+    return from;
+}
 
 inline void yield() {
     const int own = current;
@@ -77,7 +101,7 @@ inline void meet(Group& group) {
         ++group.round;
     }
     for (long tries = 0; group.round == round; ++tries) {
-        if (tries > 100000) std::abort();  // somebody never comes
+        if (tries > 100000) fail("threads wait for one that never comes");
         yield();
     }
 }
@@ -133,17 +157,32 @@ inline float fast_exp2(float x) { return exp2f(x); }
 inline float fast_sqrt(float x) { return sqrtf(x); }
 inline float lesser(float x, float y) { return x != x || y != y ? NAN : fminf(x, y); }
 inline unsigned saturated(float x, float y) {
-    const fp16 both[] = {fp16(std::clamp(x, -65504.0f, 65504.0f)), fp16(std::clamp(y, -65504.0f, 65504.0f))};
+    const auto bound = [](float f) { return f < -65504.0f ? -65504.0f : f > 65504.0f ? 65504.0f : f; };
+    const fp16 both[] = {fp16(bound(x)), fp16(bound(y))};
     unsigned r;
     std::memcpy(&r, both, sizeof(r));
     return r;
 }
 template <int BYTES> void copy_async(void* to, const void* from, bool valid) {
-    if ((uintptr_t(to) | uintptr_t(from)) % BYTES) std::abort();  // not aligned
-    valid ? std::memcpy(to, from, BYTES) : std::memset(to, 0, BYTES);
+    using namespace emulated;
+    if ((uintptr_t(to) | uintptr_t(from)) % BYTES) fail("a copy that is not aligned");
+    if (valid) inside(static_cast<const char*>(from), BYTES);
+    std::memset(to, 0xff, BYTES);  // until it has arrived, whoever reads there finds no number
+    Queue& own = queues[current];
+    if (own.length == 512) fail("more copies than the emulation has room for");
+    own.copies[own.length++] = {to, valid ? from : nullptr, BYTES, own.commits};
 }
-inline void commit() {}
-template <int AHEAD> void arrived() {}
+inline void commit() { ++emulated::queues[emulated::current].commits; }
+template <int AHEAD> void arrived() {
+    auto& own = emulated::queues[emulated::current];
+    int n = 0;
+    for (; n < own.length && own.copies[n].commits < own.commits - AHEAD; ++n) {
+        const emulated::Copy& c = own.copies[n];
+        c.from ? std::memcpy(c.to, c.from, c.bytes) : std::memset(c.to, 0, c.bytes);
+    }
+    own.length -= n;
+    std::memmove(own.copies, own.copies + n, own.length * sizeof(emulated::Copy));
+}
 
 }  // namespace recurrence
 
@@ -152,18 +191,19 @@ inline void emulated::run(unsigned grid, int count, bool reversed, void (*kernel
     threads = count;
     turned = reversed;
     work = kernel;
-    static std::vector<char> stacks;
+    fault = nullptr;
     constexpr size_t STACK = 1 << 18;
-    stacks.resize(size_t(count) * STACK);
-    for (unsigned b = 0; b < grid; ++b) {
+    static char* stacks;
+    stacks = static_cast<char*>(std::realloc(stacks, count * STACK));
+    for (unsigned b = 0; b < grid && !fault; ++b) {
         std::memset(recurrence::shared, 0xff, sizeof recurrence::shared);
-        fibres.assign(count, {});
-        done.assign(count, false);
         block = {count};
         for (int w = 0; w < count / 32; ++w) warps[w] = {32};
         for (int i = 0; i < count; ++i) {
+            done[i] = false;
+            queues[i].length = queues[i].commits = 0;
             getcontext(&fibres[i]);
-            fibres[i].uc_stack.ss_sp = stacks.data() + size_t(i) * STACK;
+            fibres[i].uc_stack.ss_sp = stacks + i * STACK;
             fibres[i].uc_stack.ss_size = STACK;
             fibres[i].uc_link = nullptr;
             makecontext(&fibres[i], begin, 0);

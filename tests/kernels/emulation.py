@@ -1,6 +1,8 @@
 """CUDA C++ kernels on the CPU: the same text as plain C++, threads of a block as fibres that meet where they must.
 
-Fibres run one after the other, in an order that a test may turn round: results that change with it are a race.
+Fibres run one after the other, in an order that a test may turn round: results that change with it are a race. What an
+asynchronous copy writes is not a number until a thread waits for it. Copies into shared memory may only read tensors
+that the kernel was given, and nothing may write around them; what is read there is not a number.
 """
 
 import ctypes
@@ -16,7 +18,11 @@ import torch
 
 HERE = Path(__file__).parent
 BUILT = Path(tempfile.gettempdir()) / "rnn_lab_emulated"
-"""Libraries stay between runs: compiling one takes a second or two."""
+"""Libraries stay between runs: compiling one takes about a second."""
+MARGIN = 4096
+"""Bytes before and after a tensor that are no part of it."""
+COPIED = "*target = valid ? *source :"
+"""The copy in matrix.cuh that is not asynchronous."""
 
 
 def available():
@@ -30,9 +36,13 @@ def _library(text, name):
 
     source = text.replace(skeleton("ptx"), (HERE / "emulated_ptx.h").read_text())
     assert source != text
-    source += '\nextern "C" void go(const void* args, unsigned grid, int threads, int reversed) {\n'
+    assert source.count(COPIED) == 1
+    source = source.replace(COPIED, COPIED.replace("*source", "*emulated::inside(source)"))
+    source += '\nextern "C" const char* go(const void* args, unsigned grid, int threads, int reversed, '
+    source += "const emulated::Range* ranges, int n) {\n    emulated::memory = ranges, emulated::tensors = n;\n"
     source += "    static recurrence::Args a;\n    std::memcpy(&a, args, sizeof a);\n"
-    source += f"    emulated::run(grid, threads, reversed, [] {{ recurrence::{name}(a); }});\n}}\n"
+    source += f"    emulated::run(grid, threads, reversed, [] {{ recurrence::{name}(a); }});\n"
+    source += "    return emulated::fault;\n}\n"
     BUILT.mkdir(exist_ok=True)
     path = BUILT / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.so"
     if not path.exists():
@@ -40,7 +50,28 @@ def _library(text, name):
         file.write_text(source)
         subprocess.run(["g++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", str(file), "-o", str(made)], check=True)
         made.rename(path)
-    return ctypes.CDLL(str(path))
+    go = ctypes.CDLL(str(path)).go
+    go.restype = ctypes.c_char_p
+    return go
+
+
+class Apart:
+    """A copy of a tensor's memory that has nothing next to it."""
+
+    def __init__(self, x):
+        last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+        self.x, self.size = x, (last + 1) * x.element_size() if x.numel() else 0
+        room = torch.full((self.size + 2 * MARGIN,), 255, dtype=torch.uint8)  # not a number, as which type it is read
+        before = MARGIN - (room.data_ptr() - x.data_ptr()) % 64  # aligned as the tensor is
+        self.margins = room[:before], room[before + self.size :]
+        self.first = room.data_ptr() + before
+        self.last = self.first + self.size
+        ctypes.memmove(self.first, x.data_ptr(), self.size)
+
+    def back(self):
+        """What the kernel wrote."""
+        assert all((m == 255).all() for m in self.margins), "a kernel wrote outside the tensors' memory"
+        ctypes.memmove(self.x.data_ptr(), self.first, self.size)
 
 
 class EmulatedKernel:
@@ -52,7 +83,14 @@ class EmulatedKernel:
         self.text, self.name, self.signature = text, name, signature
 
     def __call__(self, grid, block, *values, shared=0):
-        numbers = [v.data_ptr() if isinstance(v, torch.Tensor) else 0 if v is None else v for v in values]
+        tensors = [Apart(v) if isinstance(v, torch.Tensor) else v for v in values]
+        apart = [v for v in tensors if isinstance(v, Apart)]
+        numbers = [v.first if isinstance(v, Apart) else 0 if v is None else v for v in tensors]
+        ranges = struct.pack(f"{2 * len(apart)}Q", *(n for v in apart for n in (v.first, v.last)))
         arguments = struct.pack(self.signature[0], *numbers)
         assert shared <= 227 * 1024
-        _library(self.text, self.name).go(arguments, grid[0], block[0], int(EmulatedKernel.reversed))
+        go = _library(self.text, self.name)
+        fault = go(arguments, grid[0], block[0], int(EmulatedKernel.reversed), ranges, len(apart))
+        assert fault is None, fault.decode()
+        for v in apart:
+            v.back()

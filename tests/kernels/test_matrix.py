@@ -124,7 +124,7 @@ def expect_reference(args, dtype, index):
 
 
 SHAPES = {  # sequences, steps, heads, rows, columns
-    "e71": (2, 9, (), 5, 5),
+    "e71": (2, 16, (), 24, 24),
     "e74": (2, 19, (), 24, 24),
     "e74-full-retain": (1, 8, (), 12, 12),
     "e88-gates": (2, 10, (3,), 40, 8),
@@ -132,13 +132,26 @@ SHAPES = {  # sequences, steps, heads, rows, columns
     "e75": (1, 16, (2,), 8, 8),
     "third-party": (2, 9, (2,), 40, 6),
 }
-SOME = [("e74", bf16, False), ("e74-full-retain", fp32, True), ("e88-gates", fp32, True), ("third-party", fp32, True),
-        ("e73f", fp32, False)]  # fmt: skip
+SOME = [("e74", bf16, False, 1), ("e74-full-retain", fp32, True, 1), ("e88-gates", fp32, True, 1),
+        ("third-party", fp32, True, 1), ("e73f", bf16, False, 1), ("e75", bf16, False, 1),
+        ("e71", fp32, True, 0)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "dtype", "reset"), SOME)
-def test_equals_the_reference(name, dtype, reset):
-    expect_reference(call(name, *SHAPES[name], dtype, reset), dtype, 1)
+@pytest.mark.parametrize(("name", "dtype", "reset", "index"), SOME)
+def test_equals_the_reference(name, dtype, reset, index):
+    """Rows of e73f are not aligned. The last two have nothing but whole tiles: of one segment each, and of two."""
+    expect_reference(call(name, *SHAPES[name], dtype, reset), dtype, index)
+
+
+@pytest.mark.parametrize("heads", [(2,), (2, 3)])
+def test_weights_per_head_and_of_one_number(heads):
+    def update(S, k, v, a, w):
+        return torch.tanh(a[..., None, None] * write(S, v - w * retrieve(S, k), k))
+
+    _, h, streams, _ = call("e74", 2, 5, heads, 6, 6)
+    weights = torch.rand(heads).to(DEVICE), torch.rand(()).to(DEVICE)
+    args = (Cell(update, retrieve), h, streams._replace(weights=weights), None)
+    expect_reference(args, fp32, 1)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -156,6 +169,24 @@ def test_the_order_of_threads_does_not_matter(monkeypatch):
         monkeypatch.setattr(emulation.EmulatedKernel, "reversed", True)
         second = evaluate(_matrix, args)
     assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "noticed"),
+    [
+        ("arrived<0>();", "", "not a number"),
+        ("valid ? source : from, valid", "source, true", "a copy from outside"),
+        ("if (p.has_row(r)) y_at", "y_at", "wrote outside"),
+    ],
+)
+def test_the_emulation_notices(good, bad, noticed, monkeypatch):
+    """Copies nobody waits for, and what is outside the tensors: mistakes that plain C++ would forgive."""
+    if CUDA:
+        pytest.skip("the GPU forgives them too")
+    monkeypatch.setattr(matrix, "source", lambda *args: source(*args).replace(good, bad))
+    with trying(1), pytest.raises(AssertionError, match=noticed):
+        y, _ = _matrix(*call("e73f", *SHAPES["e73f"]))
+        assert y.isfinite().all(), "not a number"
 
 
 def test_is_traced_whole(monkeypatch):
@@ -212,6 +243,15 @@ def test_saved_bytes():
     assert sum(x.nbytes for x in saved) == sum(x.nbytes for x in leaves[1:]) + marks
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "marks"),
+    [("e88", bf16, torch.float16), ("e88", fp32, fp32), ("e74-linear", bf16, bf16), ("third-party", bf16, bf16)],
+)
+def test_only_bounded_states_have_marks_of_little_range(name, dtype, marks):
+    args = call(name, 1, 1, (2,), 6, 6, dtype)
+    assert matrix.mark_type(program(*args), list(args[2].queries)) == marks
+
+
 def test_few_matrices_are_spread_wider():
     text = program(*call("e88", 1, 1, (2,), 64, 64)).text
     found = matrix.tilings(text)
@@ -240,6 +280,7 @@ def meets(S, k, v):
         (e63m.update, e63m.read, ((5, 5),), "weight"),
         (lambda S, k, v: S @ S, retrieve, (), "product of two matrices"),
         (lambda S, k, v: torch.erf(write(S, v, k)), retrieve, (), "erf"),
+        (lambda S, k, v: write(S, v, k / torch.linalg.vector_norm(k, 1, -1, True)), retrieve, (), "norm of order 1"),
         (lambda S, k, v: write(S, v, k), None, (), "read-out"),
     ],
 )
@@ -248,6 +289,11 @@ def test_refuses_with_a_reason(update, read, weights, reason, monkeypatch):
     x = torch.randn(1, 2, 5)
     streams = Streams((x, x, x)[: 3 if weights else 2], tuple(torch.randn(w) for w in weights), (x,) if read else ())
     assert reason in (_refuses_matrix(Cell(update, read), torch.zeros(1, 5, 5), streams) or "")
+
+
+def test_refuses_a_row_of_one_number():
+    cell, h, streams, _ = call("e75", 1, 2, (), 1, 1)
+    assert "one row or column" in cell.matrix(h, streams)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,11 @@ def _shared(device: torch.device) -> int:
 
 
 def saved_bytes(program: Program, tiling: Tiling, narrow: bool) -> float:
-    """Bytes that one matrix saves per step, besides its inputs."""
+    """Bytes that one matrix saves per step, besides its inputs, over whole segments.
+
+    T steps save ceil(T / K) marks, with K = `tiling.segment` steps between two: as many as the registers of a lane hold
+    states, and no more than the steps of a tile. A last segment that is cut short has a whole mark.
+    """
     return tiling.mark * (2 if narrow else 4) / tiling.segment
 
 
@@ -132,7 +136,7 @@ def run(
         program: the step.
         h: initial state `[B, *heads, rows, columns]`, transposed if the program says so.
         xs: streams `[B, T, *heads, n]` or `[B, T, *heads]`, fp32, bf16 or fp16 each.
-        ws: weights `[n]`, `[*heads, n]`, `[*heads]` or of one number.
+        ws: weights `[n]`, `[*heads, n]`, `[*heads]` or `[]`.
         reset_BT: True at t zeroes the state before step t.
         narrow: whether outputs take the dtype of the first stream instead of fp32.
 

@@ -323,6 +323,8 @@ def _reshape(x: Labelled, *sizes: Any) -> Labelled:
     """Leading axes to one, or one of size 1 more."""
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     own = [a for a in x.axes if a[0]]
+    if any(size == 1 and label in "01?" for label, size in own):
+        raise NotElementwise("a reshape where a matrix or vector has one row or column, which looks like a new axis")
     tail = [n for n in sizes[1:] if n != 1]
     lead, kept = own[: len(own) - len(tail)], own[len(own) - len(tail) :]
     if sizes[0] != -1 or [n for _, n in kept] != tail or any(label in "01?" for label, _ in lead):
@@ -346,9 +348,10 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
 
 
 def symbol(name: str, shape: Sequence[int], heads: Sequence[int], timed: bool) -> Labelled:
-    """A stream `[B, (T,) *heads, n]` or `[B, (T,) *heads]`, or a weight `[n]`, `[*heads, n]` or of one number.
+    """A stream `[B, (T,) *heads, n]` or `[B, (T,) *heads]`, or a weight `[n]`, `[*heads, n]`, `[*heads]` or `[]`.
 
-    `shape` is what follows batch and time.
+    `shape` is what follows batch and time. Whether a weight `[n]` goes with rows, columns or one axis of heads turns
+    out where it is used.
 
     Raises:
         RowsMeet: it has another shape.
@@ -357,7 +360,9 @@ def symbol(name: str, shape: Sequence[int], heads: Sequence[int], timed: bool) -
     lead: Axes = (("B", _BATCH),) if timed else ()
     named = tuple((f"H{i}", n) for i, n in enumerate(heads))
     shape = tuple(shape)
-    if shape == tuple(heads) and (timed or not shape):
+    if not timed and not shape:
+        return Labelled(var(name), ())
+    if shape == tuple(heads) and (timed or len(shape) > 1):
         return Labelled(var(name), (*lead, *named))
     if shape[:-1] == tuple(heads) or (not timed and len(shape) == 1):
         return Labelled(var(f"{name}|?"), (*lead, *(named if len(shape) > 1 else ()), ("?", shape[-1])))
