@@ -314,6 +314,11 @@ def test_compiles_for_the_registers_there_are(name, dtype, arch, even, forward):
     assert found.registers * tiling.threads * form.resident <= matrix.FILE
 
 
+SIZES = [8, 16, 24, 32, 40, 48, 64, 96, 128]
+PLACES = [(3, 33, 1, False), (1, 17, 2, True), (2, 32, 3, False), (1, 5, 877, True), (1, 1, 5, False)]
+"""Sequences, steps, heads, whether documents end; five, so that nine sizes and seventeen cells meet all of them."""
+
+
 class TestOnAGPU:
     pytestmark = on_gpu
 
@@ -325,11 +330,14 @@ class TestOnAGPU:
             expect_reference(call(name, 2, 37, heads, 32, 32, dtype, True), dtype, index)
 
     @pytest.mark.parametrize("dtype", [fp32, bf16])
-    @pytest.mark.parametrize("n", [8, 16, 24, 32, 40, 48, 64, 96, 128])
-    def test_every_size(self, n, dtype):
+    @pytest.mark.parametrize("n", SIZES)
+    @pytest.mark.parametrize("name", CELLS)
+    def test_every_size(self, name, n, dtype):
+        """Every cell and every size with odd T, whole tiles, one sequence, one head and 877; by every tiling."""
+        B, T, H, reset = PLACES[(list(CELLS).index(name) + SIZES.index(n)) % len(PLACES)]
+        heads = (H,) if H > 1 or set("sg") & set(CELLS[name][1]) else ()
         for index in range(3):
-            expect_reference(call("e74", 3, 33, (), n, n, dtype), dtype, index)
-            expect_reference(call("e88-gates", 1, 17, (2,), n, n, dtype, True), dtype, index)
+            expect_reference(call(name, B, T, heads, n, n, dtype, reset), dtype, index)
 
     @pytest.mark.parametrize("dtype", [fp32, bf16])
     @pytest.mark.parametrize(
