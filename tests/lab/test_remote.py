@@ -12,10 +12,10 @@ from contextlib import suppress
 
 import pytest
 from rnn_lab.errors import ConfigError, RnnLabError
+from rnn_lab.identity import Identity, difference, identity, identity_of
 from rnn_lab.lab import runner as runner_module
 from rnn_lab.lab.archive import PIECE_BYTES, pieces, unpack
 from rnn_lab.lab.executor import Setting
-from rnn_lab.lab.identity import Identity, difference, identity, identity_of
 from rnn_lab.lab.remote import RemoteExecutor, Terms, WorkerGone
 from rnn_lab.lab.runner import Runner
 

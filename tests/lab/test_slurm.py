@@ -66,6 +66,8 @@ def test_the_dry_run_is_the_script(lab):
     assert "module load cuda" in lines and any(line.startswith("srun ") for line in lines)
     on_cpu = SLURM.preview(Setting(lab.path, (), "none", options={"minutes": 5}), task_of(lab))
     assert "gpus" not in on_cpu and not lab.path.exists()
+    spaced = Setting(lab.path / "$(id) x", (), "none", options={"minutes": 5})
+    assert f" '{lab.path}/$(id) x/" in SLURM.preview(spaced, task_of(lab))
 
 
 @pytest.mark.parametrize(

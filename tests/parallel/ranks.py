@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -75,13 +76,17 @@ def work(rank: int, size: int, port: int, jobs: list[tuple[Path, dict[str, Any] 
         sys.stderr = (out.parent / f"{out.name}.{rank}.err").open("w")
         observer = Acting(rank, act)
         runs.share = observer.share(share)
+        if "room" in act:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (act["room"], resource.RLIM_INFINITY))
         if act.get("graph"):
             fake_graphs(spoilt=act.get("spoilt") == rank)
         try:
             if sections is None:
                 result = resume_run(out, act.get("extend", {}), registry(), observer, world)
             else:
-                plan = runs.plan_run([Layer("test", sections)], registry())
+                plan = runs.plan_run(
+                    [Layer("test", sections), Layer("own", act.get("own", {}) if rank else {})], registry()
+                )
                 result = runs.start_run(plan, out, registry(), observer, world)
             code = {"ok": 0, "interrupted": 130}[result["status"]]
         except Exception:

@@ -158,6 +158,22 @@ def test_a_rank_that_dies_ends_the_run_by_name_at_a_checkpoint(ranks, corpus, tm
     assert_same_curve(whole, run)
 
 
+def test_ranks_of_different_runs_and_a_full_disk_are_told(ranks, corpus, tmp_path):
+    other, full = tmp_path / "other", tmp_path / "full"
+    codes = ranks.several(
+        2,
+        (other, values(corpus), {"own": {"optimizer": {"lr": 0.03}}}),
+        (full, values(corpus, checkpoint={"every": 2}), {"room": 1 << 13}),
+    )
+    assert codes == [[1, 1]] * 2
+    assert not other.exists()
+    for rank in (0, 1):
+        told = (tmp_path / f"other.{rank}.err").read_text()
+        assert "rank 1 on" in told and "optimizer.lr is 0.03 there and 0.0003 on rank 0" in told
+    assert "File too large" in result(full)["error"] and result(full)["status"] == "failed"
+    assert not [*(full / "checkpoints").glob(".*.tmp")]
+
+
 def test_a_rank_that_hangs_is_given_up(ranks, corpus, tmp_path):
     act = {"rank": 1, "step": 3, "signals": [signal.SIGSTOP], "timeout": 1.0, "patience": 0.1}
     codes = ranks(2, tmp_path / "run", values(corpus, train={"steps": 1000}), **act)

@@ -27,10 +27,10 @@ def export(run: Path, folder: Path, step: int | None, as_json: bool) -> None:
         raise ConfigError(f"{run} has no checkpoint yet: `rnn-lab resume {run}` trains it")
     if step is not None and step not in found:
         raise ConfigError(f"{run} has no checkpoint of step {step}: there are {', '.join(map(str, found))}")
-    if (folder / f"step_{step if step is not None else max(found)}").exists():
-        raise ConfigError(f"{folder} has a checkpoint of that step already: choose another folder")
     saved = load_latest(RunDir.open(run).checkpoints, note) if step is None else load_checkpoint(found[step])
     assert saved is not None
+    if (folder / f"step_{saved.step}").exists():  # only now is known which of them is intact
+        raise ConfigError(f"{folder} has a checkpoint of step {saved.step} already: choose another folder")
     saved.state.pop("ranks", None)
     path = save_checkpoint(folder, saved, keep=10**6)
     page = {"step": saved.step, "path": str(path), "tensors": {name: len(t) for name, t in saved.tensors.items()}}

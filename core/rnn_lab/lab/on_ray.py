@@ -15,8 +15,8 @@ from pydantic import Field
 
 from rnn_lab.data.streams import require
 from rnn_lab.errors import ConfigError, RnnLabError
+from rnn_lab.identity import Identity, difference, identity, identity_of
 from rnn_lab.lab.executor import Setting, Task
-from rnn_lab.lab.identity import Identity, difference, identity, identity_of
 from rnn_lab.lab.local import cores
 from rnn_lab.lab.remote import RemoteExecutor, Terms, WorkerGone, common_env
 from rnn_lab.lab.runner import Runner

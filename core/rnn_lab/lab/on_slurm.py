@@ -6,7 +6,9 @@ beside it, because `scancel` would signal every process of it at once. The extra
 
 import logging
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +20,9 @@ from pydantic import Field
 from rnn_lab.atomic import write_text_atomic
 from rnn_lab.data.streams import require
 from rnn_lab.errors import ConfigError, RnnLabError
+from rnn_lab.identity import identity
 from rnn_lab.integrity import sha256
 from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Setting, Status, Task
-from rnn_lab.lab.identity import identity
 from rnn_lab.lab.life import Signs, newest, say
 from rnn_lab.lab.remote import common_env
 from rnn_lab.lab.runner import Order, Runner
@@ -88,7 +90,8 @@ class SlurmKind:
         """
         options, submitit = _library(setting)
         script: str = submitit.slurm.slurm._make_sbatch_string(
-            command=f"python -u -m submitit.core._submit {_folder(setting)}", folder=_folder(setting),
+            command=f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(_folder(setting)))}",
+            folder=_folder(setting),
             **parameters(options, setting, task.name),
         )  # fmt: skip
         return script

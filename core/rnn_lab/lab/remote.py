@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from rnn_lab.errors import RnnLabError
+from rnn_lab.identity import Identity
 from rnn_lab.lab.archive import pieces, unpack
 from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Setting, Status, Task
-from rnn_lab.lab.identity import Identity
 from rnn_lab.lab.life import say
 from rnn_lab.lab.runner import LOG, RUN, Begun, Look, Order, members
 from rnn_lab.train.rundir import RunDir

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lab.errors import RnnLabError
+from rnn_lab.identity import Identity, difference, identity_of
 from rnn_lab.isolation import PATIENT
 from rnn_lab.lab.archive import pieces, unpack
 from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Task
 from rnn_lab.lab.guard import TOGETHER
-from rnn_lab.lab.identity import Identity, difference, identity_of
 from rnn_lab.lab.life import Signs, newest
 from rnn_lab.lab.local import held
 from rnn_lab.train.rundir import RunDir

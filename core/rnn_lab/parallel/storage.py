@@ -36,6 +36,7 @@ def save(world: World, folder: Path, checkpoint: ckpt.Checkpoint, keep: int) -> 
         OSError: the disk is full or not writable, on every rank; earlier checkpoints are untouched.
 
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
@@ -53,7 +54,7 @@ def save(world: World, folder: Path, checkpoint: ckpt.Checkpoint, keep: int) -> 
             warnings.simplefilter("ignore")  # torch's of its own deprecations
             writer = HuggingFaceStorageWriter(str(temporary / ckpt.SHARDS), save_distributed=True)
             save_parts(flat, storage_writer=writer)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # which is no Exception
         world.together(lambda: shutil.rmtree(temporary, ignore_errors=True))
         raise _root(error) from error
     mine = sorted((temporary / ckpt.SHARDS).glob(f"shard-{world.rank + 1:05d}-*"))

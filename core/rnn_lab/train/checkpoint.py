@@ -129,7 +129,12 @@ def _read(path: Path, tensors: bool) -> Checkpoint:
 
 
 def read_shards(folder: Path, placed: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:
-    """Read what `placed` gives a place for, by key, size and dtype, into that place; a DTensor takes its part."""
+    """Read what `placed` gives a place for, by key, size and dtype, into that place; a DTensor takes its part.
+
+    Raises:
+        CheckpointError: torch cannot read it.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # seconds that others need not spend
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -141,7 +146,10 @@ def read_shards(folder: Path, placed: Callable[[str, torch.Size, torch.dtype], T
             found[key] = place
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a load that every rank makes for itself
-        load(dict(found), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        try:
+            load(dict(found), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        except CheckpointException as error:  # which is no Exception
+            raise CheckpointError(f"{folder} cannot be read: {error}") from error
     return found
 
 

@@ -7,6 +7,7 @@ from rnn_lab.config import Layer, Resolved, resolve
 from rnn_lab.data.corpus import open_split
 from rnn_lab.errors import CheckpointError, ConfigError
 from rnn_lab.modelspec import model_spec
+from rnn_lab.parallel.agreement import check_same_run
 from rnn_lab.parallel.storage import latest
 from rnn_lab.parallel.world import World
 from rnn_lab.registry import Registry
@@ -59,6 +60,7 @@ def resume_run(
         cfg = resolved.config
         check_ranks(cfg, world.size)
         split = open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
+        check_same_run(world, plan.tables(), split, found)
 
         def begin() -> None:
             """Only once everything is in place does the old end of the run give way."""

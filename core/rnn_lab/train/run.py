@@ -18,6 +18,7 @@ from rnn_lab.errors import ConfigError, Diverged, OutOfMemory, RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec, model_spec
 from rnn_lab.optim.routed import RoutedOptimizer
+from rnn_lab.parallel.agreement import check_same_run
 from rnn_lab.parallel.sharing import Replicated, Sharing
 from rnn_lab.parallel.world import World
 from rnn_lab.registry import Registry
@@ -147,6 +148,7 @@ def start_run(plan: Plan, out: Path, found: Registry, observer: Observer, world:
     cfg = plan.resolved.config
     check_ranks(cfg, world.size)
     split = open_split(str(cfg.data.path), cfg.data.val_path, seq_len=cfg.train.seq_len)
+    check_same_run(world, plan.tables(), split, found)
 
     def create() -> None:
         RunDir.create(out)

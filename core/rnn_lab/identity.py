@@ -1,6 +1,6 @@
 """What has to be equal wherever runs of one series run: rnn-lab, its plugins, and their code.
 
-`python -m rnn_lab.lab.identity [PLUGINS_DIR]` prints an installation's as JSON.
+`python -m rnn_lab.identity [PLUGINS_DIR]` prints an installation's as JSON.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rnn_lab.errors import RnnLabError
-from rnn_lab.registry import BUILTIN, PluginInfo, build_registry
+from rnn_lab.registry import BUILTIN, PluginInfo, Registry, build_registry
 
 _SOURCES = {".py", ".toml", ".cu", ".cuh"}
 _SECONDS = 120.0
@@ -41,8 +41,12 @@ def identity(plugins_dir: str | None = None) -> Identity:
     Raises:
         ConfigError: there is no such folder.
     """
-    found = build_registry(Path(plugins_dir) if plugins_dir else None)
-    return Identity(socket.gethostname(), {_named(info): _shown(info, plugins_dir) for info in found.plugins})
+    return identity_with(build_registry(Path(plugins_dir) if plugins_dir else None))
+
+
+def identity_with(found: Registry) -> Identity:
+    """Of this process and what it has loaded."""
+    return Identity(socket.gethostname(), {_named(info): _shown(info) for info in found.plugins})
 
 
 def identity_of(python: str, env: Mapping[str, str], plugins_dir: str | None) -> Identity:
@@ -51,7 +55,7 @@ def identity_of(python: str, env: Mapping[str, str], plugins_dir: str | None) ->
     Raises:
         RnnLabError: it has no rnn-lab, or that cannot say what it is.
     """
-    command = [python, "-m", "rnn_lab.lab.identity", *([plugins_dir] if plugins_dir else [])]
+    command = [python, "-m", "rnn_lab.identity", *([plugins_dir] if plugins_dir else [])]
     try:
         done = subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
@@ -79,10 +83,9 @@ def _named(info: PluginInfo) -> str:
     return "core" if info.module == BUILTIN else f"plugin {info.name}"
 
 
-def _shown(info: PluginInfo, plugins_dir: str | None) -> str:
-    if info.module == "(folder)":
-        assert plugins_dir is not None
-        return f"code {_digest([Path(plugins_dir)])}"
+def _shown(info: PluginInfo) -> str:
+    if info.module == "(folder)":  # its name is the folder
+        return f"code {_digest([Path(info.name)])}"
     package = info.module.partition(":")[0].partition(".")[0]
     spec = find_spec(package)
     folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
