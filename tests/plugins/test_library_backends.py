@@ -303,8 +303,9 @@ def test_a_library_that_computes_something_else_is_refused(
 
     provide(monkeypatch, module, **{function: wrong})
     assert refusal(name).startswith("its small run differs from the reference: r = 0.")
+    seen = len(calls)
     refusal(name)
-    assert len(calls) == 1, "found out once"
+    assert len(calls) == seen > 0, "found out once"
 
 
 @both
