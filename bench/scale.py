@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +43,26 @@ def main() -> int:
     say("\n".join(f"{name:<8} {value}" for name, value in header.items()) + "\n")
     say(f"{'model':<8}{'mode':<8}{'gpus':<6}{'tok/s':<14}{'speed-up':<10}{'memory, MB':<13}{'model, MB':<12}verdict")
     rows: list[dict[str, Any]] = []
+    settings = {k: v for k, v in vars(options).items() if k != "json"}
     for model in options.models:
-        rows += measured(model, options)
-    if options.json:
-        settings = {k: v for k, v in vars(options).items() if k != "json"}
-        page = {"kind": "scale", "header": header, "settings": settings, "rows": rows}
-        Path(options.json).write_text(json.dumps(page, indent=1) + "\n")
+        for found in measured(model, options):
+            rows.append(found)
+            if options.json:  # row by row: whoever is cut off keeps what there is
+                page = {"kind": "scale", "header": header, "settings": settings, "rows": rows}
+                Path(options.json).write_text(json.dumps(page, indent=1) + "\n")
     return int(any("error" in row for row in rows))
 
 
-def measured(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measured(model: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of one model, each shown when it is there."""
-    rows = [row(model, "single", 1, "auto", options), row(model, "single", 1, "off", options)]
-    one, eager = rows
+    one, eager = row(model, "single", 1, "auto", options), row(model, "single", 1, "off", options)
     shapes = {int(n): memory(model, int(n), options) for n in (1, *options.gpus)}
     activations = None
     if "error" not in eager:
         activations = eager["memory_bytes"][0] - shapes[1]["ddp"]["held_bytes"]
-    show(one), show(eager)
+    for alone in (one, eager):
+        show(alone)
+        yield alone
     for count in options.gpus:
         for mode in ("ddp", "fsdp"):
             found = row(model, mode, count, "auto", options)
@@ -72,8 +75,7 @@ def measured(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 if options.bandwidth:
                     found["predicted_speedup"] = predicted(model, mode, count, one if mode == "ddp" else eager, options)
             show(found)
-            rows.append(found)
-    return rows
+            yield found
 
 
 def row(model: str, mode: str, count: int, graph: str, options: argparse.Namespace) -> dict[str, Any]:
