@@ -1,10 +1,12 @@
 """The rate of every step."""
 
 import pytest
+import torch
 from rnn_lab.config import TrainSection
 from rnn_lab.errors import ConfigError
 from rnn_lab.sections import ScheduleSection
-from rnn_lab.train.schedule import Schedule
+from rnn_lab.train.schedule import Schedule, accept_schedule
+from schedulefree import AdamWScheduleFree
 
 from .conftest import Recorder, run
 
@@ -50,9 +52,13 @@ def test_what_cannot_be_is_refused(tiny):
         tiny(schedule={"type": "wsd", "warmup": 2.5})
 
 
-def test_averaging_optimizers_follow_none(tiny, tmp_path):
+def test_averaging_optimizers_follow_none(tiny):
+    """Known before anything starts of ours, and of any other once it is made."""
     with pytest.raises(ConfigError, match="averages its weights"):
-        run(tiny(train={"steps": 10}, schedule={"type": "wsd"}), tmp_path / "r")
+        tiny(train={"steps": 10}, schedule={"type": "wsd"})
+    other = AdamWScheduleFree([torch.zeros(1, requires_grad=True)])
+    with pytest.raises(ConfigError, match="averages its weights"):
+        accept_schedule(other, torch.ones(()))
 
 
 def test_the_rate_is_set_before_the_step(tiny, tmp_path):

@@ -51,6 +51,13 @@ def elementwise(factory: F) -> F:
     return factory
 
 
+def averaging(factory: F) -> F:
+    """Mark a factory whose optimizer averages its weights, so that a schedule is refused before anything starts."""
+    factory.averaging = True  # type: ignore[attr-defined]
+    return factory
+
+
+@averaging
 @elementwise
 def schedule_free_adamw(model: nn.Module, cfg: OptimizerSection) -> torch.optim.Optimizer:
     """AdamW whose evaluation weights are a running average instead of a learning-rate schedule (arXiv 2405.15682)."""

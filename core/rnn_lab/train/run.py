@@ -33,6 +33,7 @@ from rnn_lab.train.optimizers import set_mode
 from rnn_lab.train.progress import Progress, restore
 from rnn_lab.train.result import result_of
 from rnn_lab.train.rundir import FollowedDir, RunDir, default_command
+from rnn_lab.train.schedule import check_follows
 from rnn_lab.train.setup import check, check_ranks, load_reference, matched
 
 CPU_DEFAULTS = Layer("default on cpu", {"train": {"batch_size": 8, "seq_len": 128}, "eval": {"tokens": 16384}})
@@ -104,6 +105,7 @@ def plan_run(layers: list[Layer], found: Registry) -> Plan:
     rules_of(found, cfg.diagnostics.ignore)
     Budget.of(cfg.train)
     check(cfg)
+    check_follows(cfg, found.load("optimizers", cfg.optimizer.name))
     return Plan(*matched(resolved, model_spec(cfg.model, found, resolved.origins)))
 
 

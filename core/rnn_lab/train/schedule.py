@@ -12,6 +12,7 @@ A budget in minutes has no total: there progress is the spent share of the train
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,6 +136,23 @@ def check_schedule(cfg: RunConfig) -> None:
         )
 
 
+AVERAGES = (
+    "schedule.type: this optimizer averages its weights instead of following a schedule. Use schedule.type = none with "
+    "optimizer.warmup_steps, or another optimizer such as adamw"
+)
+
+
+def check_follows(cfg: RunConfig, factory: Any) -> None:
+    """Refuse a schedule where an optimizer's factory says that it averages weights, before anything is made.
+
+    Raises:
+        ConfigError: it does; see `rnn_lab.train.optimizers.averaging`.
+
+    """
+    if cfg.schedule.type != "none" and getattr(factory, "averaging", False):
+        raise ConfigError(AVERAGES)
+
+
 def accept_schedule(optimizer: torch.optim.Optimizer, factor: Tensor) -> bool:
     """Let an optimizer follow the factor in `factor`, a scalar on its device.
 
@@ -146,10 +164,7 @@ def accept_schedule(optimizer: torch.optim.Optimizer, factor: Tensor) -> bool:
 
     """
     if hasattr(optimizer, "eval"):
-        raise ConfigError(
-            "schedule.type: this optimizer averages its weights instead of following a schedule. Use "
-            "schedule.type = none with optimizer.warmup_steps, or another optimizer such as adamw"
-        )
+        raise ConfigError(AVERAGES)
     return follow(optimizer, factor)
 
 
