@@ -8,6 +8,7 @@ Aliases     crash: how = crash
             nan: how = nan
             hang: how = hang
             oom: how = oom
+            slow: how = slow
 """
 
 import os
@@ -23,7 +24,9 @@ from rnn_lab.layers import ProjectedConfig, ProjectedLayer
 class Config(ProjectedConfig):
     """What happens, and when."""
 
-    how: Literal["crash", "nan", "hang", "oom"] = Field("nan", description="killed, not finite, silent, out of memory")
+    how: Literal["crash", "nan", "hang", "oom", "slow"] = Field(
+        "nan", description="killed, not finite, silent, out of memory, 20 ms more in every step"
+    )
     at: int = Field(20, ge=1, description="optimizer step of this process at which it happens")
     fits: int = Field(4, ge=1, description="sequences at once that an oom cell has memory for")
 
@@ -50,6 +53,8 @@ class Model(ProjectedLayer):
 
     def prepare(self):
         self.steps += 1
+        if self.cfg.how == "slow":
+            time.sleep(0.02)
         if self.steps == self.cfg.at:
             if self.cfg.how == "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
