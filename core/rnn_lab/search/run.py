@@ -103,6 +103,17 @@ def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
         worker.ended(next(row for row in rows if row.number == objective.number), best_of(rows))
 
 
+def _is_default(trial: Any) -> bool:
+    """Whether the default is tried. Of workers that begin at one moment each queues it: the first counts."""
+    if not trial.user_attrs.get("default"):
+        return False
+    queued = (other.number for other in trial.study.get_trials(deepcopy=False) if other.user_attrs.get("default"))
+    first = bool(trial.number == min(queued))
+    if not first:
+        trial.set_user_attr("default", False)
+    return first
+
+
 class _Objective:
     """What Optuna calls: trains one trial and gives its metric."""
 
@@ -133,7 +144,7 @@ class _Objective:
     def _train(self, trial: Any, descriptor: int) -> float:
         plan, worker = self.plan, self.worker
         point = {dimension.key: dimension.suggest(trial) for dimension in plan.space}
-        is_default = bool(trial.user_attrs.get("default"))
+        is_default = _is_default(trial)
         try:
             candidate = plan.default_candidate() if is_default else plan.candidate(point)
         except Infeasible as error:
