@@ -107,7 +107,8 @@ def _is_default(trial: Any) -> bool:
     """Whether the default is tried. Of workers that begin at one moment each queues it: the first counts."""
     if not trial.user_attrs.get("default"):
         return False
-    queued = (other.number for other in trial.study.get_trials(deepcopy=False) if other.user_attrs.get("default"))
+    others = trial.study.get_trials(deepcopy=False)
+    queued = (t.number for t in others if t.user_attrs.get("default") and t.state.name != "FAIL")  # lost: queued again
     first = bool(trial.number == min(queued))
     if not first:
         trial.set_user_attr("default", False)
