@@ -9,71 +9,27 @@ from results import records
 Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
 REFERENCE_SIZE = {"batch": 32, "seq_len": 512, "dtype": "bfloat16"}
 FLOORS = (
-    # class, operation of a model and its fields, shape; bytes, arithmetic, serial chain, prediction: milliseconds,
-    # forward and backward
-    ("diagonal, linear", "recurrence", "e61:dim=640,expansion=2.0", "D 1280", 0.11, 0.02, 0.02, 0.14),
-    ("diagonal, linear", "recurrence", "mingru:dim=640,expansion=2.0", "D 1280", 0.11, 0.02, 0.02, 0.14),
-    ("diagonal, nonlinear", "recurrence", "e64:dim=640,expansion=2.0", "D 1280", 0.11, 0.04, 0.05, 0.16),
-    ("diagonal, nonlinear", "recurrence", "e68:dim=640,expansion=2.0", "D 1280", 0.11, 0.05, 0.06, 0.18),
-    ("matrix, linear", "linear_state", "e70:n_state=96", "n 96, one head", 0.01, 0.01, 0.01, 0.05),
-    (
-        "matrix, linear, delta",
-        "gated_delta_rule",
-        "gdn:n_heads=32,head_dim=64",
-        "K = V = 64, 32 heads",
-        0.25,
-        0.25,
-        0.02,
-        1.0,
-    ),
-    ("matrix, linear", "ssd", "mamba2:dim=672,n_state=64", "D 672, S 64", 0.08, 0.07, 0.01, 0.4),
-    ("matrix, tanh", "recurrence", "e74:n_state=16,nonlinearity=tanh", "n 16, one head", 0.002, 0.003, 0.15, 0.25),
-    ("matrix, tanh", "recurrence", "e74:n_state=32,nonlinearity=tanh", "n 32, one head", 0.004, 0.014, 0.15, 0.3),
-    ("matrix, tanh", "recurrence", "e74:n_state=48,nonlinearity=tanh", "n 48, one head", 0.006, 0.031, 0.15, 0.35),
-    ("matrix, tanh", "recurrence", "e74:n_state=64,nonlinearity=tanh", "n 64, one head", 0.008, 0.056, 0.15, 0.4),
-    ("matrix, tanh", "recurrence", "e74:n_state=96,nonlinearity=tanh", "n 96, one head", 0.011, 0.12, 0.15, 0.5),
-    (
-        "matrix, tanh",
-        "recurrence",
-        "e88:n_heads=32,n_state=16,nonlinearity=tanh",
-        "n 16, 32 heads",
-        0.06,
-        0.11,
-        0.15,
-        0.4,
-    ),
-    (
-        "matrix, tanh",
-        "recurrence",
-        "e88:n_heads=32,n_state=32,nonlinearity=tanh",
-        "n 32, 32 heads",
-        0.12,
-        0.44,
-        0.15,
-        1.0,
-    ),
-    (
-        "matrix, tanh",
-        "recurrence",
-        "e88:n_heads=32,n_state=48,nonlinearity=tanh",
-        "n 48, 32 heads",
-        0.19,
-        0.99,
-        0.15,
-        2.2,
-    ),
-    (
-        "matrix, tanh",
-        "recurrence",
-        "e88:n_heads=32,n_state=64,nonlinearity=tanh",
-        "n 64, 32 heads",
-        0.25,
-        1.8,
-        0.15,
-        4.0,
-    ),
-    ("dense, tanh", "recurrence", "e1:dim=1024,expansion=1.0", "D 1024", 0.06, 0.13, 0.98, 2.2),
+    # class, model and fields, shape, bytes, arithmetic, serial chain, prediction: milliseconds, forward and backward
+    ("diagonal, linear", "e61:dim=640,expansion=2.0", "D 1280", 0.11, 0.02, 0.02, 0.14),
+    ("diagonal, linear", "mingru:dim=640,expansion=2.0", "D 1280", 0.11, 0.02, 0.02, 0.14),
+    ("diagonal, nonlinear", "e64:dim=640,expansion=2.0", "D 1280", 0.11, 0.04, 0.05, 0.16),
+    ("diagonal, nonlinear", "e68:dim=640,expansion=2.0", "D 1280", 0.11, 0.05, 0.06, 0.18),
+    ("matrix, linear", "e70:n_state=96", "n 96, one head", 0.01, 0.01, 0.01, 0.05),
+    ("matrix, linear, delta", "gdn:n_heads=32,head_dim=64", "K = V = 64, 32 heads", 0.25, 0.25, 0.02, 1.0),
+    ("matrix, linear", "mamba2:dim=672,n_state=64", "D 672, S 64", 0.08, 0.07, 0.01, 0.4),
+    ("matrix, tanh", "e74:n_state=16,nonlinearity=tanh", "n 16, one head", 0.002, 0.003, 0.15, 0.25),
+    ("matrix, tanh", "e74:n_state=32,nonlinearity=tanh", "n 32, one head", 0.004, 0.014, 0.15, 0.3),
+    ("matrix, tanh", "e74:n_state=48,nonlinearity=tanh", "n 48, one head", 0.006, 0.031, 0.15, 0.35),
+    ("matrix, tanh", "e74:n_state=64,nonlinearity=tanh", "n 64, one head", 0.008, 0.056, 0.15, 0.4),
+    ("matrix, tanh", "e74:n_state=96,nonlinearity=tanh", "n 96, one head", 0.011, 0.12, 0.15, 0.5),
+    ("matrix, tanh", "e88:n_heads=32,n_state=16,nonlinearity=tanh", "n 16, 32 heads", 0.06, 0.11, 0.15, 0.4),
+    ("matrix, tanh", "e88:n_heads=32,n_state=32,nonlinearity=tanh", "n 32, 32 heads", 0.12, 0.44, 0.15, 1.0),
+    ("matrix, tanh", "e88:n_heads=32,n_state=48,nonlinearity=tanh", "n 48, 32 heads", 0.19, 0.99, 0.15, 2.2),
+    ("matrix, tanh", "e88:n_heads=32,n_state=64,nonlinearity=tanh", "n 64, 32 heads", 0.25, 1.8, 0.15, 4.0),
+    ("dense, tanh", "e1:dim=1024,expansion=1.0", "D 1024", 0.06, 0.13, 0.98, 2.2),
 )
+OPERATIONS = {"e70": "linear_state", "gdn": "gated_delta_rule", "mamba2": "ssd"}
+"""What is measured of a model, where it is not its recurrence."""
 LIBRARIES = ("fla", "mamba-ssm")
 """Backends that are not ours."""
 FLOOR_HEADERS = ("class", "measured on", "shape", "bytes", "arithmetic", "serial chain", "prediction", "outcome")
@@ -86,14 +42,11 @@ def floors_block(folder: Path, table: Table) -> str:
         for page in _pages(folder, "bench-kernels")
         if page["header"]["device"] != "CPU" and REFERENCE_SIZE.items() <= page["setting"].items()
     ]
-    rows = [
-        (kind, model, shape, *(f"{ms:g}" for ms in times), _outcome(op, model, pages))
-        for kind, op, model, shape, *times in FLOORS
-    ]
+    rows = [(*row[:3], *(f"{ms:g}" for ms in row[3:]), _outcome(row[1], pages)) for row in FLOORS]
     return table(FLOOR_HEADERS, rows)
 
 
-def _outcome(op: str, model: str, pages: list[dict[str, Any]]) -> str:
+def _outcome(model: str, pages: list[dict[str, Any]]) -> str:
     name, _, given = model.partition(":")
     fields = dict(pair.split("=") for pair in given.split(",") if pair)
     for page in reversed(pages):
@@ -103,7 +56,7 @@ def _outcome(op: str, model: str, pages: list[dict[str, Any]]) -> str:
             if row["model"] == name
             and all(str(row["fields"][key]) == value for key, value in fields.items())
             and row["status"] == "ok"
-            and row["op"] == op
+            and row["op"] == OPERATIONS.get(name, "recurrence")
             and (row["implementation_kind"], row["mode"]) == ("backend", "graph")
             and row["implementation"] not in LIBRARIES
         ]
