@@ -105,3 +105,9 @@ def test_probe_is_a_small_call_of_the_same_kind() -> None:
     assert [x.shape[3:] for x in small[:3]] == [x.shape[3:] for x in args[:3]]
     assert small[7] is False
     compare(small)
+
+
+def test_what_needs_no_padding_is_not_copied():
+    x = torch.randn(2, 3, 8)
+    assert kernels._padded(x, 0) is x
+    assert torch.equal(kernels._padded(x, 2, 1), F.pad(x, (0, 2, 0, 1)))

@@ -149,8 +149,13 @@ def gated_delta_rule(
     N, V = k_BTHN.shape[-1], v_BTHV.shape[-1]
     # Rows of whole 16 bytes: what they are padded with is zero and stays zero.
     more_N, more_V = -N % 8, -V % 8
-    q, k = (F.pad(x.to(v_BTHV.dtype), (0, more_N)).contiguous() for x in (q_BTHN, k_BTHN))
-    v, S = F.pad(v_BTHV, (0, more_V)).contiguous(), F.pad(S_BHNV.float(), (0, more_V, 0, more_N)).contiguous()
+    q, k = (_padded(x.to(v_BTHV.dtype), more_N) for x in (q_BTHN, k_BTHN))
+    v, S = _padded(v_BTHV, more_V), _padded(S_BHNV.float(), more_V, more_N)
     reset = None if reset_BT is None else reset_BT.to(torch.uint8).contiguous()
     o, last, _ = forward(q, k, v, g_BTH.float().contiguous(), beta_BTH.float().contiguous(), S, reset, decay_first)
-    return o[..., :V], last[..., :N, :V]
+    return (o[..., :V] if more_V else o), (last[..., :N, :V] if more_N or more_V else last)
+
+
+def _padded(x: Tensor, columns: int, rows: int = 0) -> Tensor:
+    """Contiguous, with zeros behind each row; F.pad copies even where it adds nothing."""
+    return (F.pad(x, (0, columns, 0, rows)) if rows or columns else x).contiguous()

@@ -28,6 +28,8 @@ NARROW = 48
 """Columns up to which a lane has 4 of them where matrices are few."""
 LARGEST = 24
 """Entries of a lane where matrices are many."""
+FEW_WARPS = 2
+"""Warps of a block up to which shorter tiles of steps were faster."""
 DEMANDING = 16
 """Entries of a lane from which registers, not blocks, decide how many warps a multiprocessor has."""
 FILE = 65536
@@ -82,7 +84,7 @@ def _tiling(program: Program, shared: int, entries: int, most: int, narrow: bool
     warps = -(-warps // split)
     size = of_lane * own
     segment = power_of_two(REGISTERS // size // 2 + 1)
-    steps = 16 if narrow or warps >= most else 8
+    steps = 16 if narrow or warps > FEW_WARPS else 8
     resident = max(1, FILE // (32 * warps * (REGISTERS + 4 * size))) if size >= DEMANDING else 1
     tiling = Tiling(of_lane, own, lanes, warps, split, steps, min(steps, segment), resident)
     while tiling.steps > 1 and _bytes(program, tiling) > shared:
