@@ -89,7 +89,7 @@ def _above(page: dict[str, Any]) -> str:
         head["device"],
         *(f"{name} {head[name]}" for name in ("driver", "torch", "triton", "cudnn") if head[name]),
         *peers,
-        f"commit {str(head['commit'])[:10]}",
+        f"commit {str(head['commit'])[:10]}{'+' * str(head['commit']).endswith('+')}",
         *(f"{name} {value}" for name, value in page["setting"].items()),
         f"copy {top['copy_bytes_per_s'] / 1e12:.2f} TB/s",
         f"matmul {top['matmul_flops_per_s'] / 1e12:.0f} TFLOP/s",

@@ -245,7 +245,7 @@ def test_saved_bytes():
 
 @pytest.mark.parametrize(
     ("name", "dtype", "marks"),
-    [("e88", bf16, torch.float16), ("e88", fp32, fp32), ("e74-linear", bf16, bf16), ("third-party", bf16, bf16)],
+    [("e88", bf16, torch.float16), ("e88", fp32, fp32), ("e74-linear", bf16, fp32), ("third-party", bf16, fp32)],
 )
 def test_only_bounded_states_have_marks_of_little_range(name, dtype, marks):
     args = call(name, 1, 1, (2,), 6, 6, dtype)

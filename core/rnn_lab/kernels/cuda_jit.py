@@ -146,8 +146,14 @@ def cubin(text: str, arch: str, file: str = "kernel.cu", options: Sequence[str] 
 
 
 def resources(text: str, arch: str, options: Sequence[str] = ()) -> dict[str, Resources]:
-    """What each kernel of a source takes, as the assembler reports it. Needs no GPU."""
-    _, log = compile_cuda(text, arch, options=[*options, "--ptxas-options=-v"])
+    """What each kernel of a source takes, as the assembler reports it. Needs no GPU.
+
+    NVRTC keeps what it has compiled once, and then says nothing: if so it is told to compile again.
+    """
+    options = [*options, "--ptxas-options=-v"]
+    _, log = compile_cuda(text, arch, options=options)
+    if "Compiling entry function" not in log:
+        _, log = compile_cuda(text, arch, options=[*options, "--no-cache"])
     found = {}
     for part in log.split("Compiling entry function ")[1:]:
         name = part.split("'")[1]

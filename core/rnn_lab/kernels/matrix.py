@@ -2,7 +2,7 @@
 
 Serves every cell whose update and read-out stay inside the language of kernels.matrix_expression, whoever wrote it:
 products of the state with a vector along one axis, outer products, element-wise functions. Saved for backward: the
-inputs, and the state every few steps, in 16 bits where the inputs are narrow (`saved_bytes`).
+inputs, and the state every few steps, in 16 bits where inputs are narrow and states within 1 (`saved_bytes`).
 """
 
 from dataclasses import replace
@@ -126,7 +126,7 @@ def saved_bytes(program: Program, tiling: Tiling, narrow: bool) -> float:
     T steps save ceil(T / K) marks, with K = `tiling.segment` steps between two: as many as the registers of a lane hold
     states, and no more than the steps of a tile. A last segment that is cut short has a whole mark.
     """
-    return tiling.mark * (2 if narrow else 4) / tiling.segment
+    return tiling.mark * (2 if narrow and program.bounded else 4) / tiling.segment
 
 
 def run(
@@ -206,10 +206,17 @@ def _(
 
 
 def mark_type(program: Program, used: list[Tensor]) -> torch.dtype:
-    """Backward starts each segment from a mark: of 16 bits where its gradients are narrow anyway."""
-    if all(x.dtype == torch.float32 for x in used):
-        return torch.float32
-    return torch.float16 if program.bounded else torch.bfloat16
+    """Backward starts each segment from a mark: of 16 bits where its gradients are narrow anyway, and within 1.
+
+    A state without a bound may be beyond what fp16 holds, and bf16 drops too much: gradients by weights, which add up
+    what nearly cancels, were four times as far off as the plain loop's.
+    """
+    return torch.float16 if program.bounded and not _exact(used) else torch.float32
+
+
+def _exact(used: list[Tensor]) -> bool:
+    """Whether errors of 1e-7 matter."""
+    return all(x.dtype == torch.float32 for x in used)
 
 
 class _Call:
@@ -239,7 +246,7 @@ class _Call:
         units = tuple(self._unit(name, x) for name, x in zip(names, tensors, strict=True))
         types = tuple(x.dtype for x in tensors)
         even = self.xs[0].shape[1] % self.tiling.steps == 0
-        exact = mark_type(self.program, self.used) == torch.float32
+        exact = _exact(self.used)
         return Form(forward, self.tiling, types, units, y.dtype, even, self.reset is not None, marks, exact)
 
     def _unit(self, name: str, x: Tensor) -> int:

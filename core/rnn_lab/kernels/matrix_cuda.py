@@ -32,7 +32,7 @@ def source(program: Program, form: Form) -> str:
     lines = ["// Printed by rnn_lab.kernels.matrix_cuda."]
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"#define FORWARD {int(form.forward)}", f"#define YTYPE {TYPES[form.output]}"]
-    lines += [f"#define MARK {'float' if form.exact else 'fp16' if program.bounded else 'bf16'}"]
+    lines += [f"#define MARK {'fp16' if program.bounded and not form.exact else 'float'}"]
     lines += [skeleton("ptx", "functions", "matrix")]
     return "\n".join([*lines, '#line 1 "cell.cuh"', "namespace recurrence {", *_cell(layout), "}", ""])
 
