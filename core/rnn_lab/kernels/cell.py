@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rnn_lab.kernels import matrix_source
+    from rnn_lab.kernels import linear_step, matrix_source
     from rnn_lab.kernels.diagonal_source import Program
 
 P = TypeVar("P")
@@ -81,10 +81,25 @@ class Cell:
             self._matrices[key] = _or_reason(lambda: traced(self, tuple(h.shape[1:]), shapes))
         return self._matrices[key]
 
+    @cached_property
+    def _linear(self) -> "dict[tuple[int, ...], linear_step.Step | str]":
+        return {}
+
+    def linear(self, counts: tuple[int, ...]) -> "linear_step.Step | str":
+        """The step as one product of a vector state with a matrix plus inputs, or what keeps it from being one.
+
+        `counts` are the lengths of the five parts of Streams.
+        """
+        if counts not in self._linear:
+            from rnn_lab.kernels.linear_step import traced
+
+            self._linear[counts] = _or_reason(lambda: traced(self, counts))
+        return self._linear[counts]
+
     @property
     def fingerprint(self) -> str:
         """What tells cells apart to a certificate, the same in every process."""
-        programs = (*self._programs.values(), *self._matrices.values())
+        programs = (*self._programs.values(), *self._matrices.values(), *self._linear.values())
         found = [p if isinstance(p, str) else p.text for p in programs]
         return f"{self._functions} {found}"
 

@@ -120,6 +120,7 @@ RECURRENCE = Recurrence(
         Backend("diagonal", backends.run_diagonal, backends.refuses_diagonal),
         Backend("diagonal-cuda", backends.run_diagonal_cuda, backends.refuses_diagonal_cuda),
         Backend("matrix", backends.run_matrix, backends.refuses_matrix),
+        Backend("chunked", backends.run_chunked, backends.refuses_chunked),
         Backend("graph", backends.run_graph, backends.refuses_graph, capturable=False),
     ],
     _probe,

@@ -107,6 +107,25 @@ def run_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None 
     return matrix.run(program, h, xs, ws, reset_BT, cell.after is not None)
 
 
+def refuses_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    """Why the recurrence is no scan over time here, or None."""
+    from rnn_lab.kernels import chunked
+
+    if torch.compiler.is_compiling() and not h.is_cuda:
+        return f"tensors are on {h.device.type}, not on cuda"
+    step = cell.linear(counts(streams))
+    return step if isinstance(step, str) else chunked.refuses(step, h, streams.inputs[0])
+
+
+def run_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See recurrence.reference."""
+    from rnn_lab.kernels import chunked
+
+    step = cell.linear(counts(streams))
+    assert not isinstance(step, str)
+    return chunked.run(step, cell, h, streams, reset_BT)
+
+
 def refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     """Why the loop cannot be captured in CUDA graphs here, or None."""
     from rnn_lab.kernels import graphed
