@@ -7,7 +7,9 @@ import torch
 from rnn_lab.kernels import chunked
 from rnn_lab.kernels.cell import Cell, Streams, counts
 from rnn_lab.kernels.certificates import evaluate
+from rnn_lab.kernels.costs import Cost
 from rnn_lab.kernels.recurrence import RECURRENCE, reference
+from rnn_lab.registry import registry
 from rnn_lab.tensors import relative_error
 from rnn_lab.testing.measure import nan_filled
 from torch import nn
@@ -125,6 +127,12 @@ def test_others_are_refused_with_what_they_use(step, reason):
     assert reason in Cell(step).linear((1, 1, 0, 0, 0))
 
 
+def test_e42_is_one():
+    model = registry().models["e42"].load()
+    layer = model(model.Config(dim=8))
+    assert layer._gated.linear((1, 1, 0, 0, 0)).text == "Step(weight=0, transposed=True, inputs=(0,))"
+
+
 def test_what_before_makes_and_read_takes():
     def before(u, b):
         return torch.tanh(u + b), u
@@ -149,7 +157,7 @@ def test_the_operation():
 
 
 def test_the_plain_loop_is_left_where_nothing_is_gained():
-    cost = chunked.Cost(1e12, 1e12, 1e12, 1e-6)
+    cost = Cost(1e12, 1e12, 1e12, 1e-6)
     chosen = {
         (B, T, D): chunked.doublings(B, T, D, cost) for B, T, D in itertools.product((1, 4096), (1, 8, 512), (64, 256))
     }

@@ -44,13 +44,15 @@ class Cell:
 
     `before(*inputs, *biases)` makes what `update` takes, for all steps at once; `update(h, *inputs_t, *weights)` gives
     the next state `[B, ...]`; `read(h, *queries_t)` what is seen of it, the state itself when None; and
-    `after(o, *gates)`, element-wise, what leaves the recurrence.
+    `after(o, *gates)`, element-wise, what leaves the recurrence. `low_rank` is the place among the weights of U, which
+    V follows, where `update` takes their product instead of both as well (kernels.low_rank).
     """
 
     update: Callable[..., Tensor]
     read: Callable[..., Tensor] | None = None
     before: Callable[..., tuple[Tensor, ...]] | None = None
     after: Callable[..., Tensor] | None = None
+    low_rank: int | None = None
 
     @cached_property
     def _programs(self) -> dict[tuple[int, ...], "Program | str"]:

@@ -22,31 +22,12 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.cell import Cell, Streams
+from rnn_lab.kernels.costs import NARROW, Cost, cost_of
 from rnn_lab.kernels.linear_step import Step
 from rnn_lab.kernels.recurrence import run_by
 
-NARROW = (torch.bfloat16, torch.float16)
 WIDE_ROWS = 128
 """Rows from which a product is worth its operands' parts; the steps along are shorter than the time to take them."""
-
-
-class Cost(NamedTuple):
-    """FLOP/s of products of many rows and of few, bytes/s at which these read their matrix, seconds of a launch."""
-
-    rate: float
-    thin_rate: float
-    bandwidth: float
-    launch: float
-
-
-COSTS = {
-    ("cuda", True): Cost(170e12, 45e12, 5.5e12, 5e-6),
-    ("cuda", False): Cost(45e12, 45e12, 5.5e12, 5e-6),
-    ("cpu", False): Cost(70e9, 70e9, 20e9, 2e-6),
-    ("cpu", True): Cost(70e9, 70e9, 20e9, 2e-6),
-}
-"""By device and by whether inputs are narrow. Those of an H100 are arithmetic, not measured: tensor cores at 510
-TFLOP/s for three products, two thirds of its fp32 units, its L2 cache. The CPU's are read off timings of one core."""
 
 
 def doublings(B: int, T: int, D: int, cost: Cost) -> int:
@@ -63,19 +44,13 @@ def doublings(B: int, T: int, D: int, cost: Cost) -> int:
 
     """
     square = cost.launch + 2 * D**3 / cost.rate
-    wide = cost.rate if B >= WIDE_ROWS else cost.thin_rate
 
     def seconds(n: int) -> float:
-        along = cost.launch + max(2 * B * D**2 / (wide if n else cost.thin_rate), 4 * D**2 / cost.bandwidth)
+        along = cost.thin(B, D, D, cost.rate if n and B >= WIDE_ROWS else None)
         swept = 4 * B * (T - (T >> n)) * D**2 / cost.rate + 2 * n * cost.launch
         return n * square + 2 * ((T >> n) * along + swept)
 
     return min(range(T.bit_length()), key=seconds)
-
-
-def cost_of(x: Tensor) -> Cost:
-    """Of products on the device of these inputs."""
-    return COSTS[x.device.type, x.dtype in NARROW]
 
 
 def refuses(step: Step, h: Tensor, x: Tensor) -> str | None:

@@ -134,7 +134,12 @@ def refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | No
 
 
 def run_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """See recurrence.reference."""
-    from rnn_lab.kernels import graphed
+    """See recurrence.reference; factors of a matrix are folded where that is sooner done."""
+    from rnn_lab.kernels import graphed, low_rank
+    from rnn_lab.kernels.costs import COSTS
 
+    if cell.low_rank is not None:
+        B, T = streams.inputs[0].shape[:2]
+        if low_rank.folds(B, T, streams.weights[cell.low_rank], COSTS[h.device.type, False]):
+            streams = low_rank.fold(cell, streams)
     return graphed.run(cell, h, streams, reset_BT)
