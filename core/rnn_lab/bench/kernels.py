@@ -13,9 +13,10 @@ import torch
 
 from rnn_lab.bench.calls import Bound, Check, Outcome, compare
 from rnn_lab.bench.cases import Case, Source, flops
+from rnn_lab.bench.implementation import Implementation
 from rnn_lab.bench.isolated import rows_of
 from rnn_lab.bench.machine import cache_bytes, ceilings, header
-from rnn_lab.bench.peers import Implementation, implementations
+from rnn_lab.bench.peers import implementations
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.timing import Spread, time_eager, time_graph
 from rnn_lab.config import ModelSection

@@ -33,7 +33,7 @@ def reference(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None =
         state.
 
     """
-    return run_by(_walk, cell, h, streams, reset_BT)
+    return run_by(walk, cell, h, streams, reset_BT)
 
 
 Walk = Callable[[Cell, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor | None], tuple[Tensor, Tensor]]
@@ -59,7 +59,7 @@ def run_by(walk: Walk, cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor
         return y if cell.after is None else cell.after(y, *gates).to(streams.inputs[0].dtype), h
 
 
-def _walk(
+def walk(
     cell: Cell,
     h: Tensor,
     inputs: list[Tensor],
