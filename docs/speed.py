@@ -133,6 +133,8 @@ def _kernel_cells(row: dict[str, Any]) -> Sequence[object]:
 def _per_step(row: dict[str, Any]) -> str:
     """Microseconds, forward and backward, where a state is carried from step to step."""
     both = row.get("forward_backward")
+    if us := row.get("us_per_step"):
+        return f"{us:.3g}"
     return f"{1e3 * both['ms']['median'] / row['seq_len']:.3g}" if both and row.get("state") else ""
 
 

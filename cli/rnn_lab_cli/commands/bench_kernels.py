@@ -143,10 +143,10 @@ def _cells(row: dict[str, Any], steps: int) -> list[object]:
     both, check = row.get("forward_backward", {}), row.get("check", {})
     errors = [None if check.get(key) is None else f"{check[key]:.1e}" for key in ("forward", "gradient")]
     remark = row.get("note") if row["status"] == "ok" else f"{row['status']}: {row.get('reason')}"
-    per_step = f"{1e3 * both['ms']['median'] / steps:.3g}" if both and row["state"] else None
+    us = 1e3 * both["ms"]["median"] / steps if both and row["state"] else row.get("us_per_step")
     return [
         row["model"], _sides(row), row["op"], row["implementation"], row.get("mode"),
-        milliseconds(row.get("forward", {}).get("ms")), milliseconds(both.get("ms")), per_step,
+        milliseconds(row.get("forward", {}).get("ms")), milliseconds(both.get("ms")), us and f"{us:.3g}",
         percent(both.get("copy_share")), percent(both.get("matmul_share")), *errors, remark,
     ]  # fmt: skip
 
