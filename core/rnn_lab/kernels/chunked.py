@@ -46,7 +46,9 @@ def doublings(B: int, T: int, D: int, cost: Cost) -> int:
     square = cost.launch + 2 * D**3 / cost.rate
 
     def seconds(n: int) -> float:
-        along = cost.thin(B, D, D, cost.rate if n and B >= WIDE_ROWS else None)
+        along = cost.thin(B, D, D)
+        if n and B >= WIDE_ROWS and cost.rate > cost.thin_rate:  # by parts, which takes more launches
+            along = 2 * cost.launch + cost.thin(B, D, D, cost.rate)
         swept = 4 * B * (T - (T >> n)) * D**2 / cost.rate + 2 * n * cost.launch
         return n * square + 2 * ((T >> n) * along + swept)
 
