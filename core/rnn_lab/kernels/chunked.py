@@ -55,21 +55,18 @@ def doublings(B: int, T: int, D: int, cost: Cost) -> int:
     return min(range(T.bit_length()), key=seconds)
 
 
-def refuses(step: Step, h: Tensor, x: Tensor) -> str | None:
-    """Why a scan would not pay or cannot be, or None.
+def refuses(x: Tensor, D: int) -> str | None:
+    """Why a scan over time would not pay, or None.
 
     Args:
-        step: see linear_step.
-        h: initial state.
         x: an input `[B, T, ...]`.
+        D: width of the state.
 
     """
     if not x.is_cuda:
         return f"tensors are on {x.device.type}, where twice the products of the plain loop take longer than it"
-    if h.dim() != 2:
-        return "its state is no vector"
     B, T = x.shape[:2]
-    if T > 1 and doublings(B, T, h.shape[1], cost_of(x)) == 0:
+    if T > 1 and doublings(B, T, D, cost_of(x)) == 0:
         return f"{T} steps of {B} sequences take no longer one after the other"
     return None
 
