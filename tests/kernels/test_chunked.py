@@ -9,7 +9,7 @@ from rnn_lab.kernels.cell import Cell, Streams, counts
 from rnn_lab.kernels.certificates import evaluate
 from rnn_lab.kernels.costs import Cost
 from rnn_lab.kernels.recurrence import RECURRENCE, reference
-from rnn_lab.kernels.recurrence_backends import refuses_chunked
+from rnn_lab.kernels.recurrence_backends import refuses_chunked, run_chunked
 from rnn_lab.registry import registry
 from rnn_lab.tensors import relative_error
 from rnn_lab.testing.measure import nan_filled
@@ -165,6 +165,17 @@ def test_the_plain_loop_is_left_where_nothing_is_gained():
     assert all(1 << n <= T for (_, T, _), n in chosen.items())
     assert chosen[1, 512, 64] > chosen[1, 512, 256] > 0
     assert chosen[4096, 512, 64] == chosen[4096, 8, 256] == 0
+
+
+def test_a_short_call_is_of_the_kind_of_long_ones(monkeypatch):
+    """A certificate is made of 19 steps of 2 sequences, where doubling would not pay."""
+    monkeypatch.setattr(chunked, "doublings", lambda B, T, D, cost: 0)
+    made = []
+    real = chunked._squares
+    monkeypatch.setattr(chunked, "_squares", lambda W, n, narrow: made.append((n, narrow)) or real(W, n, narrow))
+    for T in (19, 1):
+        run_chunked(*call(2, T, 8, dtype=torch.bfloat16))
+    assert made == [(1, True), (0, True)]
 
 
 def test_refusals():
