@@ -11,7 +11,7 @@ product for W's gradient; nothing is differentiated through powers. Powers of W 
 rounds once: error does not compound over the steps of a block.
 
 Products are fp32, or fp64 for such inputs. Where inputs are of 16 bits, those of the sweeps are three bf16 products of
-parts, x y = x_hi y_hi + x_lo y_hi + x_hi y_lo to 2^-17, for tensor cores. One product in tf32 would be half as expensive
+parts, x y = x_hi y_hi + x_lo y_hi + x_hi y_lo to 2^-17, for tensor cores. One product in tf32 would be half as dear
 and drop what the state holds below 2^-11.
 """
 
