@@ -1,11 +1,20 @@
-"""SIGINT and SIGTERM as a request to stop in order."""
+"""SIGINT and SIGTERM as a request to stop in order, and a signal for those whose parent is gone."""
 
+import ctypes
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+
+
+def when_parent_ends(number: int) -> None:
+    """Have the kernel send this process `number` when its parent ends; nothing where there is no such call (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 @contextmanager

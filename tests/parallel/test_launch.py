@@ -38,11 +38,9 @@ def rank_pid(parent: int, rank: int) -> int:
     return int(found)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds ranks in /proc")
-def test_a_killed_rank_is_named_and_the_run_goes_on_alone(tmp_path):
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "rnn_lab_cli", "fit", *FIT, "--steps", "100000", "--gpus", "2"]
+def started(run, *options):
+    """A run on two ranks without an end, when it has written a checkpoint."""
+    command = [sys.executable, "-m", "rnn_lab_cli", "fit", *FIT, "--steps", "100000", "--gpus", "2", *options]
     child = subprocess.Popen(
         [*command, "--checkpoint-every", "2", "--out", str(run)],
         stderr=subprocess.PIPE,
@@ -52,6 +50,30 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_alone(tmp_path):
     until = time.monotonic() + 120
     while not (run / "checkpoints" / "step_4").exists() and time.monotonic() < until and child.poll() is None:
         time.sleep(0.05)
+    return child
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds ranks in /proc")
+def test_ranks_whose_launcher_was_killed_end_in_order(tmp_path):
+    run = tmp_path / "run"
+    child = started(run)
+    ranks = [Path(f"/proc/{rank_pid(child.pid, rank)}") for rank in (0, 1)]
+    child.kill()
+    child.communicate(timeout=90)
+    until = time.monotonic() + 60
+    while any(rank.exists() for rank in ranks) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(rank.exists() for rank in ranks)
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "interrupted" and (run / "checkpoints" / f"step_{result['steps']}").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds ranks in /proc")
+def test_a_killed_rank_is_named_and_the_run_goes_on_alone(tmp_path):
+    run = tmp_path / "run"
+    child = started(run)
     os.kill(rank_pid(child.pid, 1), signal.SIGKILL)
     out, err = child.communicate(timeout=90)
     assert child.returncode == 1, (out, err)

@@ -128,7 +128,7 @@ def test_another_search_is_refused_by_what_differs(plan, worker, tmp_path):
     other = tmp_path / "full"
     other.mkdir()
     (other / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="holds no search"):
+    with pytest.raises(ConfigError, match=r"^--out .* is not empty and holds no search"):
         run_search(plan(LR), worker(out=other), 1)
 
 

@@ -10,7 +10,6 @@ process, and training that is asked to stop twice stops at once. SIGUSR2, by whi
 program, is ignored. Exit code: the command's, 128 + number for a signal.
 """
 
-import ctypes
 import fcntl
 import os
 import select
@@ -18,14 +17,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
+
+from rnn_lab.signals import when_parent_ends
 
 BUSY = 75
 """Exit code where another guard holds the lock (EX_TEMPFAIL)."""
 TOGETHER = "--together"
 _POLL_SECONDS = 0.2
-_PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> int:
         return BUSY
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the command inherits
     # The command inherits the lock: it is free only when guard and command have both ended.
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(held,), preexec_fn=_die_with_parent)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(held,), preexec_fn=_die_with_me)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _, __: None if together else child.terminate())
     code = _watch(child, grace)
@@ -61,10 +60,8 @@ def _watch(child: "subprocess.Popen[bytes]", grace: float) -> int:
     return child.returncode
 
 
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies; nothing where there is no such call."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with_me() -> None:
+    when_parent_ends(signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ of them before the same step, through a group on the CPU that needs no device.
 import faulthandler
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rnn_lab.errors import ConfigError, RankLost
+from rnn_lab.signals import when_parent_ends
 
 T = TypeVar("T")
 _LOST = (
@@ -104,6 +106,7 @@ class Ranks(World):
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self.timeout = timeout
+        when_parent_ends(signal.SIGTERM)  # whoever launched the ranks: they write a checkpoint
         cuda = _uses_cuda(device, int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
         if cuda:
             torch.cuda.set_device(self.local_rank)

@@ -258,7 +258,7 @@ def _claim(plan: SearchPlan, worker: Worker) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--out {worker.out}: cannot write there: {error.strerror}") from error
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is damaged ({error}): restore it, or choose another --out") from error
     changed = _differences(before, json.loads(json.dumps(mine)))
     if changed:
