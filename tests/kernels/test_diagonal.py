@@ -3,8 +3,9 @@
 import pytest
 import torch
 from rnn_lab.kernels import diagonal
+from rnn_lab.kernels.cell import counts
 from rnn_lab.kernels.expression import ordered, trace
-from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams, _counts, reference
+from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams, reference
 from rnn_lab.registry import registry
 from rnn_lab.tensors import relative_error
 from rnn_lab.testing.measure import nan_filled
@@ -70,7 +71,7 @@ def run(cell, h, streams, reset, dtype=None, parts=None):
             results = reference(cell, h, streams, reset)
         else:
             xs = [*streams.inputs, *streams.queries, *streams.gates]
-            program = cell.program(_counts(streams))
+            program = cell.program(counts(streams))
             ws = [*streams.weights, *streams.biases]
             results = diagonal.run(program, h, xs, ws, reset, cell.after is not None, parts)
     torch.manual_seed(7)
@@ -109,7 +110,7 @@ def test_a_linear_recurrence_may_be_split_in_time(T, parts, device):
 
 def test_only_linear_and_narrow_recurrences_are_split():
     program = {
-        name: cell.program(_counts(streams_of(name, 1, 1, 1, torch.float32, "cpu"))) for name, cell in CELLS.items()
+        name: cell.program(counts(streams_of(name, 1, 1, 1, torch.float32, "cpu"))) for name, cell in CELLS.items()
     }
     assert diagonal.parts_of(program["nonlinear"], 1, 2**15, 64) == 1
     assert diagonal.parts_of(program["linear"], 32, 512, 4096) == 1
@@ -119,7 +120,7 @@ def test_only_linear_and_narrow_recurrences_are_split():
 
 def test_the_operation_follows_the_rules_of_torch(device):
     streams = streams_of("nonlinear", 2, 9, 4, torch.float32, device)
-    text = CELLS["nonlinear"].program(_counts(streams)).text
+    text = CELLS["nonlinear"].program(counts(streams)).text
     leaves = [x.detach().requires_grad_() for x in streams.inputs]
     ws = [w.requires_grad_() for w in (*streams.weights, *streams.biases)]
     h = torch.randn(2, 4, device=device, requires_grad=True)

@@ -5,7 +5,8 @@ import torch
 from rnn_lab.kernels import cuda_jit, diagonal, diagonal_cuda
 from rnn_lab.kernels.certificates import evaluate
 from rnn_lab.kernels.diagonal_cuda import Form
-from rnn_lab.kernels.recurrence import Cell, Streams, _diagonal_cuda, _refuses_diagonal_cuda, reference
+from rnn_lab.kernels.recurrence import Cell, Streams, reference
+from rnn_lab.kernels.recurrence_backends import refuses_diagonal_cuda, run_diagonal_cuda
 from rnn_lab.kernels.triton_support import trying
 from rnn_lab.tensors import relative_error
 from torch.nn import functional as F
@@ -90,10 +91,10 @@ def test_compiles_without_a_spill(name, arch, dtype, channels, unit, even, forwa
 
 def test_refuses_what_it_cannot(monkeypatch):
     long = call("linear", 1, 1024, 8, device="cpu")
-    assert "cpu" in (_refuses_diagonal_cuda(*long) or "")
+    assert "cpu" in (refuses_diagonal_cuda(*long) or "")
     monkeypatch.setattr(cuda_jit, "refuses_cuda", lambda *tensors: None)
-    assert "parts of time" in (_refuses_diagonal_cuda(*long) or "")
-    assert _refuses_diagonal_cuda(*call("nonlinear", 1, 1024, 8, device="cpu")) is None
+    assert "parts of time" in (refuses_diagonal_cuda(*long) or "")
+    assert refuses_diagonal_cuda(*call("nonlinear", 1, 1024, 8, device="cpu")) is None
 
 
 class TestOnAGPU:
@@ -114,7 +115,7 @@ class TestOnAGPU:
     def test_equals_the_reference(self, name, B, T, C, reset, dtype, index):
         args = call(name, B, T, C, dtype, reset)
         with trying(index):
-            got = evaluate(_diagonal_cuda, args)
+            got = evaluate(run_diagonal_cuda, args)
         want = evaluate(reference, args, torch.float64)
         forward, backward = (1e-5, 1e-4) if dtype == fp32 else (5e-3, 1e-2)
         assert max(map(relative_error, got[0], want[0])) < forward
@@ -128,10 +129,10 @@ class TestOnAGPU:
 
     def test_inside_a_graph(self):
         args = call("nonlinear", 2, 16, 64)
-        want = _diagonal_cuda(*args)
+        want = run_diagonal_cuda(*args)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            got = _diagonal_cuda(*args)
+            got = run_diagonal_cuda(*args)
         for y in got:
             y.fill_(float("nan"))
         graph.replay()

@@ -13,7 +13,8 @@ from rnn_lab.kernels import certificates, cuda_jit, matrix
 from rnn_lab.kernels.certificates import LIMITS, copies, evaluate
 from rnn_lab.kernels.matrix_cuda import source
 from rnn_lab.kernels.matrix_layout import Form
-from rnn_lab.kernels.recurrence import Cell, Streams, _matrix, _refuses_matrix, reference
+from rnn_lab.kernels.recurrence import Cell, Streams, reference
+from rnn_lab.kernels.recurrence_backends import refuses_matrix, run_matrix
 from rnn_lab.kernels.triton_support import constant, trying
 from rnn_lab.layers import normalise, retrieve, self_gate, write
 from rnn_lab.tensors import relative_error
@@ -116,7 +117,7 @@ def program(*args):
 
 def expect_reference(args, dtype, index):
     with trying(index):
-        got = evaluate(_matrix, args)
+        got = evaluate(run_matrix, args)
     want = evaluate(reference, args, torch.float64)
     forward, backward = LIMITS[dtype]
     assert max(map(relative_error, got[0], want[0])) < forward
@@ -165,9 +166,9 @@ def test_the_order_of_threads_does_not_matter(monkeypatch):
         pytest.skip("the GPU chooses")
     args = call("e88-gates", *SHAPES["e88-gates"], reset=True)
     with trying(1):
-        first = evaluate(_matrix, args)
+        first = evaluate(run_matrix, args)
         monkeypatch.setattr(emulation.EmulatedKernel, "reversed", True)
-        second = evaluate(_matrix, args)
+        second = evaluate(run_matrix, args)
     assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 
@@ -185,7 +186,7 @@ def test_the_emulation_notices(good, bad, noticed, monkeypatch):
         pytest.skip("the GPU forgives them too")
     monkeypatch.setattr(matrix, "source", lambda *args: source(*args).replace(good, bad))
     with trying(1), pytest.raises(AssertionError, match=noticed):
-        y, _ = _matrix(*call("e73f", *SHAPES["e73f"]))
+        y, _ = run_matrix(*call("e73f", *SHAPES["e73f"]))
         assert y.isfinite().all(), "not a number"
 
 
@@ -217,7 +218,7 @@ def test_saturates():
         cell, h, streams, _ = call(name, 1, 8, (1,) if name == "e88" else (), 8, 8, dtype)
         k, v, *rest = streams.inputs
         args = (cell, 1e6 * h, streams._replace(inputs=(k, 1e5 * v, *rest)), None)
-        results, gradients = evaluate(_matrix, args)
+        results, gradients = evaluate(run_matrix, args)
         assert all(x.isfinite().all() for x in (*results, *gradients))
         assert results[1].abs().max() == 1
 
@@ -238,7 +239,7 @@ def test_saved_bytes():
     args, leaves = copies(call("e74", 2, 16, (), 24, 24, bf16))
     made, saved = program(*args), []
     with trying(0), torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        _matrix(*args)
+        run_matrix(*args)
     marks = 2 * 16 * matrix.saved_bytes(made, matrix.tilings(made.text)[0], narrow=True)
     assert sum(x.nbytes for x in saved) == sum(x.nbytes for x in leaves[1:]) + marks
 
@@ -288,7 +289,7 @@ def test_refuses_with_a_reason(update, read, weights, reason, monkeypatch):
     monkeypatch.setattr(cuda_jit, "refuses_cuda", lambda *tensors: None)
     x = torch.randn(1, 2, 5)
     streams = Streams((x, x, x)[: 3 if weights else 2], tuple(torch.randn(w) for w in weights), (x,) if read else ())
-    assert reason in (_refuses_matrix(Cell(update, read), torch.zeros(1, 5, 5), streams) or "")
+    assert reason in (refuses_matrix(Cell(update, read), torch.zeros(1, 5, 5), streams) or "")
 
 
 def test_refuses_a_row_of_one_number():
@@ -356,14 +357,14 @@ class TestOnAGPU:
 
     def test_identical_bits(self):
         args = call("e88-gates", 4, 100, (33,), 48, 48, bf16, True)
-        first = evaluate(_matrix, args)
+        first = evaluate(run_matrix, args)
         for _ in range(10):
-            again = evaluate(_matrix, args)
+            again = evaluate(run_matrix, args)
             assert all(torch.equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
 
     def test_inside_a_graph(self):
         """Both directions, over memory that is overwritten in between."""
-        bound = bind(_matrix, call("e88", 2, 16, (3,), 32, 32))
+        bound = bind(run_matrix, call("e88", 2, 16, (3,), 32, 32))
         found = []
 
         def run():

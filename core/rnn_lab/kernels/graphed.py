@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnn_lab.kernels.recurrence import Cell, Streams, run_by
+from rnn_lab.kernels.cell import Cell, Streams
+from rnn_lab.kernels.recurrence import run_by
 from rnn_lab.kernels.step_graphs import FUSED, Step, part, saving, step_of
 
 SEGMENT = 128

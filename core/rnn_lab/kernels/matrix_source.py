@@ -35,7 +35,7 @@ from rnn_lab.kernels.matrix_expression import (
 )
 
 if TYPE_CHECKING:
-    from rnn_lab.kernels.recurrence import Cell
+    from rnn_lab.kernels.cell import Cell
 
 S = var("s.cr")
 

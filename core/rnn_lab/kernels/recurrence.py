@@ -7,139 +7,16 @@ one kernel per direction (kernels.diagonal), Triton or CUDA C++, and so does one
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rnn_lab.kernels import recurrence_backends as backends
+from rnn_lab.kernels.cell import Cell as Cell
+from rnn_lab.kernels.cell import Streams as Streams
 from rnn_lab.kernels.dispatch import Backend, Choice, Op
-from rnn_lab.kernels.triton_support import refuses_triton
-
-if TYPE_CHECKING:
-    from rnn_lab.kernels import matrix_source
-    from rnn_lab.kernels.diagonal_source import Program
-
-P = TypeVar("P")
-
-
-class Streams(NamedTuple):
-    """What enters a recurrence besides the state.
-
-    `inputs`, `queries` and `gates` are `[B, T, ...]`, for `update`, `read` and `after`; `weights` and `biases` have
-    no time axis, for `update` and `before`.
-    """
-
-    inputs: tuple[Tensor, ...]
-    weights: tuple[Tensor, ...] = ()
-    queries: tuple[Tensor, ...] = ()
-    biases: tuple[Tensor, ...] = ()
-    gates: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """What one step does.
-
-    `before(*inputs, *biases)` makes what `update` takes, for all steps at once; `update(h, *inputs_t, *weights)` gives
-    the next state `[B, ...]`; `read(h, *queries_t)` what is seen of it, the state itself when None; and
-    `after(o, *gates)`, element-wise, what leaves the recurrence.
-    """
-
-    update: Callable[..., Tensor]
-    read: Callable[..., Tensor] | None = None
-    before: Callable[..., tuple[Tensor, ...]] | None = None
-    after: Callable[..., Tensor] | None = None
-
-    @cached_property
-    def _programs(self) -> dict[tuple[int, ...], "Program | str"]:
-        return {}
-
-    def program(self, counts: tuple[int, ...]) -> "Program | str":
-        """The step as one element-wise expression, or what keeps it from being one.
-
-        `counts` are the lengths of the five parts of Streams.
-        """
-        if counts not in self._programs:
-            self._programs[counts] = _or_reason(lambda: _traced(self, *counts))
-        return self._programs[counts]
-
-    @cached_property
-    def _matrices(self) -> "dict[object, matrix_source.Program | str]":
-        return {}
-
-    def matrix(self, h: Tensor, streams: Streams) -> "matrix_source.Program | str":
-        """The step as an expression over a matrix whose rows never meet, or what keeps it from being one."""
-        if h.dim() < 3:
-            return "its state is no matrix"
-        shapes = [tuple(tuple(x.shape[0 if i % 2 else 2 :]) for x in part) for i, part in enumerate(streams)]
-        key = (tuple(h.shape[1:]), *shapes)
-        if key not in self._matrices:
-            from rnn_lab.kernels.matrix_source import traced
-
-            self._matrices[key] = _or_reason(lambda: traced(self, tuple(h.shape[1:]), shapes))
-        return self._matrices[key]
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells cells apart to a certificate, the same in every process."""
-        programs = (*self._programs.values(), *self._matrices.values())
-        found = [p if isinstance(p, str) else p.text for p in programs]
-        return f"{self._functions} {found}"
-
-    @cached_property
-    def _functions(self) -> str:
-        return ", ".join(_named(f) for f in (self.update, self.read, self.before, self.after))
-
-
-def _named(value: Any) -> str:
-    """A function by its name and the sources around it, a partial by its parts, anything else as it prints."""
-    if isinstance(value, partial):
-        return f"partial({', '.join(_named(v) for v in (value.func, *value.args, *value.keywords.items()))})"
-    if not hasattr(value, "__code__"):
-        return getattr(value, "__qualname__", None) or repr(value)
-    from rnn_lab.kernels.certificates import sources
-
-    return f"{value.__module__}.{value.__qualname__} {sources(value.__module__)}"
-
-
-def _or_reason(make: Callable[[], P]) -> P | str:
-    """A program, or what keeps the cell from being one.
-
-    Cells are anybody's code and are traced on every machine, so whatever it raises on symbols is a reason too, and a
-    cell that draws random numbers leaves the generator as it was.
-    """
-    from rnn_lab.kernels.expression import NotElementwise
-
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return make()
-    except NotElementwise as error:
-        return f"the cell uses {error}"
-    except Exception as error:
-        first = str(error).strip().partition("\n")[0]
-        return f"the cell cannot be traced ({type(error).__name__}: {first})"
-
-
-def _traced(cell: Cell, n_inputs: int, n_weights: int, n_queries: int, n_biases: int, n_gates: int) -> "Program":
-    """Streams are x0... in the order inputs, queries, gates; weights w0... in the order weights, biases."""
-    from rnn_lab.kernels.diagonal_source import Program
-    from rnn_lab.kernels.expression import trace
-
-    def step(h: Any, *rest: Any) -> Any:
-        xs, ws = rest[:n_inputs], rest[n_inputs:]
-        return cell.update(h, *(xs if cell.before is None else cell.before(*xs, *ws[n_weights:])), *ws[:n_weights])
-
-    def output(s: Any, *rest: Any) -> Any:
-        o = s if cell.read is None else cell.read(s, *rest[:n_queries])
-        return o if cell.after is None else cell.after(o, *rest[n_queries:])
-
-    xs = [f"x{i}" for i in range(n_inputs + n_queries + n_gates)]
-    ws = [f"w{i}" for i in range(n_weights + n_biases)]
-    (update,) = trace(step, "h", *xs[:n_inputs], *ws)
-    (seen,) = trace(output, "s", *xs[n_inputs:])
-    return Program(len(xs), len(ws), update, seen)
 
 
 def reference(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -218,105 +95,6 @@ def _probe(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = No
     return [cut(steps) for steps in (19, 16)]
 
 
-def _counts(streams: Streams) -> tuple[int, ...]:
-    return tuple(len(part) for part in streams)
-
-
-def _usable(
-    make: Callable[[], P | str], refuses: Callable[..., str | None], h: Tensor, streams: Streams
-) -> P | str:  # fmt: skip
-    """The program, or why it cannot run. The cell is judged first: a machine without a GPU tells what one would do."""
-    tensors = (*streams.inputs, *streams.queries, *streams.gates, h)
-    if torch.compiler.is_compiling():  # which would follow every step of the tracing
-        return refuses(*tensors) or make()
-    program = make()
-    return program if isinstance(program, str) else refuses(*tensors) or program
-
-
-def _refuses_diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
-    program = _usable(lambda: cell.program(_counts(streams)), refuses_triton, h, streams)
-    return program if isinstance(program, str) else None
-
-
-def _refuses_diagonal_cuda(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
-    from rnn_lab.kernels.cuda_jit import refuses_cuda
-    from rnn_lab.kernels.diagonal import parts_of
-
-    program = _usable(lambda: cell.program(_counts(streams)), refuses_cuda, h, streams)
-    if isinstance(program, str):
-        return program
-    B, T = streams.inputs[0].shape[:2]
-    if parts_of(program, B, T, h[0].numel()) > 1:
-        return "it is linear and narrow, so parts of time should run at once, which this backend cannot"
-    return None
-
-
-def _diagonal_cuda(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return _diagonal(cell, h, streams, reset_BT, "cuda")
-
-
-def _diagonal(
-    cell: Cell,
-    h: Tensor,
-    streams: Streams,
-    reset_BT: Tensor | None = None,
-    backend: Literal["triton", "cuda"] = "triton",
-) -> tuple[Tensor, Tensor]:
-    from rnn_lab.kernels import diagonal
-
-    program = cell.program(_counts(streams))
-    assert not isinstance(program, str)
-    shape = h.shape[1:]
-    xs = [_flat(x, 2, shape) for x in (*streams.inputs, *streams.queries, *streams.gates)]
-    ws = [_flat(w, 0, shape) for w in (*streams.weights, *streams.biases)]
-    y, last = diagonal.run(program, h.flatten(1), xs, ws, reset_BT, cell.after is not None, backend=backend)
-    return y.view(*y.shape[:2], *shape), last.view(h.shape)
-
-
-def _flat(x: Tensor, leading: int, shape: torch.Size) -> Tensor:
-    """X with everything after its first axes broadcast to the state's shape and flattened."""
-    lead = x.shape[:leading]
-    x = x.reshape(*lead, *[1] * (len(shape) - x.dim() + leading), *x.shape[leading:])
-    return x.expand(*lead, *shape).flatten(leading)
-
-
-def _refuses_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
-    from rnn_lab.kernels.cuda_jit import refuses_cuda
-
-    program = _usable(lambda: _short_rows(cell.matrix(h, streams)), refuses_cuda, h, streams)
-    return program if isinstance(program, str) else None
-
-
-def _short_rows(program: "matrix_source.Program | str") -> "matrix_source.Program | str":
-    if isinstance(program, str):
-        return program
-    from rnn_lab.kernels.matrix import across
-
-    fits = across(program.rows, program.columns)
-    return program if fits else f"its rows of {program.columns} numbers are too long"
-
-
-def _matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    from rnn_lab.kernels import matrix
-
-    program = cell.matrix(h, streams)
-    assert not isinstance(program, str)
-    xs, ws = [*streams.inputs, *streams.queries, *streams.gates], [*streams.weights, *streams.biases]
-    return matrix.run(program, h, xs, ws, reset_BT, cell.after is not None)
-
-
-def _refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
-    from rnn_lab.kernels import graphed
-
-    return graphed.refuses(cell, h, streams, reset_BT)
-
-
-def _graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    from rnn_lab.kernels import graphed
-
-    return graphed.run(cell, h, streams, reset_BT)
-
-
 class Recurrence(Op[Callable[..., tuple[Tensor, Tensor]]]):
     """The operation, whose matrices a token filter may let learn from kept positions alone."""
 
@@ -339,10 +117,10 @@ RECURRENCE = Recurrence(
     "recurrence",
     reference,
     [
-        Backend("diagonal", _diagonal, _refuses_diagonal),
-        Backend("diagonal-cuda", _diagonal_cuda, _refuses_diagonal_cuda),
-        Backend("matrix", _matrix, _refuses_matrix),
-        Backend("graph", _graph, _refuses_graph, capturable=False),
+        Backend("diagonal", backends.run_diagonal, backends.refuses_diagonal),
+        Backend("diagonal-cuda", backends.run_diagonal_cuda, backends.refuses_diagonal_cuda),
+        Backend("matrix", backends.run_matrix, backends.refuses_matrix),
+        Backend("graph", backends.run_graph, backends.refuses_graph, capturable=False),
     ],
     _probe,
 )

@@ -1,0 +1,121 @@
+"""Backends of the recurrence: how a call of it is put to each engine, and why an engine cannot take it.
+
+Every engine is imported by its first call.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from rnn_lab.kernels.cell import Cell, Streams, counts
+from rnn_lab.kernels.triton_support import refuses_triton
+
+if TYPE_CHECKING:
+    from rnn_lab.kernels import matrix_source
+
+P = TypeVar("P")
+
+
+def _usable(
+    make: Callable[[], P | str], refuses: Callable[..., str | None], h: Tensor, streams: Streams
+) -> P | str:  # fmt: skip
+    """The program, or why it cannot run. The cell is judged first: a machine without a GPU tells what one would do."""
+    tensors = (*streams.inputs, *streams.queries, *streams.gates, h)
+    if torch.compiler.is_compiling():  # which would follow every step of the tracing
+        return refuses(*tensors) or make()
+    program = make()
+    return program if isinstance(program, str) else refuses(*tensors) or program
+
+
+def refuses_diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    """Why the cell is no element-wise kernel in Triton here, or None."""
+    program = _usable(lambda: cell.program(counts(streams)), refuses_triton, h, streams)
+    return program if isinstance(program, str) else None
+
+
+def refuses_diagonal_cuda(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    """Why the cell is no element-wise kernel in CUDA C++ here, or None."""
+    from rnn_lab.kernels.cuda_jit import refuses_cuda
+    from rnn_lab.kernels.diagonal import parts_of
+
+    program = _usable(lambda: cell.program(counts(streams)), refuses_cuda, h, streams)
+    if isinstance(program, str):
+        return program
+    B, T = streams.inputs[0].shape[:2]
+    if parts_of(program, B, T, h[0].numel()) > 1:
+        return "it is linear and narrow, so parts of time should run at once, which this backend cannot"
+    return None
+
+
+def run_diagonal_cuda(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See recurrence.reference; by CUDA C++."""
+    return run_diagonal(cell, h, streams, reset_BT, "cuda")
+
+
+def run_diagonal(
+    cell: Cell,
+    h: Tensor,
+    streams: Streams,
+    reset_BT: Tensor | None = None,
+    backend: Literal["triton", "cuda"] = "triton",
+) -> tuple[Tensor, Tensor]:
+    """See recurrence.reference; `backend` is the printer of the kernels."""
+    from rnn_lab.kernels import diagonal
+
+    program = cell.program(counts(streams))
+    assert not isinstance(program, str)
+    shape = h.shape[1:]
+    xs = [_flat(x, 2, shape) for x in (*streams.inputs, *streams.queries, *streams.gates)]
+    ws = [_flat(w, 0, shape) for w in (*streams.weights, *streams.biases)]
+    y, last = diagonal.run(program, h.flatten(1), xs, ws, reset_BT, cell.after is not None, backend=backend)
+    return y.view(*y.shape[:2], *shape), last.view(h.shape)
+
+
+def _flat(x: Tensor, leading: int, shape: torch.Size) -> Tensor:
+    """X with everything after its first axes broadcast to the state's shape and flattened."""
+    lead = x.shape[:leading]
+    x = x.reshape(*lead, *[1] * (len(shape) - x.dim() + leading), *x.shape[leading:])
+    return x.expand(*lead, *shape).flatten(leading)
+
+
+def refuses_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    """Why the cell is no kernel over the rows of a matrix here, or None."""
+    from rnn_lab.kernels.cuda_jit import refuses_cuda
+
+    program = _usable(lambda: _short_rows(cell.matrix(h, streams)), refuses_cuda, h, streams)
+    return program if isinstance(program, str) else None
+
+
+def _short_rows(program: "matrix_source.Program | str") -> "matrix_source.Program | str":
+    if isinstance(program, str):
+        return program
+    from rnn_lab.kernels.matrix import across
+
+    fits = across(program.rows, program.columns)
+    return program if fits else f"its rows of {program.columns} numbers are too long"
+
+
+def run_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See recurrence.reference."""
+    from rnn_lab.kernels import matrix
+
+    program = cell.matrix(h, streams)
+    assert not isinstance(program, str)
+    xs, ws = [*streams.inputs, *streams.queries, *streams.gates], [*streams.weights, *streams.biases]
+    return matrix.run(program, h, xs, ws, reset_BT, cell.after is not None)
+
+
+def refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    """Why the loop cannot be captured in CUDA graphs here, or None."""
+    from rnn_lab.kernels import graphed
+
+    return graphed.refuses(cell, h, streams, reset_BT)
+
+
+def run_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See recurrence.reference."""
+    from rnn_lab.kernels import graphed
+
+    return graphed.run(cell, h, streams, reset_BT)
