@@ -18,7 +18,7 @@ struct Arriving { char* to; recurrence::Word word; };
 struct Phases {
     recurrence::Barrier* at;
     int arrivals, bytes, length;
-    unsigned ended;
+    unsigned ended, cluster;  // the latter: which one of all it belongs to
     Arriving words[ON_THEIR_WAY];
 };
 inline Phases phases[BLOCKS][BARRIERS];
@@ -28,7 +28,7 @@ inline int own_block() { return current / in_block; }
 
 inline Phases& phases_of(int block, const recurrence::Barrier* at) {
     for (Phases& p : phases[block])
-        if (p.at == at) return p;
+        if (p.at == at && p.cluster == clusters) return p;
     fail("a barrier that was not begun");
     return phases[0][0];
 }
@@ -59,8 +59,8 @@ inline void cluster_meet() { emulated::meet(emulated::cluster); }
 
 inline void begin(Barrier* barrier) {
     for (emulated::Phases& p : emulated::phases[emulated::own_block()])
-        if (!p.at || p.at == barrier) {
-            p.at = barrier, p.arrivals = 1, p.bytes = p.length = 0, p.ended = 0;
+        if (p.cluster != emulated::clusters) {
+            p.at = barrier, p.arrivals = 1, p.bytes = p.length = 0, p.ended = 0, p.cluster = emulated::clusters;
             return;
         }
     emulated::fail("more barriers than the emulation has room for");

@@ -62,6 +62,7 @@ struct Fibre {
 };
 
 inline int threads, in_block, current, first_block;
+inline unsigned clusters;  // that have run
 inline bool turned;
 inline Fibre fibres[THREADS];
 inline ucontext_t home;
@@ -225,6 +226,7 @@ inline void emulated::run(unsigned grid, int count, int size, bool reversed, voi
     stacks = static_cast<char*>(std::realloc(stacks, threads * STACK));
     for (unsigned b = 0; b < grid && !fault; b += size) {
         first_block = b;
+        ++clusters;
         std::memset(recurrence::shared, 0xff, sizeof recurrence::shared / BLOCKS * size);
         cluster = {threads};
         for (int i = 0; i < size; ++i) blocks[i] = {count};

@@ -29,8 +29,8 @@ struct Args {
     i64 in_first[NI], in_b[NI], in_t[NI], in_h[NI];  // elements before the first, and from one to the next
     void* out[NO];                     // written at every step
     i64 out_first[NO], out_b[NO], out_t[NO], out_h[NO];
-    const float* w[NW ? NW : 1];       // [H, WIDTH] or shared by heads
-    i64 w_h[NW ? NW : 1];
+    const float* w[NW ? NW : 1];       // pieces of weights that are no matrices
+    i64 w_first[NW ? NW : 1], w_h[NW ? NW : 1];
     const uint4* matrix;               // fragments [H, C, WM, WK, KW, MT, 32]
     i64 matrix_h;
     const float* start;                // [B, H, S, WIDTH]: first state; backward: adjoint of the last
@@ -224,7 +224,7 @@ __device__ __forceinline__ void load_weights(const Args& a, const Place& p, char
     for (int j = 0; j < NW; ++j)
         for (int i = threadIdx.x; i < U; i += THREADS) {
             const int unit = p.rank * U + i;
-            to[j * U + i] = unit < WIDTH ? a.w[j][p.head * a.w_h[j] + unit] : 0.0f;
+            to[j * U + i] = unit < WIDTH ? a.w[j][a.w_first[j] + p.head * a.w_h[j] + unit] : 0.0f;
         }
 }
 __device__ __forceinline__ void weights_of(const char* shared, const Item& o, float (&w)[NW + 1][V]) {

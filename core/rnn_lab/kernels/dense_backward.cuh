@@ -24,11 +24,11 @@ __device__ __forceinline__ void save(const Args& a, const Place& p, const Item& 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_constant__ Args a) {
     char* const shared = dynamic_shared();
     float* const partial = reinterpret_cast<float*>(shared + PARTIAL_AT);
-    float* const sums = reinterpret_cast<float*>(shared + SUMS_AT);  // gradients by weights, [NW][OWN][THREADS][V]
+    float* const sums = reinterpret_cast<float*>(shared + SUMS_AT);  // gradients by weights, [NW][ITEMS][V]
     const Place p(a);
     const Matrix matrix(a, p, shared);
     load_weights(a, p, shared);
-    for (int i = threadIdx.x; i < NW * OWN * THREADS * V; i += THREADS) sums[i] = 0.0f;
+    for (int i = threadIdx.x; i < NW * ITEMS * V; i += THREADS) sums[i] = 0.0f;
     const Exchange exchange(shared, p.rank);
     float d[OWN][S][V], s[OWN][S][V];  // adjoint of the state after a step, and that state
 #pragma unroll
@@ -92,10 +92,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
 #pragma unroll
             for (int g = 0; g < G; ++g) exchange.send(n, g * D + o.unit, o.row, dp[g]);
             if (o.inside) write(a, p, o, t, dx);
-            if (o.valid) save(a, p, o, t, dp);
+            if (o.inside) save(a, p, o, t, dp);
 #pragma unroll
             for (int j = 0; j < NW; ++j) {
-                float* at = sums + ((j * OWN + i) * THREADS + threadIdx.x) * V;
+                float* at = sums + (j * ITEMS + i * THREADS + threadIdx.x) * V;
                 float sum[V];
                 load<float>(at, sum);
 #pragma unroll
@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
 #pragma unroll
         for (int j = 0; j < NW; ++j) {
             float sum[V];
-            load<float>(sums + ((j * OWN + i) * THREADS + threadIdx.x) * V, sum);
+            load<float>(sums + (j * ITEMS + i * THREADS + threadIdx.x) * V, sum);
             store(a.dw + ((j * a.B + o.b) * a.H + p.head) * WIDTH + o.unit, sum);
         }
     }

@@ -26,7 +26,7 @@ __device__ __forceinline__ void hand_on(
     }
     if (n < a.T) {
         exchange.send(n, o.unit, o.row, m);
-        if (o.valid) save_wire(a, p, o, n, m);
+        if (o.inside) save_wire(a, p, o, n, m);
     }
 }
 
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
         for (int s = 0; s < S; ++s)
 #pragma unroll
             for (int v = 0; v < V; ++v) h[i][s][v] = o.inside ? a.start[state_place(a, p, o, s) + v] : 0.0f;
-        if (o.valid) save(a, p, o, -1, h[i]);
+        if (o.inside) save(a, p, o, -1, h[i]);
         hand_on(a, p, o, exchange, 0, begins(a, o, 0), h[i]);
     }
     const auto ahead = [&](i64 t) {
@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
 #pragma unroll
             for (int v = 0; v < V; ++v) output(v, s, x, w, y);
             if (o.inside) write(a, p, o, t, y);
-            if (o.valid) save(a, p, o, t, s);
+            if (o.inside) save(a, p, o, t, s);
         }
     }
 #pragma unroll
