@@ -144,7 +144,7 @@ struct Matrix {
 
     template <int STEPS>
     static __device__ __forceinline__ void rest(float (&c)[CHAINS][MT][NT][4], const char* b, const uint4* from) {
-#pragma unroll 4
+#pragma unroll UNROLL
         for (int k = 0; k < STEPS; k += CHAINS)
 #pragma unroll
             for (int j = 0; j < CHAINS; ++j) {

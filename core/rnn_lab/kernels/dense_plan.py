@@ -23,6 +23,8 @@ MULTIPROCESSORS = 132
 SHARED = 227 * 1024
 """Bytes of shared memory that a block may have on Hopper."""
 REGISTERS = 255
+FIXED, OF_ITEM, OF_ITEM_BACK = 56, 20, 28
+"""Registers of addresses and the like; of those of each further item, forward and backward."""
 WIDEST = 2048
 NARROWEST = 128
 LARGEST_BATCH = 1024
@@ -153,12 +155,19 @@ class Plan:
         return self.places["end"]
 
     @property
+    def unrolled(self) -> int:
+        """Steps of a warp whose part of the matrix is on its way to registers at once."""
+        return max(1, 4 // self.tiles)
+
+    @property
     def registers(self) -> int:
-        """Registers of a thread besides those that hold the matrix."""
+        """Registers of a thread besides those that hold the matrix, from what the assembler reported of many plans."""
         columns, problem = self.rows // 8, self.problem
         sums = 4 * self.tiles * columns * (2 if self.tiles * columns < 3 else 1)
+        product = sums + 2 * columns + 4 * self.tiles * self.unrolled
         state = UNITS * self.own * problem.parts * (1 if problem.forward else 2)
-        return 56 + max(sums + 4 * columns, UNITS * problem.live) + state
+        further = (self.own - 1) * (OF_ITEM if problem.forward else OF_ITEM_BACK)
+        return FIXED + max(product, UNITS * problem.live) + state + further
 
     @property
     def far(self) -> int:
