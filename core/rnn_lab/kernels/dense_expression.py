@@ -130,6 +130,16 @@ class Pieces:
 
     ndim = property(dim)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes; -1 for those before the last, which a cell has no reason to know."""
+        last = self.factors[-1].shape[-1] if self.factors else len(self.nodes) // self.stacked * self.made.width
+        return (*(-1 for _ in self.axes), last)
+
+    def size(self, axis: int | None = None) -> Any:
+        """As of a tensor."""
+        return self.shape if axis is None else self.shape[axis]
+
     def realised(self) -> "Pieces":
         """With variables for a product."""
         if not self.factors:
