@@ -103,10 +103,15 @@ inline void enter(int thread) {
     blockIdx.x = first_block + thread / in_block;
 }
 
-// The next thread that can go on.
+// The next thread that can go on: of this block if there is one, so that blocks run as far ahead as they can.
 inline int next() {
-    for (int n = 1; n <= threads; ++n) {
-        const int thread = ((turned ? current - n : current + n) + threads) % threads;
+    const int own = current % in_block, first = current - own;
+    for (int n = 1; n <= in_block; ++n) {
+        const int thread = first + ((turned ? own - n : own + n) + in_block) % in_block;
+        if (fibres[thread].ready()) return thread;
+    }
+    for (int n = in_block; n < threads; ++n) {
+        const int thread = ((turned ? first + in_block - 1 - n : first + n) + threads) % threads;
         if (fibres[thread].ready()) return thread;
     }
     return -1;
