@@ -83,4 +83,3 @@ def call(name, B, T, d, dtype=torch.bfloat16, reset=False, device="cpu"):
     streams = Streams(tuple(map(stream, inputs)), tuple(map(weight, weights)), (), vectors, tuple(map(stream, gates)))
     reset_BT = (torch.rand(B, T) < 0.2).to(device) if reset else None
     return cell, h, streams, reset_BT
-

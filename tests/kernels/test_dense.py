@@ -9,7 +9,6 @@ from rnn_lab.kernels.dense_plan import Problem, choices, choose, plans
 from rnn_lab.kernels.dense_source import parse
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_dense, run_dense
-from rnn_lab.kernels.triton_support import trying
 from rnn_lab.tensors import relative_error
 from rnn_lab.testing.measure import nan_filled
 

@@ -1,7 +1,8 @@
 """What a recurrence is given: streams of inputs, and a cell, which is one step as four plain functions.
 
-A cell is traced once into the program of an engine (kernels.diagonal_source, kernels.matrix_source, kernels.dense_source): into one
-element-wise expression, into one over a matrix whose rows never meet, or into one around products with matrices.
+A cell is traced once into the program of an engine (kernels.diagonal_source, kernels.matrix_source,
+kernels.dense_source): into one element-wise expression, into one over a matrix whose rows never meet, or into one around
+products of the state with matrices.
 """
 
 from collections.abc import Callable

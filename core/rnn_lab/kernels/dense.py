@@ -55,7 +55,7 @@ def run(
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         reset = None if reset_BT is None else reset_BT.to(torch.uint8).contiguous()
         y, last, _, _ = _forward(program.text, start.contiguous(), flat, vectors, matrices, reset, narrow, wanted)
-        y = y.unflatten(-1, (-1, width + lack))[..., :width]  # type: ignore[no-untyped-call]
+        y = y.unflatten(-1, (-1, width + lack))[..., :width]
         y = y if program.stacked else y.flatten(-2)
         return y if program.heads else y.squeeze(2), last[..., :width].reshape(h.shape)
 
@@ -147,7 +147,9 @@ class _Call:
         heads = x.stride(2) if x.shape[2] > 1 else 0
         return x, piece * self.program.width, x.stride(0), x.stride(1), heads
 
-    def launch(self, form: Form, rows: dict[str, tuple[Any, ...]], start: Tensor, stop: Tensor, dw: Tensor | None) -> None:
+    def launch(
+        self, form: Form, rows: dict[str, tuple[Any, ...]], start: Tensor, stop: Tensor, dw: Tensor | None
+    ) -> None:
         """Launch a direction. The values are the fields of Args in dense.cuh; `rows` has what steps read and write."""
         plan = planned(form, self.B, self.H, start.device)
         unused = [(None, 0, 0, 0, 0)] * (not form.reads)
@@ -250,7 +252,8 @@ def _results(
     y = h.new_empty((B, T, H, len(made.output) * width), dtype=xs[0].dtype if narrow else torch.float32)
     states = (made.parts, H, T + 1, B, width) if saves else (0, 0, 0, 0, 0)
     wires = (1, H, T, B, width) if saves and made.sent is None else (0, 0, 0, 0, 0)
-    return y, torch.empty_like(h), *(h.new_empty(shape, dtype=torch.bfloat16) for shape in (states, wires))
+    saved, sent = (h.new_empty(shape, dtype=torch.bfloat16) for shape in (states, wires))
+    return y, torch.empty_like(h), saved, sent
 
 
 @torch.library.custom_op("rnn_lab::dense_backward", mutates_args=())

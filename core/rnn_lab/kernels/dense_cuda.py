@@ -70,8 +70,8 @@ def source(form: Form, plan: Plan) -> str:
         "V": UNITS, "S": program.parts, "G": len(program.products), "NX": len(program.streams),
         "NW": len(program.weights), "NY": len(program.output), "NI": max(1, len(form.reads)), "NO": len(form.writes),
         "WIDTH": form.width, "D": plan.padded, "C": plan.cluster, "U": plan.units, "N": plan.rows, "WM": plan.across,
-        "WK": plan.along, "KR": plan.held, "KS": plan.kept, "STAGES": plan.stages, "RING_BYTES": plan.ring, "UNROLL": plan.unrolled,
-        "RESET": int(form.reset), "FORWARD": int(form.forward),
+        "WK": plan.along, "KR": plan.held, "KS": plan.kept, "STAGES": plan.stages, "RING_BYTES": plan.ring,
+        "UNROLL": plan.unrolled, "RESET": int(form.reset), "FORWARD": int(form.forward),
         **{f"{name}_AT": at for name, at in plan.places.items() if name != "end"},
     }  # fmt: skip
     lines = ["// Printed by rnn_lab.kernels.dense_cuda."]
@@ -187,7 +187,12 @@ def _backward(form: Form, plan: Plan) -> Iterator[str]:
     ]
     yield from _function(
         f"void last_state({_OF_ITEM}float (&s)[S][V])",
-        ["for (int j = 0; j < S; ++j)", "    for (int v = 0; v < V; ++v) s[j][v] = 0.0f;", "if (!o.inside) return;", *last],
+        [
+            "for (int j = 0; j < S; ++j)",
+            "    for (int v = 0; v < V; ++v) s[j][v] = 0.0f;",
+            "if (!o.inside) return;",
+            *last,
+        ],
     )
     targets = {f"h{i}": f"found.dh[{i}][v]" for i in parts} | {f"p{i}": f"found.dp[{i}][v]" for i in products}
     targets |= {name: f"found.dx[{i}][v]" for i, name in enumerate(program.streams)}

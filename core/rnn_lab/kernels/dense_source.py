@@ -16,7 +16,17 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rnn_lab.kernels.dense_expression import Factor, NotDense, Pieces, Product, Products
-from rnn_lab.kernels.expression import Node, NotElementwise, add, as_json, from_json, gradients, substitute, var, variables
+from rnn_lab.kernels.expression import (
+    Node,
+    NotElementwise,
+    add,
+    as_json,
+    from_json,
+    gradients,
+    substitute,
+    var,
+    variables,
+)
 from rnn_lab.kernels.matrix_expression import rename
 from rnn_lab.kernels.matrix_source import Shapes, names_of
 
@@ -157,12 +167,12 @@ class _Way:
         weights, biases = ([self.weight(made, n, s) for n, s in zip(names[i], streams[i], strict=True)] for i in (1, 3))
         try:
             if cell.before is not None:
-                inputs = [_at_step(x) for x in cell.before(*map(_in_time, inputs), *biases)]  # type: ignore[arg-type]
-            new = _realised(cell.update(self.state(made, "h"), *inputs, *weights))  # type: ignore[arg-type]
+                inputs = [_at_step(x) for x in cell.before(*map(_in_time, inputs), *biases)]
+            new = _realised(cell.update(self.state(made, "h"), *inputs, *weights))
             seen: Any = self.state(made, "s")
             seen = seen if cell.read is None else cell.read(seen, *queries)
             if cell.after is not None:
-                seen = _at_step(cell.after(_in_time(seen), *map(_in_time, gates)))  # type: ignore[arg-type]
+                seen = _at_step(cell.after(_in_time(seen), *map(_in_time, gates)))
         except NotElementwise:
             raise
         except Exception as error:  # as in expression.trace

@@ -11,6 +11,7 @@ from rnn_lab.kernels.matrix_printer import Lane, loops
 from rnn_lab.kernels.matrix_scaling import prescaled
 from rnn_lab.kernels.matrix_source import Program
 
+
 def source(program: Program, form: Form) -> str:
     """CUDA C++ with the kernel `forward` or `backward`."""
     layout, t = Layout(program, form), form.tiling
