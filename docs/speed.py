@@ -27,6 +27,7 @@ FLOORS = (
     ("matrix, tanh", "e88:n_heads=32,n_state=48,nonlinearity=tanh", "n 48, 32 heads", 0.19, 0.99, 0.15, 2.2),
     ("matrix, tanh", "e88:n_heads=32,n_state=64,nonlinearity=tanh", "n 64, 32 heads", 0.25, 1.8, 0.15, 4.0),
     ("dense, tanh", "e1:dim=1024,expansion=1.0", "D 1024", 0.06, 0.13, 0.98, 2.2),
+    ("dense, linear", "e42:dim=768,expansion=2.0", "D 1536", 0.08, 0.3, 0.1, 3.0),
 )
 OPERATIONS = {"e70": "linear_state", "gdn": "gated_delta_rule", "mamba2": "ssd"}
 """What is measured of a model, where it is not its recurrence."""
@@ -78,7 +79,9 @@ def _tables(
     pages = _pages(folder, kind)
     if not pages:
         return "Not measured: nothing has been recorded yet.\n"
-    return "\n".join(f"{_above(page)}\n\n{table(headers, [cells(row) for row in page['rows']])}" for page in pages)
+    return "\n".join(
+        f"{_above(page)}\n\n{table(headers, [cells(page['setting'] | row) for row in page['rows']])}" for page in pages
+    )
 
 
 def _above(page: dict[str, Any]) -> str:
@@ -112,7 +115,8 @@ def _why(row: dict[str, Any]) -> str:
 def kernels_block(folder: Path, table: Table) -> str:
     """Operations."""
     headers = (
-        "model", "state", "op", "implementation", "mode", "forward, ms", "both, ms", "of copy", "of matmul", "remark",
+        "model", "state", "op", "implementation", "mode", "forward, ms", "both, ms", "µs per step", "of copy",
+        "of matmul", "remark",
     )  # fmt: skip
     return _tables(folder, "bench-kernels", headers, _kernel_cells, table)
 
@@ -121,9 +125,17 @@ def _kernel_cells(row: dict[str, Any]) -> Sequence[object]:
     both, state = row.get("forward_backward", {}), row.get("state") or ()
     return (
         row["model"], " x ".join(map(str, state)), row["op"], row["implementation"] or "", row.get("mode", ""),
-        _ms(row.get("forward", {}).get("ms")), _ms(both.get("ms")),
+        _ms(row.get("forward", {}).get("ms")), _ms(both.get("ms")), _per_step(row),
         _percent(both.get("copy_share")), _percent(both.get("matmul_share")), _why(row),
     )  # fmt: skip
+
+
+def _per_step(row: dict[str, Any]) -> str:
+    """Microseconds, forward and backward, where a state is carried from step to step."""
+    both = row.get("forward_backward")
+    if us := row.get("us_per_step"):
+        return f"{us:.3g}"
+    return f"{1e3 * both['ms']['median'] / row['seq_len']:.3g}" if both and row.get("state") else ""
 
 
 def train_block(folder: Path, table: Table) -> str:

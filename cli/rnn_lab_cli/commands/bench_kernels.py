@@ -29,6 +29,8 @@ CASES = (
     *(f"e74:dim=1536,n_state={n}" for n in (16, 32, 48, 64, 96)),
     *(f"e88:dim=1024,n_heads=32,n_state={n}" for n in (16, 32, 48, 64)),
     *(f"{name}:dim=1024,expansion=1" for name in ("e1", "gru", "lstm")),
+    "e42:dim=768,expansion=2",
+    "e5:dim=1536,rank=270",
 )
 """Shapes of docs/performance.md, measured where no model is named."""
 TINY = {"dim": 32, "n_state": 8, "n_heads": 2, "head_dim": 16}
@@ -131,19 +133,20 @@ def _with(name: str, fields: dict[str, Any], given: dict[str, Any]) -> dict[str,
 def _show(page: dict[str, Any]) -> None:
     show_header(page)
     headers = (
-        "model", "state", "op", "implementation", "mode", "forward", "forward + backward", "of copy", "of matmul", "r",
-        "r grad", "remark",
+        "model", "state", "op", "implementation", "mode", "forward", "forward + backward", "µs per step", "of copy",
+        "of matmul", "r", "r grad", "remark",
     )  # fmt: skip
-    table(headers, [_cells(row) for row in page["rows"]])
+    table(headers, [_cells(row, page["setting"]["seq_len"]) for row in page["rows"]])
 
 
-def _cells(row: dict[str, Any]) -> list[object]:
+def _cells(row: dict[str, Any], steps: int) -> list[object]:
     both, check = row.get("forward_backward", {}), row.get("check", {})
     errors = [None if check.get(key) is None else f"{check[key]:.1e}" for key in ("forward", "gradient")]
     remark = row.get("note") if row["status"] == "ok" else f"{row['status']}: {row.get('reason')}"
+    us = 1e3 * both["ms"]["median"] / steps if both and row["state"] else row.get("us_per_step")
     return [
         row["model"], _sides(row), row["op"], row["implementation"], row.get("mode"),
-        milliseconds(row.get("forward", {}).get("ms")), milliseconds(both.get("ms")),
+        milliseconds(row.get("forward", {}).get("ms")), milliseconds(both.get("ms")), us and f"{us:.3g}",
         percent(both.get("copy_share")), percent(both.get("matmul_share")), *errors, remark,
     ]  # fmt: skip
 

@@ -149,3 +149,14 @@ def _quadratic(at_1_2_4: list[int], steps: int) -> int:
     one, two, four = at_1_2_4
     curve = ((four - two) / 2 - (two - one)) / 3
     return round(one + (two - one) * (steps - 1) + curve * (steps - 1) * (steps - 2))
+
+
+def needs_cuda(case: Case) -> str | None:
+    """Why a library cannot run the case, or None."""
+    return None if case.device.type == "cuda" else "it needs a CUDA device"
+
+
+def random(case: Case, *shape: int, seed: int) -> Tensor:
+    """Normal numbers `[B, T, ...]`."""
+    generator = torch.Generator(case.device).manual_seed(seed)
+    return torch.randn(case.batch, case.seq_len, *shape, generator=generator, device=case.device)

@@ -13,9 +13,11 @@ import torch
 
 from rnn_lab.bench.calls import Bound, Check, Outcome, compare
 from rnn_lab.bench.cases import Case, Source, flops
+from rnn_lab.bench.floor import FLOOR, floor_rows
+from rnn_lab.bench.implementation import Implementation
 from rnn_lab.bench.isolated import rows_of
 from rnn_lab.bench.machine import cache_bytes, ceilings, header
-from rnn_lab.bench.peers import Implementation, implementations
+from rnn_lab.bench.peers import implementations
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.timing import Spread, time_eager, time_graph
 from rnn_lab.config import ModelSection
@@ -162,6 +164,11 @@ def _model_rows(
             continue
         # Most implementations of a case share one fp64 reference: it is run once.
         exact = cache(lambda bound, small=small: bound(small).forward_backward())
+        if any(fnmatchcase(FLOOR, p) for p in setting.implementations):
+            for row in floor_rows(case, common):
+                if row in done:
+                    break
+                yield row
         for implementation in kept:
             row = common | {
                 "implementation": implementation.name,

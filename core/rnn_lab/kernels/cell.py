@@ -1,7 +1,7 @@
 """What a recurrence is given: streams of inputs, and a cell, which is one step as four plain functions.
 
 A cell is traced once into the program of an engine (kernels.diagonal_source, kernels.matrix_source,
-kernels.dense_source): into one element-wise expression, into one over a matrix whose rows never meet, or into one around
+kernels.dense_source): into one element-wise expression, one over a matrix whose rows never meet, or one around
 products of the state with matrices.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rnn_lab.kernels import dense_source, matrix_source
+    from rnn_lab.kernels import dense_source, linear_step, matrix_source
     from rnn_lab.kernels.diagonal_source import Program
 
 P = TypeVar("P")
@@ -45,13 +45,15 @@ class Cell:
 
     `before(*inputs, *biases)` makes what `update` takes, for all steps at once; `update(h, *inputs_t, *weights)` gives
     the next state `[B, ...]`; `read(h, *queries_t)` what is seen of it, the state itself when None; and
-    `after(o, *gates)`, element-wise, what leaves the recurrence.
+    `after(o, *gates)`, element-wise, what leaves the recurrence. `low_rank` is the place among the weights of U, which
+    V follows, where `update` takes their product instead of both as well (kernels.low_rank).
     """
 
     update: Callable[..., Tensor]
     read: Callable[..., Tensor] | None = None
     before: Callable[..., tuple[Tensor, ...]] | None = None
     after: Callable[..., Tensor] | None = None
+    low_rank: int | None = None
 
     @cached_property
     def _programs(self) -> dict[tuple[int, ...], "Program | str"]:
@@ -82,6 +84,21 @@ class Cell:
         return self._matrices[key]
 
     @cached_property
+    def _linear(self) -> "dict[tuple[int, ...], linear_step.Step | str]":
+        return {}
+
+    def linear(self, counts: tuple[int, ...]) -> "linear_step.Step | str":
+        """The step as one product of a vector state with a matrix plus inputs, or what keeps it from being one.
+
+        `counts` are the lengths of the five parts of Streams.
+        """
+        if counts not in self._linear:
+            from rnn_lab.kernels.linear_step import traced
+
+            self._linear[counts] = _or_reason(lambda: traced(self, counts))
+        return self._linear[counts]
+
+    @cached_property
     def _dense(self) -> "dict[object, dense_source.Program | str]":
         return {}
 
@@ -97,7 +114,8 @@ class Cell:
     @property
     def fingerprint(self) -> str:
         """What tells cells apart to a certificate, the same in every process."""
-        programs = (*self._programs.values(), *self._matrices.values(), *self._dense.values())
+        parts = (self._programs, self._matrices, self._linear, self._dense)
+        programs = [program for part in parts for program in part.values()]
         found = [p if isinstance(p, str) else p.text for p in programs]
         return f"{self._functions} {found}"
 

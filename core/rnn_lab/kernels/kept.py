@@ -51,7 +51,7 @@ def run(
 def _tapped(cell: Cell, inputs: int, weights: int) -> Cell:
     """The cell with one more input, which is added to the state; one for each cell, for its traces are kept in it."""
     before = None if cell.before is None else partial(_beside, cell.before, inputs)
-    return replace(cell, update=partial(_plus, cell.update, weights), before=before)
+    return replace(cell, update=partial(_plus, cell.update, weights), before=before, low_rank=None)
 
 
 @lru_cache(maxsize=256)

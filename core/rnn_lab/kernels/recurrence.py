@@ -34,7 +34,7 @@ def reference(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None =
         state.
 
     """
-    return run_by(_walk, cell, h, streams, reset_BT)
+    return run_by(walk, cell, h, streams, reset_BT)
 
 
 Walk = Callable[[Cell, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor | None], tuple[Tensor, Tensor]]
@@ -60,7 +60,7 @@ def run_by(walk: Walk, cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor
         return y if cell.after is None else cell.after(y, *gates).to(streams.inputs[0].dtype), h
 
 
-def _walk(
+def walk(
     cell: Cell,
     h: Tensor,
     inputs: list[Tensor],
@@ -121,6 +121,7 @@ RECURRENCE = Recurrence(
         Backend("diagonal", backends.run_diagonal, backends.refuses_diagonal),
         Backend("diagonal-cuda", backends.run_diagonal_cuda, backends.refuses_diagonal_cuda),
         Backend("matrix", backends.run_matrix, backends.refuses_matrix),
+        Backend("chunked", backends.run_chunked, backends.refuses_chunked),
         Backend("dense", backends.run_dense, backends.refuses_dense),
         Backend("graph", backends.run_graph, backends.refuses_graph, capturable=False),
     ],

@@ -107,6 +107,25 @@ def run_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None 
     return matrix.run(program, h, xs, ws, reset_BT, cell.after is not None)
 
 
+def refuses_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    """Why the recurrence is no scan over time here, or None."""
+    from rnn_lab.kernels import chunked
+
+    if torch.compiler.is_compiling() and not h.is_cuda:
+        return f"tensors are on {h.device.type}, not on cuda"
+    step = cell.linear(counts(streams))
+    return step if isinstance(step, str) else chunked.refuses(step, h, streams.inputs[0])
+
+
+def run_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See recurrence.reference."""
+    from rnn_lab.kernels import chunked
+
+    step = cell.linear(counts(streams))
+    assert not isinstance(step, str)
+    return chunked.run(step, cell, h, streams, reset_BT)
+
+
 def refuses_dense(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     """Why the cell is no kernel with resident matrices here, or None."""
     program = _usable(lambda: _served(cell, h, streams), _refuses_clusters, h, streams)
@@ -149,7 +168,12 @@ def refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | No
 
 
 def run_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """See recurrence.reference."""
-    from rnn_lab.kernels import graphed
+    """See recurrence.reference; factors of a matrix are folded where that is sooner done."""
+    from rnn_lab.kernels import graphed, low_rank
+    from rnn_lab.kernels.costs import COSTS
 
+    if cell.low_rank is not None:
+        B, T = streams.inputs[0].shape[:2]
+        if low_rank.folds(B, T, streams.weights[cell.low_rank], COSTS[h.device.type, False]):
+            streams = low_rank.fold(cell, streams)
     return graphed.run(cell, h, streams, reset_BT)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from rnn_lab.kernels.low_rank import plus_product
 from rnn_lab.layers import ProjectedConfig, TwoBranchLayer
 from rnn_lab.parts import Dense, Part, vector
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ def dense(h: Tensor, u: Tensor, W_h: Tensor) -> Tensor:
     return torch.addmm(u, h, W_h.T).tanh()
 
 
-def low_rank(h: Tensor, u: Tensor, U: Tensor, V: Tensor) -> Tensor:
-    """tanh(u + U V h)."""
-    return torch.addmm(u, torch.mm(h, V.T), U.T).tanh()
+def low_rank(h: Tensor, u: Tensor, U: Tensor, *V: Tensor) -> Tensor:
+    """tanh(u + U V h); `U` may be the product of both."""
+    return plus_product(u, h, U, *V).tanh()
 
 
 class ElmanLayer(TwoBranchLayer):

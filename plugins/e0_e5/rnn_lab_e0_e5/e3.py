@@ -65,7 +65,7 @@ class Model(SlotLayer):
 
     def cell(self) -> Cell:
         """The update of the chosen form."""
-        return Cell(diagonal if self.cfg.form == "diagonal" else low_rank)
+        return Cell(diagonal) if self.cfg.form == "diagonal" else Cell(low_rank, low_rank=0)
 
 
 def diagonal(h_BSd: Tensor, u: Tensor, A: Tensor) -> Tensor:
@@ -73,7 +73,8 @@ def diagonal(h_BSd: Tensor, u: Tensor, A: Tensor) -> Tensor:
     return torch.tanh(u + A * h_BSd)
 
 
-def low_rank(h_BSd: Tensor, u: Tensor, U: Tensor, V: Tensor) -> Tensor:
-    """tanh(u + U_s V_s h[s]), the slots as one batch of products."""
-    h_SBd = torch.bmm(torch.bmm(h_BSd.transpose(0, 1), V.mT), U.mT)
+def low_rank(h_BSd: Tensor, u: Tensor, U: Tensor, *V: Tensor) -> Tensor:
+    """tanh(u + U_s V_s h[s]), the slots as one batch of products; `U` may be the product of both."""
+    h_SBd = h_BSd.transpose(0, 1)
+    h_SBd = torch.bmm(torch.bmm(h_SBd, V[0].mT) if V else h_SBd, U.mT)
     return torch.tanh(u + h_SBd.transpose(0, 1))

@@ -62,4 +62,4 @@ class Model(ElmanLayer):
 
     def cell(self) -> Cell:
         """tanh(u + U V h)."""
-        return Cell(low_rank)
+        return Cell(low_rank, low_rank=0)

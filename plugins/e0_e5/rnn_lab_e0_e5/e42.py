@@ -1,7 +1,7 @@
 """h_t = W x~_t + W h_{t-1} + b,  y_t = h_t * silu(h_t)
 
-Linear Elman cell with one matrix for input and state, gated by itself. Time-invariant and linear, but dense: a
-scan would need powers of W, so it runs step by step with one d x d product each.
+Linear Elman cell with one matrix for input and state, gated by itself. Time-invariant and linear, but dense: a loop
+takes one d x d product per step, a scan a few products over all steps with powers of W.
 
     x~_BTd = silu(conv?(P_in x_BTD))         D = dim, d = int(dim * expansion)
     h_Bd   = W x~ + W h + b

@@ -54,7 +54,7 @@ class Model(Layer):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
-        self._cell = Cell(low_rank, after=gated)
+        self._cell = Cell(low_rank, after=gated, low_rank=0)
 
     @classmethod
     def parts(cls, cfg: Any) -> dict[str, Part]:

@@ -19,11 +19,13 @@ Aliases     66:
 Source      100M/10-minute benchmark, row E66: D 640, d 1280, r 320, depth 20 = 114,916,480 parameters.
 """
 
+from dataclasses import replace
 from typing import Any
 
-import torch
 from pydantic import Field
 from rnn_lab.init import orthogonal
+from rnn_lab.kernels.low_rank import plus_product
+from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.parts import Part, Weight
 from torch import Tensor, nn
 
@@ -62,6 +64,10 @@ class Model(GatedLayer):
         return self.U, self.V
 
     @staticmethod
-    def update(h: Tensor, a: Tensor, u: Tensor, U: Tensor, V: Tensor) -> Tensor:  # type: ignore[override]
-        """a h + (1 - a) tanh(U (V h) + u)."""
-        return mix(h, a, torch.addmm(u, h @ V.T, U.T).tanh())
+    def update(h: Tensor, a: Tensor, u: Tensor, U: Tensor, *V: Tensor) -> Tensor:  # type: ignore[override]
+        """a h + (1 - a) tanh(U (V h) + u); `U` may be the product of both."""
+        return mix(h, a, plus_product(u, h, U, *V).tanh())
+
+    def cell(self) -> Cell:
+        """The step, whose factors may be folded."""
+        return replace(super().cell(), low_rank=0)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from rnn_lab.init import orthogonal
+from rnn_lab.kernels.low_rank import plus_product
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.parts import Part, Weight, vector
 from torch import Tensor, nn
@@ -78,7 +79,8 @@ class Model(GatedLayer):
 
     def cell(self) -> Cell:
         """The update of the chosen form."""
-        return Cell(diagonal if self.cfg.form == "diagonal" else low_rank, before=self.before)
+        whole = self.cfg.form == "diagonal"
+        return Cell(diagonal, before=self.before) if whole else Cell(low_rank, before=self.before, low_rank=0)
 
 
 def diagonal(h: Tensor, u: Tensor, v: Tensor, d_a: Tensor) -> Tensor:
@@ -86,6 +88,6 @@ def diagonal(h: Tensor, u: Tensor, v: Tensor, d_a: Tensor) -> Tensor:
     return mix(h, torch.sigmoid(d_a * h + u), v)
 
 
-def low_rank(h: Tensor, u: Tensor, v: Tensor, U_a: Tensor, V_a: Tensor) -> Tensor:
-    """a h + (1 - a) v with a = sigmoid(U_a (V_a h) + u)."""
-    return mix(h, torch.sigmoid(torch.addmm(u, h @ V_a.T, U_a.T)), v)
+def low_rank(h: Tensor, u: Tensor, v: Tensor, U_a: Tensor, *V_a: Tensor) -> Tensor:
+    """a h + (1 - a) v with a = sigmoid(U_a (V_a h) + u); `U_a` may be the product of both."""
+    return mix(h, torch.sigmoid(plus_product(u, h, U_a, *V_a)), v)
