@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rnn_lab.bench.calls import Bound, bind
 from rnn_lab.bench.timing import Spread, time_eager, time_graph
+from rnn_lab.kernels import dense_plan
 from rnn_lab.kernels.certificates import evaluate
 from rnn_lab.kernels.dense import planned
 from rnn_lab.kernels.dense_cuda import Form
@@ -108,8 +109,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Dense recurrences beside cuDNN.")
     parser.add_argument("--widths", type=numbers, default=[512, 768, 1024, 1280, 1536, 2048])
     parser.add_argument("--batches", type=numbers, default=[32, 256])
+    parser.add_argument("--bulk", action="store_true", help="blocks send by the copy engine")
     parser.add_argument("--only", default="", help="names that contain this")
     options = parser.parse_args()
+    dense_plan.BULK = options.bulk
     sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, T {STEPS}\n")
     for B, D in product(options.batches, options.widths):
         for name, bound, timed, notes in rows(B, D):

@@ -55,15 +55,18 @@ def only(monkeypatch, cluster, rows):
     kept = {cluster: dense_plan.RESIDENT[cluster]}
     monkeypatch.setattr(dense_plan, "RESIDENT", kept)
     monkeypatch.setattr(dense_plan, "ROWS", (rows,))
-    plans.cache_clear()
-    choices.cache_clear()
+    forget()
+
+
+def forget():
+    for function in (plans, choose, choices):
+        function.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def planned_afresh():
     yield
-    plans.cache_clear()
-    choices.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -87,6 +90,13 @@ def test_shapes(name, B, T, d, reset):
 def test_clusters_of_sixteen_many_of_them_and_many_sequences(name, cluster, rows, B, monkeypatch):
     only(monkeypatch, cluster, rows)
     expect_reference(call(name, B, 3, 256 if cluster == 16 else 128, reset=True))
+
+
+@pytest.mark.parametrize(("name", "cluster", "rows"), [("gru", 8, 16), ("e63", 16, 8)])
+def test_sent_by_the_copy_engine(name, cluster, rows, monkeypatch):
+    monkeypatch.setattr(dense_plan, "BULK", True)
+    only(monkeypatch, cluster, rows)
+    expect_reference(call(name, 3, 9, 256, reset=True))
 
 
 @pytest.mark.parametrize(("held", "kept"), [(0, 0), (0, 2), (1, 0), (1, 2)])
@@ -143,7 +153,7 @@ def test_the_order_of_threads_does_not_matter(monkeypatch):
 
 @pytest.mark.parametrize(("good", "bad", "noticed"), [
     ("await(barrier(n), int(n >> 1 & 1));", "", "second arrival"),
-    ("if (threadIdx.x == 0) expect(barrier(n), WIRE_BYTES);  // message n + 2", "", "never comes"),
+    ("if (threadIdx.x == 0) expect(barrier(n), ARRIVING);  // message n + 2", "", "never comes"),
     ("int(n & 1) * WIRE_BYTES", "0", "differs"),
     ("rank + c) % C", "rank + c + (c == 0)) % C", "never comes|differs"),
     ("__syncthreads();", "", "differs"),

@@ -11,6 +11,9 @@
 // part of n + 1 after message n was whole, so that every peer had sent its part of n; a peer sends that behind the
 // __syncthreads after which none of its threads reads message n - 1. For the same reason partial sums of one step are
 // not overwritten before all have read them: the next product needs what their readers send.
+//
+// Asynchronous copies of message n that still read this block's part of it would be overtaken by n + 2: they had arrived
+// before the peers sent n + 1, and with that before this block sends n + 2.
 
 namespace recurrence {
 
@@ -60,9 +63,10 @@ struct Item {
     bool exists, valid, inside;  // is one of the block's; is a sequence's; is no padding either
 
     __device__ __forceinline__ Item(const Args& a, const Place& p, int i) {
-        const int at = threadIdx.x + i * THREADS;
-        row = at / (U / V);
-        local = at % (U / V) * V;
+        // A warp has 16 units of 8 sequences: 256 bytes side by side on the wire.
+        const int at = threadIdx.x + i * THREADS, tile = at / 32;
+        row = tile % NT * 8 + at / 4 % 8;
+        local = tile / NT * 16 + at % 4 * V;
         unit = p.rank * U + local;
         b = p.first + row;
         exists = ITEMS % THREADS == 0 || at < ITEMS;
@@ -177,8 +181,12 @@ __device__ __forceinline__ void total(const float* partial, int row, int column,
     }
 }
 
-// Messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16].
+// Messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16]. A block's own part is PARTS
+// stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), or, where BULK, the block its
+// stretches when all of them are there; the block's own part then never travels.
 struct Exchange {
+    static constexpr int SLICE = U * N * 2, PARTS = K / D;
+    static constexpr int ARRIVING = WIRE_BYTES - (BULK ? PARTS * SLICE : 0);
     char* shared;
     int rank;
 
@@ -186,7 +194,7 @@ struct Exchange {
         if (threadIdx.x == 0)
             for (int n = 0; n < 2; ++n) {
                 begin(barrier(n));
-                expect(barrier(n), WIRE_BYTES);
+                expect(barrier(n), ARRIVING);
             }
         cluster_meet();
     }
@@ -201,14 +209,29 @@ struct Exchange {
         Word word;
         store(reinterpret_cast<bf16*>(&word), x);
         char* to = buffer(n) + ((k / 16 * NT + row / 8) * 8 + row % 8) * 32 + k % 16 * 2;
+        if constexpr (BULK) {
+            *reinterpret_cast<Word*>(to) = word;
+        } else {
 #pragma unroll
-        for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
+            for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
+        }
+    }
+
+    // All threads, behind the last `send` of message n.
+    __device__ __forceinline__ void sent(i64 n) const {
+        if constexpr (BULK) {
+            fence_async();
+            __syncthreads();
+            const int c = threadIdx.x / PARTS + 1, part = threadIdx.x % PARTS;
+            if (c < C)
+                copy_bulk(buffer(n) + (part * C + rank) * SLICE, SLICE, barrier(n), (rank + c) % C);
+        }
     }
 
     // Message n, when it is whole.
     __device__ __forceinline__ const char* receive(i64 n) const {
         await(barrier(n), int(n >> 1 & 1));
-        if (threadIdx.x == 0) expect(barrier(n), WIRE_BYTES);  // message n + 2
+        if (threadIdx.x == 0) expect(barrier(n), ARRIVING);  // message n + 2
         return buffer(n);
     }
 };

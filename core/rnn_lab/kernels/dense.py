@@ -20,7 +20,7 @@ from rnn_lab.kernels.dense_cuda import Form, source
 from rnn_lab.kernels.dense_plan import MULTIPROCESSORS, UNITS, Plan, choices, choose
 from rnn_lab.kernels.dense_source import Program, parse
 from rnn_lab.kernels.saving import keep, kept
-from rnn_lab.kernels.triton_support import tried
+from rnn_lab.kernels.triton_support import constant, tried
 
 
 def run(
@@ -176,15 +176,17 @@ def _aligned(x: Tensor) -> Tensor:
     return x if even else x.clone(memory_format=torch.contiguous_format)
 
 
-def refuses(program: Program, xs: list[Tensor]) -> str | None:
-    """Why no kernel serves the program with streams of these dtypes, or None."""
-    if xs[0].dtype == torch.float32:
+@constant
+def refuses(text: str, types: tuple[torch.dtype, ...]) -> str | None:
+    """Why no kernel serves the program of this text with streams of these dtypes, or None."""
+    program = parse(text)
+    if types[0] == torch.float32:
         return "inputs are fp32, and what the tensor cores multiply would be rounded to bf16"
     width = program.width + -program.width % UNITS
     if reason := dense_plan.refuses(width):
         return reason
-    types = tuple(xs[int(name[1:].partition(".")[0])].dtype for name in program.streams)
-    forms = [Form(program, way, width, types, torch.float32, True, True) for way in (True, False)]
+    used = tuple(types[int(name[1:].partition(".")[0])] for name in program.streams)
+    forms = [Form(program, way, width, used, torch.float32, True, True) for way in (True, False)]
     if not all(dense_plan.plans(form.problem) for form in forms):
         return "its matrices and inputs find no room on the chip"
     return None

@@ -110,6 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
                     d[i][j][v] = dh[j][v];
                 }
         }
+        exchange.sent(n);
     }
     matrix.multiply(p, exchange.receive(a.T - 1), partial);
     __syncthreads();

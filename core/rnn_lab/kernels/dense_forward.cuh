@@ -24,10 +24,8 @@ __device__ __forceinline__ void hand_on(
             if (fresh || !o.inside) h[s][v] = 0.0f;
         m[v] = o.inside ? wire(v, h) : 0.0f;
     }
-    if (n < a.T) {
-        exchange.send(n, o.unit, o.row, m);
-        if (o.inside) save_wire(a, p, o, n, m);
-    }
+    exchange.send(n, o.unit, o.row, m);
+    if (o.inside) save_wire(a, p, o, n, m);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Args a) {
@@ -49,6 +47,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
         if (o.inside) save(a, p, o, -1, h[i]);
         hand_on(a, p, o, exchange, 0, begins(a, o, 0), h[i]);
     }
+    exchange.sent(0);
     const auto ahead = [&](i64 t) {
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
@@ -91,6 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             if (o.inside) write(a, p, o, t, y);
             if (o.inside) save(a, p, o, t, s);
         }
+        if (t + 1 < a.T) exchange.sent(t + 1);
     }
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {

@@ -23,12 +23,15 @@ MULTIPROCESSORS = 132
 SHARED = 227 * 1024
 """Bytes of shared memory that a block may have on Hopper."""
 REGISTERS = 255
-FIXED, OF_ITEM, OF_ITEM_BACK = 56, 20, 28
+FIXED, OF_ITEM, OF_ITEM_BACK = 60, 22, 28
 """Registers of addresses and the like; of those of each further item, forward and backward."""
 WIDEST = 2048
 NARROWEST = 128
 LARGEST_BATCH = 1024
 """Sequences up to which all batches are asked for the ways that planning may choose."""
+
+BULK = False
+"""Whether blocks send by the copy engine; which of both is faster is not measured yet."""
 
 CLOCK = 1755e6
 TENSOR = 6.5
@@ -63,7 +66,7 @@ class Plan:
 
     `cluster` blocks; `rows` sequences; warps as `across` groups of matrix rows by `along` parts of the sum; of the
     steps of 16 of its part, a warp has `held` in registers and `kept` in shared memory. `stages` steps of inputs are in
-    shared memory.
+    shared memory. `bulk` says that blocks send what they have by the copy engine, instead of each thread its words.
     """
 
     problem: Problem
@@ -71,6 +74,7 @@ class Plan:
     rows: int
     across: int
     stages: int
+    bulk: bool = False
     held: int = 0
     kept: int = 0
 
@@ -206,7 +210,9 @@ def plans(problem: Problem) -> tuple[Plan, ...]:
     found = []
     for cluster in RESIDENT:
         for rows in ROWS:
-            spread = [filled(plan) for stages in STAGES for plan in _spread(Plan(problem, cluster, rows, 1, stages))]
+            spread = [
+                filled(plan) for stages in STAGES for plan in _spread(Plan(problem, cluster, rows, 1, stages, BULK))
+            ]
             fitting = [plan for plan in spread if plan is not None]
             if fitting:
                 found.append(min(fitting, key=lambda plan: plan.microseconds))
@@ -232,6 +238,7 @@ def filled(plan: Plan) -> Plan | None:
     return replace(plan, kept=min(plan.steps - plan.held, free // (WARPS * plan.tiles * 512)))
 
 
+@lru_cache(maxsize=1024)
 def choose(problem: Problem, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> Plan | None:
     """The plan that is predicted to end first; None where none fits."""
     return min(

@@ -138,7 +138,8 @@ def _served(cell: Cell, h: Tensor, streams: Streams) -> "dense_source.Program | 
         return program
     from rnn_lab.kernels.dense import refuses
 
-    return refuses(program, [*streams.inputs, *streams.queries, *streams.gates]) or program
+    types = tuple(x.dtype for x in (*streams.inputs, *streams.queries, *streams.gates))
+    return refuses(program.text, types) or program
 
 
 def _refuses_clusters(*tensors: Tensor) -> str | None:
