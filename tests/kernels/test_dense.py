@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import cuda_jit, dense, dense_plan
+from rnn_lab.kernels import certificates, cuda_jit, dense, dense_plan, recurrence_backends
 from rnn_lab.kernels.certificates import LIMITS, evaluate
 from rnn_lab.kernels.dense_cuda import Form, source
 from rnn_lab.kernels.dense_plan import Problem, choices, choose, plans
 from rnn_lab.kernels.dense_source import parse
+from rnn_lab.kernels.kept import _tapped
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_dense, run_dense
 from rnn_lab.tensors import relative_error
 from rnn_lab.testing.measure import nan_filled
+from rnn_lab_e61_e68 import e63
 
 from tests.kernels import emulation
 from tests.kernels.dense_cells import CELLS, call
@@ -180,6 +182,39 @@ def test_operation():
     torch.library.opcheck(dense._forward, args, test_utils=("test_schema", "test_faketensor"))
 
 
+def test_is_traced_whole(monkeypatch):
+    """Under torch.compile, from the certificate on: what the compiled layer gives is what the eager one does."""
+    monkeypatch.setenv("RNN_LAB_KERNELS", "dense")
+    monkeypatch.setattr(recurrence_backends, "_refuses_clusters", lambda *tensors: None)
+    monkeypatch.setattr(certificates, "_measure", lambda *args: {"distrust": None})
+    layer = e63.Model(e63.Config(dim=128, expansion=1.0))
+    x = torch.randn(2, 5, 128)
+
+    def through(layer):
+        layer.zero_grad()
+        with torch.autocast("cpu", dtype=bf16):
+            y, _ = layer(x)
+        y.float().sum().backward()
+        return y, [p.grad for p in layer.parameters()]
+
+    want, gradients = through(layer)
+    assert layer.backends["recurrence"].backend == "dense"
+    gradients = [g.clone() for g in gradients]
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    got, found = through(compiled)
+    assert torch.equal(got, want)
+    assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", ["e63", "lstm"])
+def test_an_input_that_is_added_to_the_state(name):
+    """As the token filter has it, in fp32."""
+    cell, h, streams, reset = call(name, 2, 4, 128, reset=True)
+    tapped = _tapped(cell, len(streams.inputs), len(streams.weights))
+    tap = torch.randn(2, 4, *h.shape[1:])
+    expect_reference((tapped, h, streams._replace(inputs=(*streams.inputs, tap)), reset))
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_a_program_survives_as_text(name):
     made = program(*call(name, 1, 1, 128))
@@ -207,9 +242,9 @@ def test_refuses_cells_with_a_reason(update, reason):
 
 def test_refuses_calls_with_a_reason(monkeypatch):
     monkeypatch.setattr(cuda_jit, "refuses_cuda", lambda *tensors: None)
-    monkeypatch.setattr("rnn_lab.kernels.recurrence_backends.capability", lambda index: (8, 9))
+    monkeypatch.setattr(recurrence_backends, "capability", lambda index: (8, 9))
     assert "the GPU has 8.9" in refuses_dense(*call("e1", 2, 3, 128))
-    monkeypatch.setattr("rnn_lab.kernels.recurrence_backends.capability", lambda index: (9, 0))
+    monkeypatch.setattr(recurrence_backends, "capability", lambda index: (9, 0))
     assert refuses_dense(*call("e1", 2, 3, 128)) is None
     assert "fp32" in refuses_dense(*call("e1", 2, 3, 128, fp32))
     assert "64 wide" in refuses_dense(*call("e1", 2, 3, 64))

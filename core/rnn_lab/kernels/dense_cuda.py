@@ -58,7 +58,7 @@ class Form:
         """What planning needs to know."""
         program = self.program
         x, w, g, s = len(program.streams), len(program.weights), len(program.products), program.parts
-        live = x + w + g + 2 * s + 2 if self.forward else 2 * (x + w + g) + 4 * s + 3
+        live = x + w + g + 2 * s + 2 if self.forward else 2 * (x + g) + w * 3 // 2 + 4 * s + 3
         streamed = sum(dtype.itemsize for _, dtype in self.reads)
         return Problem(self.forward, self.width, s, g, w, streamed, live)
 
