@@ -27,7 +27,7 @@ FLOORS = (
     ("matrix, tanh", "e88:n_heads=32,n_state=48,nonlinearity=tanh", "n 48, 32 heads", 0.19, 0.99, 0.15, 2.2),
     ("matrix, tanh", "e88:n_heads=32,n_state=64,nonlinearity=tanh", "n 64, 32 heads", 0.25, 1.8, 0.15, 4.0),
     ("dense, tanh", "e1:dim=1024,expansion=1.0", "D 1024", 0.06, 0.13, 0.98, 2.2),
-    ("dense, linear", "e42:dim=768,expansion=2.0", "D 1536", 0.08, 0.3, 0.1, 3.0),
+    ("dense, linear", "e42:dim=768,expansion=2.0", "D 1536", 0.08, 0.3, 0.1, 3.4),
 )
 OPERATIONS = {"e70": "linear_state", "gdn": "gated_delta_rule", "mamba2": "ssd"}
 """What is measured of a model, where it is not its recurrence."""

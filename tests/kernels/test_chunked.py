@@ -9,6 +9,7 @@ from rnn_lab.kernels.cell import Cell, Streams, counts
 from rnn_lab.kernels.certificates import evaluate
 from rnn_lab.kernels.costs import Cost
 from rnn_lab.kernels.recurrence import RECURRENCE, reference
+from rnn_lab.kernels.recurrence_backends import refuses_chunked, run_chunked
 from rnn_lab.registry import registry
 from rnn_lab.tensors import relative_error
 from rnn_lab.testing.measure import nan_filled
@@ -166,10 +167,19 @@ def test_the_plain_loop_is_left_where_nothing_is_gained():
     assert chosen[4096, 512, 64] == chosen[4096, 8, 256] == 0
 
 
+def test_a_short_call_is_of_the_kind_of_long_ones(monkeypatch):
+    """A certificate is made of 19 steps of 2 sequences, where doubling would not pay."""
+    monkeypatch.setattr(chunked, "doublings", lambda B, T, D, cost: 0)
+    made = []
+    real = chunked._squares
+    monkeypatch.setattr(chunked, "_squares", lambda W, n, narrow: made.append((n, narrow)) or real(W, n, narrow))
+    for T in (19, 1):
+        run_chunked(*call(2, T, 8, dtype=torch.bfloat16))
+    assert made == [(1, True), (0, True)]
+
+
 def test_refusals():
     cell, h, streams, _ = call(2, 8, 8)
-    step, x = cell.linear(counts(streams)), streams.inputs[0]
-    assert "cpu" in chunked.refuses(step, h.cpu(), x.cpu())
 
     class OnGPU:
         is_cuda, dtype, device = True, torch.bfloat16, torch.device("cuda")
@@ -177,14 +187,16 @@ def test_refusals():
         def __init__(self, *shape):
             self.shape = shape
 
-    assert "vector" in chunked.refuses(step, h[:, None], OnGPU(32, 512, 8))
-    assert chunked.refuses(step, torch.empty(32, 1536, device="meta"), OnGPU(32, 512, 1536)) is None
-    assert chunked.refuses(step, torch.empty(32, 1536, device="meta"), OnGPU(32, 1, 1536)) is None
-    assert "one after the other" in chunked.refuses(step, torch.empty(32, 1536, device="meta"), OnGPU(32, 2, 1536))
+    assert "cpu" in chunked.refuses(streams.inputs[0].cpu(), 8)
+    assert chunked.refuses(OnGPU(32, 512, 1536), 1536) is None
+    assert chunked.refuses(OnGPU(32, 1, 1536), 1536) is None
+    assert "one after the other" in chunked.refuses(OnGPU(32, 2, 1536), 1536)
+    assert "vector" in refuses_chunked(cell, h[:, None], streams)
+    assert "tanh" in refuses_chunked(Cell(lambda h, u, W: torch.addmm(u, h, W.T).tanh()), h, streams)
 
 
 def test_dispatch_certifies_it(monkeypatch):
-    monkeypatch.setattr(chunked, "refuses", lambda step, h, x: None)
+    monkeypatch.setattr(chunked, "refuses", lambda x, D: None)
     args = call(2, 24, 16, True)
     record = {}
     y, _ = RECURRENCE(record, *args)
@@ -193,7 +205,7 @@ def test_dispatch_certifies_it(monkeypatch):
 
 
 def test_a_wrong_power_gets_no_certificate(monkeypatch):
-    monkeypatch.setattr(chunked, "refuses", lambda step, h, x: None)
+    monkeypatch.setattr(chunked, "refuses", lambda x, D: None)
     real = chunked._squares
     monkeypatch.setattr(chunked, "_squares", lambda W, n, narrow: 0.99 * real(W, n, narrow))
     record = {}

@@ -102,8 +102,8 @@ def test_a_page_becomes_a_table_with_its_machine(folder):
         and "flash-linear-attention 0.6, commit 0123456789, batch 32, seq_len 512, dtype bfloat16" in text
         and "copy 3.00 TB/s, matmul 780 TFLOP/s" in text
     )
-    assert "e61|32 x 32|recurrence|fused|graph|0.05 (0.19 to 0.21)|0.2 (0.19 to 0.21)|83.0%||" in text
-    assert "e61|32 x 32|recurrence|fused|graph|||||wrong: r = 1" in text
+    assert "e61|32 x 32|recurrence|fused|graph|0.05 (0.19 to 0.21)|0.2 (0.19 to 0.21)|0.391|83.0%||" in text
+    assert "e61|32 x 32|recurrence|fused|graph||||||wrong: r = 1" in text
 
 
 @pytest.mark.parametrize("block", [speed.kernels_block, speed.train_block, speed.decode_block])

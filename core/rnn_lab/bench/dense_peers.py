@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rnn_lab.bench.calls import Bound, bind
 from rnn_lab.bench.cases import Case, needs_cuda, random, tensors
-from rnn_lab.bench.implementation import Implementation, yardstick
+from rnn_lab.bench.implementation import Implementation, reference, yardstick
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.cell import Cell, Streams
 from rnn_lab.libraries import load
@@ -45,7 +45,7 @@ def dense(case: Case, gates: int) -> Iterator[Implementation]:
             f"plain loop {_name(case.dtype)}",
             "peer",
             lambda case: bind(partial(_rounded, case.dtype), case.args),
-            lambda case: bind(case.op.reference, case.args, torch.float64),
+            reference,
             lambda case: None,
             "the state is rounded at every step",
         )

@@ -10,6 +10,8 @@ from rnn_lab.bench.cases import Case
 from rnn_lab.bench.dense_peers import gates_of
 from rnn_lab.bench.latencies import Latencies, floor_us, latencies, refuses
 from rnn_lab.bench.rows import failure
+from rnn_lab.kernels.cell import counts
+from rnn_lab.kernels.recurrence import RECURRENCE
 
 FLOOR = "floor"
 """What stands for an implementation in the row."""
@@ -28,8 +30,8 @@ def floor_rows(case: Case, common: dict[str, Any]) -> Iterator[dict[str, Any]]:
         common: what every row of the call has.
 
     """
-    gates = gates_of(case)
-    if gates is None or not isinstance(case.args[0].linear(tuple(map(len, case.args[2]))), str):
+    gates = gates_of(case) if case.op is RECURRENCE else None
+    if gates is None or not isinstance(case.args[0].linear(counts(case.args[2])), str):
         return
     assert case.state is not None
     row = common | {"implementation": FLOOR, "implementation_kind": FLOOR, "note": None}

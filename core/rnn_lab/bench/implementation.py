@@ -33,6 +33,11 @@ class Implementation:
         return limits_of(case.args) if self.kind in ("backend", "reference") else PEER_LIMITS
 
 
+def reference(case: Case) -> Bound:
+    """The operation's reference in fp64."""
+    return bind(case.op.reference, case.args, torch.float64)
+
+
 def yardstick(
     name: str, run: Callable[..., Any], plain: Callable[..., Any], inputs: Callable[[Case], tuple[Tensor, ...]],
     note: str,

@@ -12,7 +12,7 @@ extern "C" __global__ void cluster_barrier(int* out, int n) {
 
 // One thread loads from its neighbour's shared memory an index, at which it loads the next one.
 extern "C" __global__ void remote_load(int* out, int n) {
-    __shared__ unsigned indices[32];
+    unsigned* indices = reinterpret_cast<unsigned*>(dynamic_shared());  // [32]
     if (threadIdx.x < 32) indices[threadIdx.x] = (threadIdx.x + 7) % 32;
     cluster_meet();
     unsigned at = 0;
@@ -31,19 +31,19 @@ extern "C" __global__ void remote_load(int* out, int n) {
 
 // Two neighbours send a word to and fro: n times each way.
 extern "C" __global__ void ping_pong(int* out, int n) {
-    __shared__ Barrier arrived;
-    __shared__ Word word;
-    if (threadIdx.x == 0) begin(&arrived);
+    Barrier* arrived = reinterpret_cast<Barrier*>(dynamic_shared());
+    Word* word = arrived + 1;
+    if (threadIdx.x == 0) begin(arrived);
     cluster_meet();
     const int rank = cluster_rank();
     if (rank < 2 && threadIdx.x == 0) {
         for (int i = 0; i < n; ++i) {
-            expect(&arrived, sizeof(Word));
-            if (rank == 0) store_async(reinterpret_cast<char*>(&word), i, &arrived, 1);
-            await(&arrived, i & 1);
-            if (rank == 1) store_async(reinterpret_cast<char*>(&word), i, &arrived, 0);
+            expect(arrived, sizeof(Word));
+            if (rank == 0) store_async(reinterpret_cast<char*>(word), i, arrived, 1);
+            await(arrived, i & 1);
+            if (rank == 1) store_async(reinterpret_cast<char*>(word), i, arrived, 0);
         }
-        out[blockIdx.x] = static_cast<int>(word);
+        out[blockIdx.x] = static_cast<int>(*word);
     }
     cluster_meet();
 }
@@ -53,8 +53,8 @@ extern "C" __global__ void ping_pong(int* out, int n) {
 // Two buffers suffice. A block sends what overwrites a buffer after all words of the step before have come, and its
 // peers sent those behind the step in which the buffer was filled last.
 extern "C" __global__ void exchange(int* out, int n, int blocks, int log) {
-    __shared__ Barrier arrived[2];
-    Word* received = reinterpret_cast<Word*>(dynamic_shared());  // [2][blocks][2^log]
+    Barrier* arrived = reinterpret_cast<Barrier*>(dynamic_shared());  // [2]
+    Word* received = arrived + 2;                                     // [2][blocks][2^log]
     const int all = blocks << log;
     if (threadIdx.x == 0) {
         begin(&arrived[0]);

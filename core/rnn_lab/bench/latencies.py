@@ -27,6 +27,8 @@ PAIR = 2
 THREADS = 256
 FEW, MANY = 0, 8
 """Logarithms of how many words of 8 bytes a block sends to each of its peers."""
+SMALL = 128
+"""Bytes of shared memory for barriers, one word or 32 indices."""
 FLOP = 16 * 16 * 8 * 2
 """Of one mma.sync.m16n8k16."""
 SIGNATURES = {"cluster_barrier": "Pi", "remote_load": "Pi", "ping_pong": "Pi", "exchange": "Piii", "products": "Pi"}
@@ -88,7 +90,7 @@ def latencies(device: torch.device, seconds: float = 0.1) -> Latencies:
         """Seconds of one turn of n, launches left out."""
         grid = grid or blocks
         out = torch.zeros(grid * threads, dtype=torch.float32 if name == "products" else torch.int32, device=device)
-        shared = 2 * 8 * (values[0] << values[1]) if name == "exchange" else 0
+        shared = SMALL + (2 * 8 * (values[0] << values[1]) if name == "exchange" else 0)
 
         def launch(turns: int) -> None:
             kernel(name, blocks)((grid, 1, 1), (threads, 1, 1), out, turns, *values, shared=shared)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnn_lab.bench.calls import Bound, bind
+from rnn_lab.bench.calls import bind
 from rnn_lab.bench.cases import Case, needs_cuda, random
 from rnn_lab.bench.dense_peers import dense, gates_of
-from rnn_lab.bench.implementation import Implementation, yardstick
+from rnn_lab.bench.implementation import Implementation, reference, yardstick
 from rnn_lab.kernels import gated_delta_rule, recurrence
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
 from rnn_lab.kernels.recurrence import Cell, Streams
@@ -44,11 +44,7 @@ def _refused(backend: Backend[Any], case: Case) -> str | None:
 def _ours(
     name: str, kind: str, run: Callable[..., Any], refuses: Callable[[Case], str | None], note: str = ""
 ) -> Implementation:
-    return Implementation(name, kind, lambda case: bind(run, case.args), _reference, refuses, note)
-
-
-def _reference(case: Case) -> Bound:
-    return bind(case.op.reference, case.args, torch.float64)
+    return Implementation(name, kind, lambda case: bind(run, case.args), reference, refuses, note)
 
 
 def _peer(name: str, run: Callable[..., Any]) -> Implementation:

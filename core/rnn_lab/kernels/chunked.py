@@ -10,9 +10,9 @@ the steps along depend on each other. Backward is the same scan of the adjoint, 
 product for W's gradient; nothing is differentiated through powers. Powers of W are as accurate as W is, since a level
 rounds once: error does not compound over the steps of a block.
 
-Products are fp32, or fp64 for such inputs. On a GPU those of many rows are three bf16 products of the parts of 16 bits
-where the inputs are no wider than that: x y = x_hi y_hi + x_lo y_hi + x_hi y_lo to 2^-17, on tensor cores. One product
-in tf32 would be half as expensive and drop what the state holds below 2^-11.
+Products are fp32, or fp64 for such inputs. Where inputs are of 16 bits, those of the sweeps are three bf16 products of
+parts, x y = x_hi y_hi + x_lo y_hi + x_hi y_lo to 2^-17, for tensor cores. One product in tf32 would be half as dear
+and drop what the state holds below 2^-11.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ from rnn_lab.kernels.linear_step import Step
 from rnn_lab.kernels.recurrence import run_by
 
 WIDE_ROWS = 128
-"""Rows from which a product is worth its operands' parts; the steps along are shorter than the time to take them."""
+"""Sequences from which a step along is worth its operands' parts; with fewer it is over before they are taken."""
 
 
 def doublings(B: int, T: int, D: int, cost: Cost) -> int:
@@ -46,28 +46,27 @@ def doublings(B: int, T: int, D: int, cost: Cost) -> int:
     square = cost.launch + 2 * D**3 / cost.rate
 
     def seconds(n: int) -> float:
-        along = cost.thin(B, D, D, cost.rate if n and B >= WIDE_ROWS else None)
+        along = cost.thin(B, D, D)
+        if n and B >= WIDE_ROWS and cost.rate > cost.thin_rate:  # by parts, which takes more launches
+            along = 2 * cost.launch + cost.thin(B, D, D, cost.rate)
         swept = 4 * B * (T - (T >> n)) * D**2 / cost.rate + 2 * n * cost.launch
         return n * square + 2 * ((T >> n) * along + swept)
 
     return min(range(T.bit_length()), key=seconds)
 
 
-def refuses(step: Step, h: Tensor, x: Tensor) -> str | None:
-    """Why a scan would not pay or cannot be, or None.
+def refuses(x: Tensor, D: int) -> str | None:
+    """Why a scan over time would not pay, or None.
 
     Args:
-        step: see linear_step.
-        h: initial state.
         x: an input `[B, T, ...]`.
+        D: width of the state.
 
     """
     if not x.is_cuda:
         return f"tensors are on {x.device.type}, where twice the products of the plain loop take longer than it"
-    if h.dim() != 2:
-        return "its state is no vector"
     B, T = x.shape[:2]
-    if T > 1 and doublings(B, T, h.shape[1], cost_of(x)) == 0:
+    if T > 1 and doublings(B, T, D, cost_of(x)) == 0:
         return f"{T} steps of {B} sequences take no longer one after the other"
     return None
 
@@ -87,8 +86,9 @@ def run(
 
     """
     x = streams.inputs[0]
-    if n is None:
-        n = doublings(x.shape[0], x.shape[1], h.shape[1], cost_of(x))
+    B, T = x.shape[:2]
+    if n is None:  # at least once, so that a short call, of which a certificate is made, is of the same kind
+        n = max(int(T > 1), doublings(B, T, h.shape[1], cost_of(x)))
     return run_by(partial(_walk, step, n, x.dtype in NARROW), cell, h, streams, reset_BT)
 
 
@@ -112,10 +112,10 @@ class Factor(NamedTuple):
     matrix: Tensor
     parts: Tensor | None
 
-    def times(self, x: Tensor, plus: Tensor, keep: Tensor | None) -> Tensor:
+    def times(self, x: Tensor, plus: Tensor, keep: Tensor | None, many: bool = True) -> Tensor:
         """X [..., D] times the matrix plus what it ends in without x, which is all where `keep` [..., 1] is False."""
         rows = x.reshape(-1, x.shape[-1])
-        if self.parts is not None and rows.shape[0] >= WIDE_ROWS:
+        if self.parts is not None and many:
             y = _wide(torch.cat(_first(rows), 1), self.parts).view(x.shape).add_(plus)
         else:
             y = torch.addmm(plus.reshape(rows.shape), rows, self.matrix).view(x.shape)
@@ -173,7 +173,7 @@ def _states(u: Tensor, h: Tensor, factors: list[Factor], keep: Tensor | None, ba
     y[:, -side] = h
     for j in range(N):
         own = N - 1 - j if back else j
-        h = along.times(h, e[:, own], None if k is None else k[:, own])
+        h = along.times(h, e[:, own], None if k is None else k[:, own], B >= WIDE_ROWS)
         y[:, T - (j + 1) * C if back else (j + 1) * C] = h
     for power, (e, k) in zip(reversed(powers), reversed(levels), strict=True):
         C //= 2

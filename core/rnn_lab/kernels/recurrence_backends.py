@@ -111,10 +111,12 @@ def refuses_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | 
     """Why the recurrence is no scan over time here, or None."""
     from rnn_lab.kernels import chunked
 
+    if h.dim() != 2:
+        return "its state is no vector"
     if torch.compiler.is_compiling() and not h.is_cuda:
         return f"tensors are on {h.device.type}, not on cuda"
     step = cell.linear(counts(streams))
-    return step if isinstance(step, str) else chunked.refuses(step, h, streams.inputs[0])
+    return step if isinstance(step, str) else chunked.refuses(streams.inputs[0], h.shape[1])
 
 
 def run_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
