@@ -101,7 +101,8 @@ def test_a_cell_is_traced_once():
         calls.append(type(h))
         return write(h, x)
 
-    cell, x = Cell(update, retrieve), torch.ones(2, 3, 4)
+    cell, x, made = Cell(update, retrieve), torch.ones(2, 3, 4), []
     for _ in range(3):
         assert [backend.refuses(cell, MATRIX, Streams((x,), queries=(x,))) for backend in RECURRENCE.backends]
-    assert len(calls) == len(set(calls)) == 2  # as a vector and as a matrix
+        made.append(len(calls))
+    assert made[0] == made[1] == made[2] > 1  # by every engine, in every way that it knows

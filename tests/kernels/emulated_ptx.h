@@ -1,4 +1,4 @@
-// What ptx.cuh and the compiler of CUDA give, for one block at a time on the CPU. Of the standard library only what is
+// What ptx.cuh and the compiler of CUDA give, for one cluster of blocks at a time on the CPU. Of the standard library only what is
 // quickly compiled: every kernel of every test compiles it again.
 
 #include <ucontext.h>
@@ -18,6 +18,8 @@
 
 struct Index { unsigned x; };
 static Index threadIdx, blockIdx;
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 struct __nv_bfloat16 { uint16_t bits; };
 using __half = _Float16;
@@ -44,15 +46,30 @@ namespace emulated {
 // A group of threads that meet: counts who has arrived.
 struct Group { int size = 0, arrived = 0; unsigned round = 0; };
 
-inline int threads, current;
+constexpr int BLOCKS = 16, THREADS = 512 * BLOCKS;  // of a cluster
+
+// A thread, and what it waits for: the end of a round, or of a phase of this parity.
+struct Fibre {
+    ucontext_t context;
+    bool done;
+    const unsigned* counter;
+    unsigned before;
+    bool parity;
+
+    bool ready() const {
+        return !done && (!counter || (parity ? (*counter & 1) != before : *counter != before));
+    }
+};
+
+inline int threads, in_block, current, first_block;
+inline unsigned clusters;  // that have run
 inline bool turned;
-inline ucontext_t fibres[1024];
-inline bool done[1024];
+inline Fibre fibres[THREADS];
 inline ucontext_t home;
-inline Group block;
-inline Group warps[32];
-inline float exchanged[1024];
-inline unsigned votes[32];
+inline Group blocks[BLOCKS], cluster;
+inline Group warps[THREADS / 32];
+inline float exchanged[THREADS];
+inline unsigned votes[THREADS / 32];
 inline void (*work)();
 
 // What a kernel may read: the tensors that it was given.
@@ -63,7 +80,7 @@ inline int tensors;
 // Asynchronous copies of a thread that have not arrived, oldest first, and the commits that it made before each.
 struct Copy { void* to; const void* from; int bytes, commits; };
 struct Queue { int length, commits; Copy copies[512]; };
-inline Queue queues[1024];
+inline Queue queues[THREADS];
 
 // Ends the kernel; `go` hands the reason back. The first one counts.
 inline const char* fault;
@@ -80,18 +97,36 @@ template <class X> const X* inside(const X* from, int bytes = sizeof(X)) {
     return from;
 }
 
-inline void yield() {
-    const int own = current;
-    for (int n = 1; n <= threads; ++n) {
-        const int next = ((turned ? own - n : own + n) + threads) % threads;
-        if (!done[next]) {
-            if (next == own) return;
-            current = next;
-            threadIdx.x = next;
-            swapcontext(&fibres[own], &fibres[next]);
-            return;
-        }
+inline void enter(int thread) {
+    current = thread;
+    threadIdx.x = thread % in_block;
+    blockIdx.x = first_block + thread / in_block;
+}
+
+// The next thread that can go on: of this block if there is one, so that blocks run as far ahead as they can.
+inline int next() {
+    const int own = current % in_block, first = current - own;
+    for (int n = 1; n <= in_block; ++n) {
+        const int thread = first + ((turned ? own - n : own + n) + in_block) % in_block;
+        if (fibres[thread].ready()) return thread;
     }
+    for (int n = in_block; n < threads; ++n) {
+        const int thread = ((turned ? first + in_block - 1 - n : first + n) + threads) % threads;
+        if (fibres[thread].ready()) return thread;
+    }
+    return -1;
+}
+
+inline void wait(const unsigned* counter, unsigned before, bool parity) {
+    const int own = current;
+    fibres[own].counter = counter, fibres[own].before = before, fibres[own].parity = parity;
+    while (!fibres[own].ready()) {
+        const int other = next();
+        if (other < 0) fail("threads wait for one that never comes");
+        enter(other);
+        swapcontext(&fibres[own].context, &fibres[other].context);
+    }
+    fibres[own].counter = nullptr;
 }
 
 inline void meet(Group& group) {
@@ -100,41 +135,39 @@ inline void meet(Group& group) {
         group.arrived = 0;
         ++group.round;
     }
-    for (long tries = 0; group.round == round; ++tries) {
-        if (tries > 100000) fail("threads wait for one that never comes");
-        yield();
-    }
+    wait(&group.round, round, false);
 }
 
 inline void begin() {
     work();
-    done[current] = true;
-    const int own = current;
+    fibres[current].done = true;
+    const int other = next();
+    if (other >= 0) {
+        enter(other);
+        setcontext(&fibres[other].context);
+    }
     for (int n = 0; n < threads; ++n)
-        if (!done[n]) {
-            current = n;
-            threadIdx.x = n;
-            setcontext(&fibres[n]);
-        }
-    current = own;
+        if (!fibres[n].done) fail("threads wait for one that never comes");
     setcontext(&home);
 }
 
-inline void run(unsigned grid, int count, bool reversed, void (*kernel)());
+inline Group& warp() { return warps[current / 32]; }
+
+inline void run(unsigned grid, int count, int size, bool reversed, void (*kernel)());
 
 }  // namespace emulated
 
-inline void __syncthreads() { emulated::meet(emulated::block); }
-inline void __syncwarp() { emulated::meet(emulated::warps[threadIdx.x / 32]); }
+inline void __syncthreads() { emulated::meet(emulated::blocks[emulated::current / emulated::in_block]); }
+inline void __syncwarp() { emulated::meet(emulated::warp()); }
 inline float __shfl_xor_sync(unsigned, float x, int mask) {
-    emulated::exchanged[threadIdx.x] = x;
+    emulated::exchanged[emulated::current] = x;
     __syncwarp();
-    const float other = emulated::exchanged[threadIdx.x ^ mask];
+    const float other = emulated::exchanged[emulated::current ^ mask];
     __syncwarp();
     return other;
 }
 inline unsigned __ballot_sync(unsigned, bool vote) {
-    const int warp = threadIdx.x / 32;
+    const int warp = emulated::current / 32;
     if (threadIdx.x % 32 == 0) emulated::votes[warp] = 0;
     __syncwarp();
     if (vote) emulated::votes[warp] |= 1u << threadIdx.x % 32;
@@ -150,7 +183,7 @@ using bf16 = __nv_bfloat16;
 using fp16 = __half;
 using i64 = long long;
 
-alignas(16) inline char shared[1 << 18];
+alignas(128) inline char shared[(1 << 18) * emulated::BLOCKS];  // that of a block without a cluster comes first
 
 inline float reciprocal(float x) { return 1.0f / x; }
 inline float fast_exp2(float x) { return exp2f(x); }
@@ -187,30 +220,34 @@ template <int AHEAD> void arrived() {
 }  // namespace recurrence
 
 // What a block finds in shared memory is not a number, so that what nobody wrote shows.
-inline void emulated::run(unsigned grid, int count, bool reversed, void (*kernel)()) {
-    threads = count;
+inline void emulated::run(unsigned grid, int count, int size, bool reversed, void (*kernel)()) {
+    threads = count * size;
+    in_block = count;
     turned = reversed;
     work = kernel;
     fault = nullptr;
-    constexpr size_t STACK = 1 << 18;
+    constexpr size_t STACK = 1 << 17;
     static char* stacks;
-    stacks = static_cast<char*>(std::realloc(stacks, count * STACK));
-    for (unsigned b = 0; b < grid && !fault; ++b) {
-        std::memset(recurrence::shared, 0xff, sizeof recurrence::shared);
-        block = {count};
-        for (int w = 0; w < count / 32; ++w) warps[w] = {32};
-        for (int i = 0; i < count; ++i) {
-            done[i] = false;
+    stacks = static_cast<char*>(std::realloc(stacks, threads * STACK));
+    for (unsigned b = 0; b < grid && !fault; b += size) {
+        first_block = b;
+        ++clusters;
+        std::memset(recurrence::shared, 0xff, sizeof recurrence::shared / BLOCKS * size);
+        cluster = {threads};
+        for (int i = 0; i < size; ++i) blocks[i] = {count};
+        for (int w = 0; w < threads / 32; ++w) warps[w] = {32};
+        for (int i = 0; i < threads; ++i) {
+            ucontext_t& context = fibres[i].context;
+            fibres[i].done = false;
+            fibres[i].counter = nullptr;
             queues[i].length = queues[i].commits = 0;
-            getcontext(&fibres[i]);
-            fibres[i].uc_stack.ss_sp = stacks + i * STACK;
-            fibres[i].uc_stack.ss_size = STACK;
-            fibres[i].uc_link = nullptr;
-            makecontext(&fibres[i], begin, 0);
+            getcontext(&context);
+            context.uc_stack.ss_sp = stacks + i * STACK;
+            context.uc_stack.ss_size = STACK;
+            context.uc_link = nullptr;
+            makecontext(&context, begin, 0);
         }
-        current = reversed ? count - 1 : 0;
-        threadIdx.x = current;
-        blockIdx.x = b;
-        swapcontext(&home, &fibres[current]);
+        enter(reversed ? threads - 1 : 0);
+        swapcontext(&home, &fibres[current].context);
     }
 }

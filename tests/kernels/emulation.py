@@ -1,4 +1,4 @@
-"""CUDA C++ kernels on the CPU: the same text as plain C++, threads of a block as fibres that meet where they must.
+"""CUDA C++ kernels on the CPU: the same text as plain C++, threads of a cluster as fibres that meet where they must.
 
 Fibres run one after the other, in an order that a test may turn round: results that change with it are a race. What an
 asynchronous copy writes is not a number until a thread waits for it. Copies into shared memory may only read tensors
@@ -34,14 +34,16 @@ def available():
 def _library(text, name):
     from rnn_lab.kernels.cuda_jit import skeleton
 
-    source = text.replace(skeleton("ptx"), (HERE / "emulated_ptx.h").read_text())
+    source = text
+    for part in ("ptx", "cluster"):
+        source = source.replace(skeleton(part), (HERE / f"emulated_{part}.h").read_text())
     assert source != text
-    assert source.count(COPIED) == 1
+    assert source.count(COPIED) == ("copy_tile" in text)
     source = source.replace(COPIED, COPIED.replace("*source", "*emulated::inside(source)"))
-    source += '\nextern "C" const char* go(const void* args, unsigned grid, int threads, int reversed, '
+    source += '\nextern "C" const char* go(const void* args, unsigned grid, int threads, int cluster, int reversed, '
     source += "const emulated::Range* ranges, int n) {\n    emulated::memory = ranges, emulated::tensors = n;\n"
     source += "    static recurrence::Args a;\n    std::memcpy(&a, args, sizeof a);\n"
-    source += f"    emulated::run(grid, threads, reversed, [] {{ recurrence::{name}(a); }});\n"
+    source += f"    emulated::run(grid, threads, cluster, reversed, [] {{ recurrence::{name}(a); }});\n"
     source += "    return emulated::fault;\n}\n"
     BUILT.mkdir(exist_ok=True)
     path = BUILT / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.so"
@@ -79,18 +81,19 @@ class EmulatedKernel:
 
     reversed = False
 
-    def __init__(self, text, name, signature, file="kernel.cu"):
-        self.text, self.name, self.signature = text, name, signature
+    def __init__(self, text, name, signature, file="kernel.cu", options=(), cluster=(1, 1, 1)):
+        self.text, self.name, self.signature, self.cluster = text, name, signature, cluster
 
     def __call__(self, grid, block, *values, shared=0):
-        tensors = [Apart(v) if isinstance(v, torch.Tensor) else v for v in values]
-        apart = [v for v in tensors if isinstance(v, Apart)]
+        copies = {id(v): Apart(v) for v in values if isinstance(v, torch.Tensor)}
+        tensors = [copies.get(id(v), v) for v in values]
+        apart = list(copies.values())
         numbers = [v.first if isinstance(v, Apart) else 0 if v is None else v for v in tensors]
         ranges = struct.pack(f"{2 * len(apart)}Q", *(n for v in apart for n in (v.first, v.last)))
         arguments = struct.pack(self.signature[0], *numbers)
         assert shared <= 227 * 1024
         go = _library(self.text, self.name)
-        fault = go(arguments, grid[0], block[0], int(EmulatedKernel.reversed), ranges, len(apart))
+        fault = go(arguments, grid[0], block[0], self.cluster[0], int(EmulatedKernel.reversed), ranges, len(apart))
         assert fault is None, fault.decode()
         for v in apart:
             v.back()

@@ -1,7 +1,8 @@
 """What a recurrence is given: streams of inputs, and a cell, which is one step as four plain functions.
 
-A cell is traced once into the program of an engine (kernels.diagonal_source, kernels.matrix_source): into one
-element-wise expression, or into one over a matrix whose rows never meet.
+A cell is traced once into the program of an engine (kernels.diagonal_source, kernels.matrix_source,
+kernels.dense_source): into one element-wise expression, one over a matrix whose rows never meet, or one around
+products of the state with matrices.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rnn_lab.kernels import linear_step, matrix_source
+    from rnn_lab.kernels import dense_source, linear_step, matrix_source
     from rnn_lab.kernels.diagonal_source import Program
 
 P = TypeVar("P")
@@ -75,12 +76,11 @@ class Cell:
         """The step as an expression over a matrix whose rows never meet, or what keeps it from being one."""
         if h.dim() < 3:
             return "its state is no matrix"
-        shapes = [tuple(tuple(x.shape[0 if i % 2 else 2 :]) for x in part) for i, part in enumerate(streams)]
-        key = (tuple(h.shape[1:]), *shapes)
+        key = _shapes(h, streams)
         if key not in self._matrices:
             from rnn_lab.kernels.matrix_source import traced
 
-            self._matrices[key] = _or_reason(lambda: traced(self, tuple(h.shape[1:]), shapes))
+            self._matrices[key] = _or_reason(lambda: traced(self, *key))
         return self._matrices[key]
 
     @cached_property
@@ -98,16 +98,36 @@ class Cell:
             self._linear[counts] = _or_reason(lambda: traced(self, counts))
         return self._linear[counts]
 
+    @cached_property
+    def _dense(self) -> "dict[object, dense_source.Program | str]":
+        return {}
+
+    def dense(self, h: Tensor, streams: Streams) -> "dense_source.Program | str":
+        """The step as products of the state with matrices and an expression around them, or what keeps it from that."""
+        key = _shapes(h, streams)
+        if key not in self._dense:
+            from rnn_lab.kernels.dense_source import traced
+
+            self._dense[key] = _or_reason(lambda: traced(self, *key))
+        return self._dense[key]
+
     @property
     def fingerprint(self) -> str:
         """What tells cells apart to a certificate, the same in every process."""
-        programs = (*self._programs.values(), *self._matrices.values(), *self._linear.values())
+        parts = (self._programs, self._matrices, self._linear, self._dense)
+        programs = [program for part in parts for program in part.values()]
         found = [p if isinstance(p, str) else p.text for p in programs]
         return f"{self._functions} {found}"
 
     @cached_property
     def _functions(self) -> str:
         return ", ".join(_named(f) for f in (self.update, self.read, self.before, self.after))
+
+
+def _shapes(h: Tensor, streams: Streams) -> tuple[tuple[int, ...], tuple[tuple[tuple[int, ...], ...], ...]]:
+    """Of the state without the batch, and of all streams without batch and time."""
+    parts = tuple(tuple(tuple(x.shape[0 if i % 2 else 2 :]) for x in part) for i, part in enumerate(streams))
+    return tuple(h.shape[1:]), parts
 
 
 def _named(value: Any) -> str:

@@ -30,22 +30,6 @@ struct Args {
     i64 T, C;
 };
 
-// The channels of a lane, moved as one word.
-template <class E> struct alignas(sizeof(E) * V) Pack { E e[V]; };
-
-template <class E> __device__ __forceinline__ void load(const void* at, float (&x)[V]) {
-    const Pack<E> p = *static_cast<const Pack<E>*>(at);
-#pragma unroll
-    for (int v = 0; v < V; ++v) x[v] = wide(p.e[v]);
-}
-
-template <class E> __device__ __forceinline__ void store(E* at, const float (&x)[V]) {
-    Pack<E> p;
-#pragma unroll
-    for (int v = 0; v < V; ++v) p.e[v] = narrow<E>(x[v]);
-    *reinterpret_cast<Pack<E>*>(at) = p;
-}
-
 // Calls f with Index<0>, Index<1>, ..., Index<N - 1>.
 template <int I> struct Index { static constexpr int value = I; };
 

@@ -50,7 +50,7 @@ def source(program: Program, form: Form) -> str:
     lines = ["// Printed by rnn_lab.kernels.diagonal_cuda."]
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"#define STREAMS {', '.join(_TYPES[dtype] for dtype in form.types)}"]
-    lines += [f"#define FORWARD {int(form.forward)}", skeleton("ptx", "functions", "diagonal")]
+    lines += [f"#define FORWARD {int(form.forward)}", skeleton("ptx", "functions", "pack", "diagonal")]
     return "\n".join([*lines, '#line 1 "cell.cuh"', *_cell(program), ""])
 
 

@@ -1,6 +1,6 @@
 """Expressions as lines of Triton or CUDA C++."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rnn_lab.kernels.expression import Node, ordered
 
@@ -35,6 +35,11 @@ CUDA = Dialect(
     },
     number="{}f", local="const float ", condition="const bool ", end=";",
 )  # fmt: skip
+CUDA_CLOSE = replace(CUDA, operations=CUDA.operations | {
+    "tanh": "close_tanh({0})", "scaled_tanh": "scaled_tanh({0})", "exp": "fast_exp({0})", "sqrt": "fast_sqrt({0})",
+    "div": "{0} * reciprocal({1})",
+})  # fmt: skip
+"""Within a few 1e-7, where inputs are narrow: what a GPU has instructions for. tanh's error is not relative to it."""
 
 
 def printed(outputs: dict[str, Node], names: dict[str, str], prefix: str, dialect: Dialect = TRITON) -> list[str]:

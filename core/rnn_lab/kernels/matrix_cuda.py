@@ -4,18 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from rnn_lab.kernels.cuda_jit import skeleton
-from rnn_lab.kernels.dialects import CUDA, Dialect, printed
+from rnn_lab.kernels.dialects import CUDA, CUDA_CLOSE, Dialect, printed
 from rnn_lab.kernels.expression import Node, variables
 from rnn_lab.kernels.matrix_layout import TYPES, Form, Layout, axes, code
 from rnn_lab.kernels.matrix_printer import Lane, loops
 from rnn_lab.kernels.matrix_scaling import prescaled
 from rnn_lab.kernels.matrix_source import Program
-
-_CLOSE = replace(CUDA, operations=CUDA.operations | {
-    "tanh": "close_tanh({0})", "scaled_tanh": "scaled_tanh({0})", "exp": "fast_exp({0})", "sqrt": "fast_sqrt({0})",
-    "div": "{0} * reciprocal({1})",
-})  # fmt: skip
-"""Within a few 1e-7, where inputs are narrow: what a GPU has instructions for. tanh's error is not relative to it."""
 
 
 def source(program: Program, form: Form) -> str:
@@ -40,7 +34,7 @@ def source(program: Program, form: Form) -> str:
 def _cell(layout: Layout) -> Iterator[str]:
     """The functions that matrix.cuh declares."""
     program, form = layout.program, layout.form
-    dialect = CUDA if form.exact else _CLOSE
+    dialect = CUDA if form.exact else CUDA_CLOSE
     place = "const Args& a, const Place& p, "
     yield from _function(f"begin({place}Walk& w, i64 tile)", _begin(layout))
     yield from _function(f"fetch({place}Walk& w, char* raw, i64 tile)", _fetch(layout))

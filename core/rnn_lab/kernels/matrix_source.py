@@ -156,7 +156,7 @@ def traced(cell: "Cell", shape: tuple[int, ...], streams: Sequence[Shapes]) -> P
 
     """
     *heads, first, second = shape
-    names = _names(streams)
+    names = names_of(streams)
     inputs, weights, queries, biases, gates = (
         [symbol(name, size, heads, name[0] == "x") for name, size in zip(part, sizes, strict=True)]
         for part, sizes in zip(names, streams, strict=True)
@@ -177,7 +177,7 @@ def traced(cell: "Cell", shape: tuple[int, ...], streams: Sequence[Shapes]) -> P
     return _oriented(new, seen, state(shape, "h"), first, second)
 
 
-def _names(streams: Sequence[Shapes]) -> list[list[str]]:
+def names_of(streams: Sequence[Shapes]) -> list[list[str]]:
     """x0, x1, ... for inputs, queries and gates; w0, w1, ... for weights and biases."""
     n, out = {"x": 0, "w": 0}, [[] for _ in streams]  # type: ignore[var-annotated]
     for i in (0, 2, 4, 1, 3):

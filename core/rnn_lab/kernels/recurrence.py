@@ -2,8 +2,9 @@
 
 The reference walks over time in plain torch. It computes in fp32 (fp64 for fp64 inputs) whatever autocast says,
 because a recurrent state that is rounded at every step loses more than it saves. On a GPU an element-wise cell becomes
-one kernel per direction (kernels.diagonal), Triton or CUDA C++, and so does one over a matrix whose rows never meet
-(kernels.matrix); any other runs as a loop captured in CUDA graphs (kernels.graphed).
+one kernel per direction (kernels.diagonal), Triton or CUDA C++, and so do one over a matrix whose rows never meet
+(kernels.matrix) and one whose state meets itself through matrices of weights (kernels.dense); any other runs as a loop
+captured in CUDA graphs (kernels.graphed).
 """
 
 from collections.abc import Callable
@@ -121,6 +122,7 @@ RECURRENCE = Recurrence(
         Backend("diagonal-cuda", backends.run_diagonal_cuda, backends.refuses_diagonal_cuda),
         Backend("matrix", backends.run_matrix, backends.refuses_matrix),
         Backend("chunked", backends.run_chunked, backends.refuses_chunked),
+        Backend("dense", backends.run_dense, backends.refuses_dense),
         Backend("graph", backends.run_graph, backends.refuses_graph, capturable=False),
     ],
     _probe,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.cell import Cell, Streams, counts
-from rnn_lab.kernels.triton_support import refuses_triton
+from rnn_lab.kernels.triton_support import capability, refuses_triton
 
 if TYPE_CHECKING:
-    from rnn_lab.kernels import matrix_source
+    from rnn_lab.kernels import dense_source, matrix_source
 
 P = TypeVar("P")
 
@@ -126,6 +126,41 @@ def run_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None
     step = cell.linear(counts(streams))
     assert not isinstance(step, str)
     return chunked.run(step, cell, h, streams, reset_BT)
+
+
+def refuses_dense(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
+    """Why the cell is no kernel with resident matrices here, or None."""
+    program = _usable(lambda: _served(cell, h, streams), _refuses_clusters, h, streams)
+    return program if isinstance(program, str) else None
+
+
+def _served(cell: Cell, h: Tensor, streams: Streams) -> "dense_source.Program | str":
+    program = cell.dense(h, streams)
+    if isinstance(program, str):
+        return program
+    from rnn_lab.kernels.dense import refuses
+
+    types = tuple(x.dtype for x in (*streams.inputs, *streams.queries, *streams.gates))
+    return refuses(program.text, types) or program
+
+
+def _refuses_clusters(*tensors: Tensor) -> str | None:
+    from rnn_lab.kernels.cuda_jit import refuses_cuda
+
+    if reason := refuses_cuda(*tensors):
+        return reason
+    major, minor = capability(tensors[0].device.index or 0)
+    return None if major == 9 else f"it needs the clusters of compute capability 9.0, and the GPU has {major}.{minor}"
+
+
+def run_dense(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """See recurrence.reference."""
+    from rnn_lab.kernels import dense
+
+    program = cell.dense(h, streams)
+    assert not isinstance(program, str)
+    xs, ws = [*streams.inputs, *streams.queries, *streams.gates], [*streams.weights, *streams.biases]
+    return dense.run(program, h, xs, ws, reset_BT, cell.after is not None)
 
 
 def refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:

@@ -40,7 +40,8 @@ def _installed() -> bool:
 
 
 @constant
-def _capability(index: int) -> tuple[int, int]:
+def capability(index: int) -> tuple[int, int]:
+    """Compute capability of a GPU."""
     return torch.cuda.get_device_capability(index)
 
 
@@ -51,7 +52,7 @@ def refuses_gpu(*tensors: Tensor) -> str | None:
     device = tensors[0].device
     if device.type != "cuda":
         return f"tensors are on {device.type}, not on cuda"
-    return "the GPU is older than sm_80" if _capability(device.index or 0) < (8, 0) else None
+    return "the GPU is older than sm_80" if capability(device.index or 0) < (8, 0) else None
 
 
 def _refuses_dtype(*tensors: Tensor) -> str | None:

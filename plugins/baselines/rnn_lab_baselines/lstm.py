@@ -72,10 +72,12 @@ class Model(PlainLayer):
         }
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
-        """Input side of all gates."""
-        if self.cfg.form == "cudnn":
-            return (self.W_ih(x_BTd) + self.b_ih,)
-        return self.W_fio(x_BTd) + self.b_fio, self.W_c(x_BTd)
+        """Input side of all gates, without the bias that b_ih or b_fio is."""
+        return (self.W_ih(x_BTd),) if self.cfg.form == "cudnn" else (self.W_fio(x_BTd), self.W_c(x_BTd))
+
+    def biases(self) -> tuple[Tensor, ...]:
+        """What `before` adds to the first input."""
+        return (self.b_ih if self.cfg.form == "cudnn" else self.b_fio,)
 
     def weights(self) -> tuple[Tensor, ...]:
         """Recurrent side of all gates."""
@@ -83,7 +85,13 @@ class Model(PlainLayer):
 
     def cell(self) -> Cell:
         """The update of the chosen form; read h."""
-        return Cell(cudnn if self.cfg.form == "cudnn" else one_bias, read)
+        return Cell(cudnn if self.cfg.form == "cudnn" else one_bias, read, before)
+
+
+def before(*inputs_and_bias: Tensor) -> tuple[Tensor, ...]:
+    """The first input with its bias, added in the dtype of the state."""
+    u, *rest, b = inputs_and_bias
+    return u + b, *rest
 
 
 def cudnn(s: Tensor, u: Tensor, W_hh: Tensor, b_hh: Tensor) -> Tensor:

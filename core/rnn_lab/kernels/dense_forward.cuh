@@ -1,0 +1,107 @@
+// Behind dense.cuh: the walk from the first step to the last. Message n is the wire of the state before step n.
+
+namespace recurrence {
+
+__device__ __forceinline__ void inputs(const char* stage, int i, float (&x)[NX + 1][V]);
+// Of unit v: the next state, what is sent of a state, what is seen of it.
+__device__ __forceinline__ void update(int v, const Values* h, const Values* p, const Values* x, const Values* w, Values* s);
+__device__ __forceinline__ float wire(int v, const Values* h);
+__device__ __forceinline__ void output(int v, const Values* s, const Values* x, const Values* w, Values* y);
+// Outputs of step t, what is saved of the state after it, and of the wire after it.
+__device__ __forceinline__ void write(const Args& a, const Place& p, const Item& o, i64 t, const Values* y);
+__device__ __forceinline__ void save(const Args& a, const Place& p, const Item& o, i64 t, const Values* s);
+__device__ __forceinline__ void save_wire(const Args& a, const Place& p, const Item& o, i64 t, const Values& m);
+
+// Sends message n, what step n begins with, and forgets the state where a document begins there.
+__device__ __forceinline__ void hand_on(
+    const Args& a, const Place& p, const Item& o, const Exchange& exchange, i64 n, bool fresh, Values* h
+) {
+    float m[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+        for (int s = 0; s < S; ++s)
+            if (fresh || !o.inside) h[s][v] = 0.0f;
+        m[v] = o.inside ? wire(v, h) : 0.0f;
+    }
+    exchange.send(n, o.unit, o.row, m);
+    if (o.inside) save_wire(a, p, o, n, m);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Args a) {
+    char* const shared = dynamic_shared();
+    float* const partial = reinterpret_cast<float*>(shared + PARTIAL_AT);
+    const Place p(a);
+    const Matrix matrix(a, p, shared);
+    load_weights(a, p, shared);
+    const Exchange exchange(shared, p.rank);
+    float h[OWN][S][V];
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        const Item o(a, p, i);
+        if (!o.exists) continue;
+#pragma unroll
+        for (int s = 0; s < S; ++s)
+#pragma unroll
+            for (int v = 0; v < V; ++v) h[i][s][v] = o.inside ? a.start[state_place(a, p, o, s) + v] : 0.0f;
+        if (o.inside) save(a, p, o, -1, h[i]);
+        hand_on(a, p, o, exchange, 0, begins(a, o, 0), h[i]);
+    }
+    exchange.sent(0);
+    const auto ahead = [&](i64 t) {
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const Item o(a, p, i);
+            if (o.exists && t < a.T) fetch(a, p, o, shared + RING_AT + int(t % STAGES) * RING_BYTES, i, t);
+        }
+        commit();
+    };
+    for (i64 t = 0; t < STAGES - 1; ++t) ahead(t);
+    for (i64 t = 0; t < a.T; ++t) {
+        ahead(t + STAGES - 1);
+        bool fresh[OWN];
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) fresh[i] = begins(a, Item(a, p, i), t + 1);
+        matrix.multiply(p, exchange.receive(t), partial);
+        __syncthreads();
+        arrived<STAGES - 1>();
+        const char* stage = shared + RING_AT + int(t % STAGES) * RING_BYTES;
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const Item o(a, p, i);
+            if (!o.exists) continue;
+            float x[NX + 1][V], w[NW + 1][V], products[G][V], s[S][V], y[NY][V];
+            inputs(stage, i, x);
+            weights_of(shared, o, w);
+#pragma unroll
+            for (int g = 0; g < G; ++g) total(partial, g * U + o.local, o.row, products[g]);
+#pragma unroll
+            for (int v = 0; v < V; ++v) update(v, h[i], products, x, w, s);
+#pragma unroll
+            for (int j = 0; j < S; ++j)
+#pragma unroll
+                for (int v = 0; v < V; ++v) {
+                    if (!o.inside) s[j][v] = 0.0f;
+                    h[i][j][v] = s[j][v];
+                }
+            if (t + 1 < a.T) hand_on(a, p, o, exchange, t + 1, fresh[i], h[i]);
+#pragma unroll
+            for (int v = 0; v < V; ++v) output(v, s, x, w, y);
+            if (o.inside) write(a, p, o, t, y);
+            if (o.inside) save(a, p, o, t, s);
+        }
+        if (t + 1 < a.T) exchange.sent(t + 1);
+    }
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        const Item o(a, p, i);
+#pragma unroll
+        for (int s = 0; s < S; ++s)
+#pragma unroll
+            for (int v = 0; v < V; ++v)
+                if (o.inside) a.stop[state_place(a, p, o, s) + v] = h[i][s][v];
+    }
+    cluster_meet();  // no block leaves while its shared memory may be written
+}
+
+}  // namespace recurrence

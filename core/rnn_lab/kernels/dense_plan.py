@@ -1,0 +1,256 @@
+"""How a recurrence with resident matrices is spread over clusters, warps, registers and shared memory: pure arithmetic.
+
+A cluster of 8 or 16 blocks holds one copy of the matrices and walks some sequences through time. Clusters do not
+meet, so that those that find no room on the GPU run after the others. What a step costs is predicted by the model of
+docs/performance.md, and the way that is predicted to end first is taken.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+WARPS = 8
+"""Of a block: each thread may have all 255 registers."""
+UNITS = 4
+"""Units of one sequence that a thread computes side by side: 8 bytes on the wire."""
+STAGES = (4, 2)
+"""Steps of inputs that may be in shared memory; all but one are on their way."""
+ROWS = (8, 16, 24, 32, 40, 48, 64)
+"""Sequences of a cluster: columns of the product, by 8."""
+RESIDENT = {8: 15, 16: 7}
+"""Clusters of each size that fit on an H100 with 132 multiprocessors at once (measured)."""
+MULTIPROCESSORS = 132
+SHARED = 227 * 1024
+"""Bytes of shared memory that a block may have on Hopper."""
+REGISTERS = 255
+FIXED, OF_ITEM, OF_ITEM_BACK = 60, 22, 28
+"""Registers of addresses and the like; of those of each further item, forward and backward."""
+WIDEST = 2048
+NARROWEST = 128
+LARGEST_BATCH = 1024
+"""Sequences up to which all batches are asked for the ways that planning may choose."""
+
+BULK = False
+"""Whether blocks send by the copy engine; which of both is faster is not measured yet."""
+
+CLOCK = 1755e6
+TENSOR = 6.5
+"""Clocks of one 16 x 8 x 16 product on one of four tensor cores."""
+SHARED_RATE, FAR_RATE, INGEST_RATE = 128, 24, 48
+"""Bytes per clock of a multiprocessor: from shared memory, from L2 while all read, from other blocks."""
+ONE_WAY, EPILOGUE, PER_ITEM = 550, 250, 120
+"""Clocks from a sent word to a reader that goes on; of the element-wise part; of each further item of a thread."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a direction of a call computes.
+
+    `width` is that of a part of the state, `parts` how many there are, `products` the number of products; `weights`
+    counts those that are no matrices. `streamed` are the bytes that a step reads per unit of a sequence, `live` the
+    numbers per unit that the element-wise part holds at once.
+    """
+
+    forward: bool
+    width: int
+    parts: int
+    products: int
+    weights: int
+    streamed: int
+    live: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to spread a problem.
+
+    `cluster` blocks; `rows` sequences; warps as `across` groups of matrix rows by `along` parts of the sum; of the
+    steps of 16 of its part, a warp has `held` in registers and `kept` in shared memory. `stages` steps of inputs are in
+    shared memory. `bulk` says that blocks send what they have by the copy engine, instead of each thread its words.
+    """
+
+    problem: Problem
+    cluster: int
+    rows: int
+    across: int
+    stages: int
+    bulk: bool = False
+    held: int = 0
+    kept: int = 0
+
+    @property
+    def along(self) -> int:
+        """Warps that share rows of the matrix and add up their parts of the sum."""
+        return WARPS // self.across
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * WARPS
+
+    @property
+    def padded(self) -> int:
+        """Width with the units that make all blocks equal."""
+        unit = 16 * self.cluster
+        return -(-self.problem.width // unit) * unit
+
+    @property
+    def units(self) -> int:
+        """Units of the state that a block owns."""
+        return self.padded // self.cluster
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of the product that a block computes."""
+        return self.units * (self.problem.products if self.problem.forward else 1)
+
+    @property
+    def message(self) -> int:
+        """Numbers per sequence that are exchanged: what the product sums over."""
+        return self.padded * (1 if self.problem.forward else self.problem.products)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 16 rows of a warp."""
+        return self.matrix_rows // 16 // self.across
+
+    @property
+    def steps(self) -> int:
+        """Steps of 16 of a warp's sum."""
+        return self.message // 16 // self.along
+
+    @property
+    def items(self) -> int:
+        """Items of a block: UNITS units of one sequence."""
+        return self.units // UNITS * self.rows
+
+    @property
+    def own(self) -> int:
+        """Items of a thread."""
+        return -(-self.items // self.threads)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where everything begins in shared memory, and `end`."""
+        problem = self.problem
+        sizes = {
+            "WIRE": 2 * self.message * self.rows * 2,
+            "PARTIAL": self.along * self.rows * (self.matrix_rows + 4) * 4,
+            "RING": self.stages * self.ring,
+            "WEIGHTS": problem.weights * self.units * 4,
+            "SUMS": 0 if problem.forward else problem.weights * self.items * UNITS * 4,
+            "BARRIER": 16,
+            "MATRIX": self.kept * WARPS * self.tiles * 512,
+        }
+        found, at = {}, 0
+        for name, size in sizes.items():
+            found[name] = at
+            at += -(-size // 128) * 128
+        return found | {"end": at}
+
+    @property
+    def ring(self) -> int:
+        """Bytes of one stage of inputs."""
+        return self.items * UNITS * self.problem.streamed
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a block."""
+        return self.places["end"]
+
+    @property
+    def unrolled(self) -> int:
+        """Steps of a warp whose part of the matrix is on its way to registers at once."""
+        return max(1, 4 // self.tiles)
+
+    @property
+    def registers(self) -> int:
+        """Registers of a thread besides those that hold the matrix, from what the assembler reported of many plans."""
+        columns, problem = self.rows // 8, self.problem
+        sums = 4 * self.tiles * columns * (2 if self.tiles * columns < 3 else 1)
+        product = sums + 2 * columns + 4 * self.tiles * self.unrolled
+        state = UNITS * self.own * problem.parts * (1 if problem.forward else 2)
+        further = (self.own - 1) * (OF_ITEM if problem.forward else OF_ITEM_BACK)
+        return FIXED + max(product, UNITS * problem.live) + state + further
+
+    @property
+    def far(self) -> int:
+        """Steps of a warp whose matrix is read from memory again and again."""
+        return self.steps - self.held - self.kept
+
+    @cached_property
+    def microseconds(self) -> float:
+        """Predicted for one step."""
+        columns, steps = self.rows // 8, self.message // 16
+        fragment = WARPS * self.tiles * 512
+        tensor = self.matrix_rows / 16 * steps * columns / 4 * TENSOR
+        near = (256 * self.across * steps * columns + self.kept * fragment) / SHARED_RATE
+        sums = 2 * self.along * self.rows * (self.matrix_rows + 4) * 4 / SHARED_RATE
+        product = max(tensor, near, self.far * fragment / FAR_RATE)
+        ingest = self.message * self.rows * 2 / INGEST_RATE
+        clocks = product + sums + ingest + ONE_WAY + EPILOGUE + PER_ITEM * (self.own - 1)
+        return clocks / CLOCK * 1e6
+
+    def rounds(self, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> int:
+        """How often the GPU is filled."""
+        room = max(1, RESIDENT[self.cluster] * multiprocessors // MULTIPROCESSORS)
+        return -(-heads * -(-sequences // self.rows) // room)
+
+
+def refuses(width: int) -> str | None:
+    """Why no plan serves a width, or None."""
+    if not NARROWEST <= width <= WIDEST:
+        return f"its state is {width} wide, and clusters take {NARROWEST} to {WIDEST}"
+    return None
+
+
+@lru_cache(maxsize=256)
+def plans(problem: Problem) -> tuple[Plan, ...]:
+    """Every cluster size and number of rows that fits, spread best over warps, registers and shared memory."""
+    found = []
+    for cluster in RESIDENT:
+        for rows in ROWS:
+            spread = [
+                filled(plan) for stages in STAGES for plan in _spread(Plan(problem, cluster, rows, 1, stages, BULK))
+            ]
+            fitting = [plan for plan in spread if plan is not None]
+            if fitting:
+                found.append(min(fitting, key=lambda plan: plan.microseconds))
+    return tuple(found)
+
+
+def _spread(plan: Plan) -> Iterator[Plan]:
+    for across in (1, 2, 4, 8):
+        made = replace(plan, across=across)
+        if made.matrix_rows % (16 * across) == 0 and made.message % (16 * made.along) == 0:
+            yield made
+
+
+def filled(plan: Plan) -> Plan | None:
+    """With as much of the matrix in registers and then in shared memory as there is room for; None where that lacks."""
+    room = REGISTERS - plan.registers
+    if room < 0:
+        return None
+    plan = replace(plan, held=min(plan.steps, room // (4 * plan.tiles)))
+    free = SHARED - plan.shared
+    if free < 0:
+        return None
+    return replace(plan, kept=min(plan.steps - plan.held, free // (WARPS * plan.tiles * 512)))
+
+
+@lru_cache(maxsize=1024)
+def choose(problem: Problem, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> Plan | None:
+    """The plan that is predicted to end first; None where none fits."""
+    return min(
+        plans(problem),
+        key=lambda plan: (plan.rounds(sequences, heads, multiprocessors) * plan.microseconds, plan.cluster, plan.rows),
+        default=None,
+    )
+
+
+@lru_cache(maxsize=256)
+def choices(problem: Problem, heads: int, multiprocessors: int = MULTIPROCESSORS) -> tuple[Plan, ...]:
+    """What planning chooses for some batch, in no order that matters."""
+    batches = range(1, LARGEST_BATCH + 1, 8)
+    found = [choose(problem, batch, heads, multiprocessors) for batch in batches]
+    return tuple(dict.fromkeys(plan for plan in found if plan is not None))
