@@ -7,6 +7,7 @@ part of cuDNN's. Each of ours is checked against fp64 before it is timed; `us` i
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--bulk", action="store_true", help="blocks send by the copy engine")
     parser.add_argument("--only", default="", help="names that contain this")
     options = parser.parse_args()
+    os.environ["RNN_LAB_KERNELS"] = "dense"
     dense_plan.BULK = options.bulk
     sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, T {STEPS}\n")
     for B, D in product(options.batches, options.widths):

@@ -27,6 +27,11 @@ CASES += [(name, 5, T, 512) for name in NAMES for T in LENGTHS if (name, T) not 
 TIMED = ("inputs", "queries", "gates")
 
 
+@pytest.fixture(autouse=True)
+def asked_for(monkeypatch):
+    monkeypatch.setenv("RNN_LAB_KERNELS", "dense")
+
+
 def expect(args):
     """The first two and the last two sequences, and gradients of a loss over those, which a loop in fp64 can follow."""
     cell, h, streams, reset = args

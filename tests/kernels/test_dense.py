@@ -245,6 +245,8 @@ def test_refuses_calls_with_a_reason(monkeypatch):
     monkeypatch.setattr(recurrence_backends, "capability", lambda index: (8, 9))
     assert "the GPU has 8.9" in refuses_dense(*call("e1", 2, 3, 128))
     monkeypatch.setattr(recurrence_backends, "capability", lambda index: (9, 0))
+    assert "has not run on a GPU yet" in refuses_dense(*call("e1", 2, 3, 128))
+    monkeypatch.setenv("RNN_LAB_KERNELS", "dense")
     assert refuses_dense(*call("e1", 2, 3, 128)) is None
     assert "fp32" in refuses_dense(*call("e1", 2, 3, 128, fp32))
     assert "64 wide" in refuses_dense(*call("e1", 2, 3, 64))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.cell import Cell, Streams, counts
+from rnn_lab.kernels.dispatch import setting
 from rnn_lab.kernels.triton_support import capability, refuses_triton
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ def run_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None
 def refuses_dense(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     """Why the cell is no kernel with resident matrices here, or None."""
     program = _usable(lambda: _served(cell, h, streams), _refuses_clusters, h, streams)
-    return program if isinstance(program, str) else None
+    if isinstance(program, str):
+        return program
+    return None if setting() == "dense" else "it has not run on a GPU yet: RNN_LAB_KERNELS=dense asks for it"
 
 
 def _served(cell: Cell, h: Tensor, streams: Streams) -> "dense_source.Program | str":
