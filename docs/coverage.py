@@ -1,10 +1,10 @@
-"""How often the intervals of rnn_lab.stats cover, for docs/comparison.md: `python docs/coverage.py`."""
+"""How often the intervals of rnn_lab.comparison.stats cover, for docs/comparison.md: `python docs/coverage.py`."""
 
 import sys
 from collections.abc import Iterator
 
 import numpy as np
-from rnn_lab.stats import means_of_steps
+from rnn_lab.comparison.stats import means_of_steps
 from scipy import signal, stats
 
 RUNS, PART = 10_000, 1_000

@@ -160,7 +160,7 @@ def keep(page: dict[str, Any], out: str | Path | None) -> None:
 
     """
     if out is not None:
-        from rnn_lab.atomic import write_text_atomic
+        from rnn_lab.system.atomic import write_text_atomic
 
         try:
             Path(out).parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def _driver() -> str:
 
 
 def _cache() -> Iterator[Finding]:
-    from rnn_lab.paths import cache_dir
+    from rnn_lab.system.paths import cache_dir
 
     folder = cache_dir()
     try:

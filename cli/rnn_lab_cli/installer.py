@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
-from rnn_lab.distributions import OWN, is_own, normalised
+from rnn_lab.discovery.distributions import OWN, is_own, normalised
 from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.hookspecs import PROJECT
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rnn_lab.compare import Comparison, Group
-    from rnn_lab.ranking import AxisVerdicts, Judgement
+    from rnn_lab.comparison.compare import Comparison, Group
+    from rnn_lab.comparison.ranking import AxisVerdicts, Judgement
 
 SHOWN = 4
 

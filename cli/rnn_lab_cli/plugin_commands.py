@@ -5,7 +5,7 @@ from importlib import metadata
 from typing import Any
 
 import click
-from rnn_lab.isolation import confined
+from rnn_lab.discovery.isolation import confined
 from rnn_lab.registry import PluginInfo, Registry, isolated, load_limit, registry
 
 from rnn_lab_cli import builtin

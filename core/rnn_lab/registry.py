@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from rnn_lab import hookspecs
-from rnn_lab.distributions import is_own
+from rnn_lab.discovery.distributions import is_own
+from rnn_lab.discovery.isolation import confined
+from rnn_lab.discovery.modeldoc import ModelDoc, read_model_doc
 from rnn_lab.errors import ConfigError, PluginError, did_you_mean
-from rnn_lab.isolation import confined
-from rnn_lab.modeldoc import ModelDoc, read_model_doc
 
 if TYPE_CHECKING:
     from rnn_lab.layer import Layer
     from rnn_lab.presets import Preset
 
-BUILTIN = "rnn_lab.builtin"
+BUILTIN = "rnn_lab.discovery.builtin"
 
 
 @dataclass(frozen=True)

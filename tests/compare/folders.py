@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from rnn_lab.pairing import replayed
+from rnn_lab.comparison.pairing import replayed
 
 FINGERPRINT, BYTES, BATCH, LENGTH = "ab" * 32, 100_000, 4, 16
 

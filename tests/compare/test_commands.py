@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from rnn_lab.integrity import sha256
+from rnn_lab.comparison.integrity import sha256
 from rnn_lab_cli.main import main
 
 from .folders import curve, noise, write_run

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import scipy.stats
-from rnn_lab.compare import ONE_SEED, VALIDATION, Comparison, Group, Refused, Rules, compare_runs
-from rnn_lab.differences import differences, kernels_of, obstacles
+from rnn_lab.comparison.compare import ONE_SEED, VALIDATION, Comparison, Group, Refused, Rules, compare_runs
+from rnn_lab.comparison.differences import differences, kernels_of, obstacles
+from rnn_lab.comparison.pairing import unpaired_because
+from rnn_lab.comparison.ranking import AxisVerdicts, _reversals, group_runs, judge
+from rnn_lab.comparison.records import read_run, read_runs
 from rnn_lab.errors import ConfigError, RunError
-from rnn_lab.pairing import unpaired_because
-from rnn_lab.ranking import AxisVerdicts, _reversals, group_runs, judge
-from rnn_lab.records import read_run, read_runs
 
 from .folders import BATCH, curve, noise, write_run
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from rnn_lab.comparison.records import read_run, read_runs, read_series
 from rnn_lab.errors import RunError
-from rnn_lab.records import read_run, read_runs, read_series
 from rnn_lab_cli.main import main
 
 from .folders import curve, write_run
@@ -34,7 +34,7 @@ def test_what_fit_writes_can_be_read(tmp_path):
     assert main(["fit", "--model", "e1", *tiny.split(), "--data", str(corpus), "--out", str(out)]) == 0
     record = read_run(out)
     assert record.series("step").tolist() == [1, 2, 3] and record.result["data"]["bytes"] > 0
-    from rnn_lab.pairing import replayed, source_of
+    from rnn_lab.comparison.pairing import replayed, source_of
 
     assert replayed(source_of(record), 3) == record.chain
     assert replayed(source_of(record), 2) != record.chain

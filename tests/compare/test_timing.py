@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from rnn_lab.compare import ONE_SEED, Group, compare_runs
-from rnn_lab.records import read_run, read_runs
-from rnn_lab.stats import mean_of_steps
-from rnn_lab.timing import clock_error
+from rnn_lab.comparison.compare import ONE_SEED, Group, compare_runs
+from rnn_lab.comparison.records import read_run, read_runs
+from rnn_lab.comparison.stats import mean_of_steps
+from rnn_lab.comparison.timing import clock_error
 
 from .folders import curve, noise, write_run
 

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
-from rnn_lab import libraries
 from rnn_lab.bench.shells import foreign_model
 from rnn_lab.config import ModelSection
-from rnn_lab.libraries import MissingLibrary, load, load_gated_delta_rule, refuses_tile
+from rnn_lab.discovery import libraries
+from rnn_lab.discovery.libraries import MissingLibrary, load, load_gated_delta_rule, refuses_tile
 from rnn_lab.modelspec import model_spec
 from rnn_lab.registry import registry
 from torch import nn

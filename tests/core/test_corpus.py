@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rnn_lab.atomic import fsync_dir, write_bytes_atomic, write_text_atomic
 from rnn_lab.data import (
     ByteFile,
     ContiguousStreams,
@@ -22,7 +21,8 @@ from rnn_lab.data import (
     write_sidecar,
 )
 from rnn_lab.errors import ConfigError, DataError
-from rnn_lab.paths import cache_dir
+from rnn_lab.system.atomic import fsync_dir, write_bytes_atomic, write_text_atomic
+from rnn_lab.system.paths import cache_dir
 
 
 def make(path: Path, size: int) -> Path:

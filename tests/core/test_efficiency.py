@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from rnn_lab.efficiency import as_loss, efficiency, exponent, judge, smoothed
+from rnn_lab.comparison.efficiency import as_loss, efficiency, exponent, judge, smoothed
 from rnn_lab.errors import ConfigError
 
 K = np.arange(1, 2001, dtype=float)

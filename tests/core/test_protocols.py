@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from rnn_lab.comparison.external import external_rows, printed_loss, printed_rate
 from rnn_lab.config import Layer, resolve
 from rnn_lab.errors import ConfigError
-from rnn_lab.external import external_rows, printed_loss, printed_rate
 from rnn_lab.modelspec import model_spec
 from rnn_lab.presets import find_preset
 from rnn_lab.protocol import Protocol, find_protocol, slug

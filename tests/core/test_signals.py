@@ -5,7 +5,7 @@ import signal
 import threading
 
 import pytest
-from rnn_lab.signals import asked_to_stop
+from rnn_lab.system.signals import asked_to_stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from rnn_lab import stats
+from rnn_lab.comparison import stats
 from rnn_lab.errors import ConfigError
 from scipy import signal
 from scipy import stats as reference

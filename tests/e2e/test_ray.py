@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from rnn_lab.records import read_series
+from rnn_lab.comparison.records import read_series
 
 pytest.importorskip("ray", reason="ray is not installed (the extra rnn-lab-core[ray])")
 

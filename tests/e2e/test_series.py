@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rnn_lab.records import read_series
+from rnn_lab.comparison.records import read_series
 
 CLI = [sys.executable, "-m", "rnn_lab_cli"]
 FAULTS = ["--plugins-dir", str(Path(__file__).parents[1] / "faults")]

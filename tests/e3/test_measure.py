@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from rnn_lab.comparison.records import RunRecord
 from rnn_lab.e3.backward import BACKWARD, read, sealed
 from rnn_lab.e3.claims import claims
 from rnn_lab.e3.measure import features, not_finite, paired, rows
 from rnn_lab.errors import RnnLabError
-from rnn_lab.records import RunRecord
 
 TIMES = {"forward_ms": 1.0, "both_ms": 3.0}
 MEASURED = {

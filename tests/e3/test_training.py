@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rnn_lab.comparison.records import read_run
 from rnn_lab.config import Layer
 from rnn_lab.e3.files import read_layers
-from rnn_lab.records import read_run
 from rnn_lab.registry import registry
 from rnn_lab.train.resume import resume_run
 from rnn_lab.train.run import plan_run, start_run

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rnn_lab.comparison.records import read_run, read_runs
 from rnn_lab.errors import ConfigError, DataError
 from rnn_lab.legacy.importing import external_runs, read_source, write_runs
-from rnn_lab.records import read_run, read_runs
 from rnn_lab.registry import registry
 from rnn_lab_cli.main import main
 

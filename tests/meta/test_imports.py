@@ -9,7 +9,7 @@ import pytest
 from .source import PACKAGES, modules, shown, tree
 
 PLUGIN_MAY_IMPORT = {"rnn_lab", "torch", "pydantic"}
-LIGHT = ("rnn_lab", "rnn_lab.hookspecs", "rnn_lab.modeldoc", "rnn_lab.registry", "rnn_lab.errors")
+LIGHT = ("rnn_lab", "rnn_lab.hookspecs", "rnn_lab.discovery.modeldoc", "rnn_lab.registry", "rnn_lab.errors")
 
 
 def is_type_checking(node):

@@ -5,7 +5,7 @@ import tomllib
 from urllib.parse import urlsplit
 
 import pytest
-from rnn_lab.distributions import OWN
+from rnn_lab.discovery.distributions import OWN
 
 from .source import MEMBERS, ROOT, files, shown, text_of
 

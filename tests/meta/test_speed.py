@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from rnn_lab.atomic import write_text_atomic
+from rnn_lab.system.atomic import write_text_atomic
 from rnn_lab_cli.main import main
 
 from .source import ROOT

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 from compare.folders import curve, write_run
-from rnn_lab.compare import Group, compare_runs
+from rnn_lab.comparison.compare import Group, compare_runs
+from rnn_lab.comparison.records import read_series
 from rnn_lab.errors import RunError
-from rnn_lab.records import read_series
 from rnn_lab.report.build import facts
 from rnn_lab.report.facts import settled
 from rnn_lab.report.published import agreement

@@ -359,7 +359,7 @@ def test_the_interval_of_a_gain_is_students():
 
 @pytest.mark.slow
 def test_a_real_trial_is_an_ordinary_run_on_target(plan, worker, tmp_path):
-    from rnn_lab.records import read_runs
+    from rnn_lab.comparison.records import read_runs
 
     rows = run_search(plan("shape", "optimizer"), worker(real=True), 2)
     assert outcomes(rows) == ["ok", "ok"], [row.reason for row in rows]

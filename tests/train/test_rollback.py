@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from rnn_lab.comparison.records import read_run
 from rnn_lab.errors import Diverged
-from rnn_lab.records import read_run
 from rnn_lab.train import graph, optimizers, recovery
 from rnn_lab.train.graph import CapturedStep
 from rnn_lab.train.step import EagerExecutor

@@ -136,8 +136,8 @@ def _backward(out: Path) -> int:
     import os
     import subprocess
 
+    from rnn_lab.discovery.isolation import PATIENT
     from rnn_lab.e3.backward import BACKWARD, arguments
-    from rnn_lab.isolation import PATIENT
 
     target = out / BACKWARD
     if target.exists():

@@ -11,9 +11,9 @@ from rnn_lab_cli.judgement_notes import lost, notes, reversals
 from rnn_lab_cli.output import emit_json, heading, json_option, note, table
 
 if TYPE_CHECKING:
-    from rnn_lab.compare import Comparison, Group, Rules
-    from rnn_lab.ranking import AxisVerdicts, Judgement
-    from rnn_lab.records import RunRecord
+    from rnn_lab.comparison.compare import Comparison, Group, Rules
+    from rnn_lab.comparison.ranking import AxisVerdicts, Judgement
+    from rnn_lab.comparison.records import RunRecord
 
 AXES = ("steps", "tokens", "flops", "seconds")
 TOPICS = ("params", "data", "batch", "dtype", "clock", "kernels", "unfinished", "budget")
@@ -45,7 +45,7 @@ def compare(paths: Sequence[Path], against: float | None, each: bool, as_json: b
     A and B are runs, or folders of runs; runs that differ in nothing but their seed are taken together. Losses are
     nats per byte; a difference below zero means better than the first. See docs/comparison.md.
     """
-    from rnn_lab.ranking import group_runs, judge
+    from rnn_lab.comparison.ranking import group_runs, judge
 
     rules = _rules(options | {"val_loss": options["val_loss"] or any(map(_validates, paths))})
     groups = _first_judged(group_runs(_read(paths), each=each), rules)
@@ -60,7 +60,7 @@ def compare(paths: Sequence[Path], against: float | None, each: bool, as_json: b
 
 
 def _rules(options: dict[str, Any]) -> "Rules":
-    from rnn_lab.compare import Rules
+    from rnn_lab.comparison.compare import Rules
 
     return Rules(
         axes=options["axes"] or AXES,
@@ -75,14 +75,14 @@ def _rules(options: dict[str, Any]) -> "Rules":
 
 def _validates(path: Path) -> bool:
     """Whether `path` is a series, or the runs of one, whose protocol compares validation losses."""
-    from rnn_lab.records import RUNS, SERIES, read_series
+    from rnn_lab.comparison.records import RUNS, SERIES, read_series
 
     series = path.resolve().parent if path.resolve().name == RUNS else path
     return (series / SERIES).is_file() and read_series(series).meta.get("metric") == "val_loss"
 
 
 def _read(paths: Sequence[Path]) -> "list[RunRecord]":
-    from rnn_lab.records import read_runs
+    from rnn_lab.comparison.records import read_runs
 
     runs = [run for path in paths for run in read_runs(path)]
     seen: set[Path] = set()
@@ -95,7 +95,7 @@ def _read(paths: Sequence[Path]) -> "list[RunRecord]":
 
 def _first_judged(groups: "Sequence[Group]", rules: "Rules") -> "list[Group]":
     """The groups, those without losses last: nothing can be judged against them."""
-    from rnn_lab.compare import as_group
+    from rnn_lab.comparison.compare import as_group
 
     return sorted((as_group(group, rules) for group in groups), key=lambda group: not group.judged)
 
@@ -155,7 +155,7 @@ def _matrix(judgement: "Judgement", one: "AxisVerdicts") -> None:
 
 def _against(groups: "Sequence[Group]", figure: float, rules: "Rules", as_json: bool) -> None:
     """Every group's Last100 over seeds against a published figure."""
-    from rnn_lab.stats import against_figure
+    from rnn_lab.comparison.stats import against_figure
 
     rows: list[dict[str, Any]] = []
     for group in groups:

@@ -25,8 +25,8 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     Configuration, size, data, clock, machine, versions, kernels, commit and command; `compare` refuses what breaks
     equality.
     """
-    from rnn_lab.differences import SEVERITIES, differences
-    from rnn_lab.records import read_run
+    from rnn_lab.comparison.differences import SEVERITIES, differences
+    from rnn_lab.comparison.records import read_run
 
     found = differences(read_run(a), read_run(b))
     if as_json:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
-from rnn_lab.distributions import is_own, normalised
+from rnn_lab.discovery.distributions import is_own, normalised
 from rnn_lab.errors import ConfigError
 from rnn_lab.registry import registry
 

@@ -21,7 +21,7 @@ def show(name: str, as_json: bool) -> None:
     NAME is a registered protocol or the path of a file that ends in .toml. Published figures are external: somebody
     else's, not reproduced here.
     """
-    from rnn_lab.external import external_rows
+    from rnn_lab.comparison.external import external_rows
     from rnn_lab.protocol import find_protocol
     from rnn_lab.train.budget import budget_text
 

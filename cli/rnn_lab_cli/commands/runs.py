@@ -21,7 +21,7 @@ def runs(folder: Path, as_json: bool) -> None:
     """List every run below DIR (default: runs), killed and broken ones too."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; `rnn-lab fit` makes runs/, or name another folder")
-    from rnn_lab.records import find_runs
+    from rnn_lab.comparison.records import find_runs
 
     rows = [run_row(path) for path in find_runs(folder)]
     if as_json:

@@ -3,7 +3,7 @@
 import sys
 
 import click
-from rnn_lab.distributions import normalised
+from rnn_lab.discovery.distributions import normalised
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.hookspecs import PROJECT
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from rnn_lab.bench.calls import Bound, bind
 from rnn_lab.bench.cases import Case, needs_cuda, random, tensors
 from rnn_lab.bench.implementation import Implementation, reference, yardstick
+from rnn_lab.discovery.libraries import load
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.cell import Cell, Streams
-from rnn_lab.libraries import load
 from rnn_lab.tensors import relative_error
 
 GATES = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from rnn_lab.discovery.libraries import MissingLibrary
 from rnn_lab.errors import RnnLabError
-from rnn_lab.libraries import MissingLibrary
 from rnn_lab.tensors import is_out_of_memory
 
 

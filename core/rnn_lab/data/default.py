@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnn_lab.atomic import fsync_dir
 from rnn_lab.data.sidecar import DELIMITER, Sidecar, SourceInfo, read_sidecar, sidecar_path, write_sidecar
 from rnn_lab.errors import DataError
-from rnn_lab.paths import cache_dir
+from rnn_lab.system.atomic import fsync_dir
+from rnn_lab.system.paths import cache_dir
 
 FORMAT_VERSION = 1
 MIN_BYTES = 6_000_000

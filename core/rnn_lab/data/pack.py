@@ -8,12 +8,12 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnn_lab.atomic import fsync_dir
 from rnn_lab.data.partial import Journal, PackPaths, PackState, PartWriter, Plan
 from rnn_lab.data.sidecar import DELIMITER, Sidecar, SourceInfo, write_sidecar
 from rnn_lab.data.sources import open_sources
 from rnn_lab.data.texts import Source
 from rnn_lab.errors import ConfigError, DataError
+from rnn_lab.system.atomic import fsync_dir
 
 JOURNAL_BYTES = 256 << 20
 JOURNAL_SECONDS = 5.0

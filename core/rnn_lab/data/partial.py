@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.data.sidecar import Sidecar, sidecar_path
 from rnn_lab.errors import ConfigError, DataError
+from rnn_lab.system.atomic import write_text_atomic
 
 _BUFFER = 1 << 22
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.errors import DataError
+from rnn_lab.system.atomic import write_text_atomic
 
 FORMAT: Literal["rnn-lab-bytes"] = "rnn-lab-bytes"
 VERSION: Literal[1] = 1

@@ -14,14 +14,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from rnn_lab.bench.timing import Call, time_eager, time_graph
+from rnn_lab.comparison.records import RunRecord, read_series
+from rnn_lab.comparison.stats import mean_of_seeds
 from rnn_lab.config import ModelSection
 from rnn_lab.errors import RnnLabError
 from rnn_lab.lm import LM
 from rnn_lab.modelspec import model_spec
-from rnn_lab.records import RunRecord, read_series
 from rnn_lab.registry import Registry
 from rnn_lab.sections import ObjectiveSection
-from rnn_lab.stats import mean_of_seeds
 from rnn_lab.train.device import autocast
 from rnn_lab.train.graph import uncapturable
 from rnn_lab.train.objective import Objective

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rnn_lab.comparison.efficiency import CLAIM, Gain, judge
 from rnn_lab.e3.measure import Paired, Row
 from rnn_lab.e3.suite import ABLATIONS, BASELINE, CONFIGS
-from rnn_lab.efficiency import CLAIM, Gain, judge
 from rnn_lab.errors import ConfigError
 
 VERDICTS = ("verified", "refuted", "inconclusive", "not run")

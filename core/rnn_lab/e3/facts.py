@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.compare import Group
+from rnn_lab.comparison.compare import Group
+from rnn_lab.comparison.efficiency import exponent
+from rnn_lab.comparison.records import RunRecord, Series, read_series
 from rnn_lab.e3 import backward
 from rnn_lab.e3.checklist import Item, checklist
 from rnn_lab.e3.claims import Claim, claims
 from rnn_lab.e3.measure import Row, counts, mean_of, rows, windows
 from rnn_lab.e3.suite import ABLATIONS, BASELINE, CONFIGS, SUITE
-from rnn_lab.efficiency import exponent
 from rnn_lab.errors import ConfigError, RunError
 from rnn_lab.lab.outcome import tail
-from rnn_lab.records import RunRecord, Series, read_series
 from rnn_lab.report import details
 from rnn_lab.report.contestants import Contestant
 from rnn_lab.report.curves import curves

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_lab.efficiency import ANYTIME, efficiency
+from rnn_lab.comparison.efficiency import ANYTIME, efficiency
+from rnn_lab.comparison.pairing import unpaired_because
+from rnn_lab.comparison.records import RunRecord
+from rnn_lab.comparison.stats import mean_of_seeds, t_quantile
 from rnn_lab.errors import ConfigError
-from rnn_lab.pairing import unpaired_because
-from rnn_lab.records import RunRecord
-from rnn_lab.stats import mean_of_seeds, t_quantile
 
 WINDOW = 100
 SETTLED = 10

@@ -6,13 +6,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.e3.facts import E3Report, facts
 from rnn_lab.e3.plot import ascii_plot
 from rnn_lab.e3.tables import headline, tables
 from rnn_lab.errors import ConfigError
 from rnn_lab.report.charts import colour_of, loss_curves
 from rnn_lab.report.render import AXIS_TITLES, line, md
+from rnn_lab.system.atomic import write_text_atomic
 
 JSON, MARKDOWN, HTML = "e3.json", "REPORT.md", "report.html"
 NUMBER = re.compile(r"[−+]?[\d.,]+ ?(%|ms|MB|GB)?( ± [\d.,]+)?( \(.*\))?|–|equal")

@@ -12,7 +12,6 @@ from typing import Any
 
 import tomli_w
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.config import Layer, parse_override, read_toml
 from rnn_lab.e3.files import path_of, read_file, read_layers, tables_of
 from rnn_lab.e3.schema import TrainingKeys, parse
@@ -22,6 +21,7 @@ from rnn_lab.lab.plan import SeriesPlan, plan_series
 from rnn_lab.lab.series import SUITE as SUITE
 from rnn_lab.lab.series import SeriesDir
 from rnn_lab.registry import Registry
+from rnn_lab.system.atomic import write_text_atomic
 
 CONFIGS = {
     "baseline": "Baseline", "mtp_only": "MTP_Only", "muon_8bit": "8bit_Muon", "galore2": "GaLore2", "full": "E3_Full",

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rnn_lab.comparison.efficiency import CLAIM, as_loss
 from rnn_lab.e3.claims import percent
 from rnn_lab.e3.facts import E3Report
 from rnn_lab.e3.measure import Mean, Paired, Row
-from rnn_lab.efficiency import CLAIM, as_loss
 from rnn_lab.report.render import loss, memory, whole
 
 MISSING = "–"

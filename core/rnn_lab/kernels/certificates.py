@@ -20,10 +20,10 @@ from warnings import catch_warnings, simplefilter
 import torch
 from torch import Tensor
 
-from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.kernels.cuda_jit import nvrtc_version
 from rnn_lab.kernels.triton_support import trying
-from rnn_lab.paths import cache_dir
+from rnn_lab.system.atomic import write_bytes_atomic
+from rnn_lab.system.paths import cache_dir
 from rnn_lab.tensors import is_out_of_memory, relative_error
 
 if TYPE_CHECKING:

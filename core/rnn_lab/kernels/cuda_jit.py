@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.errors import KernelUnavailable
 from rnn_lab.kernels.triton_support import constant, refuses_gpu
-from rnn_lab.paths import cache_dir
+from rnn_lab.system.atomic import write_bytes_atomic
+from rnn_lab.system.paths import cache_dir
 
 STATIC_SHARED = 48 * 1024
 """Bytes of shared memory that a block gets without asking."""

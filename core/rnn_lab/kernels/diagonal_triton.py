@@ -10,12 +10,12 @@ import torch
 import triton
 from torch import Tensor
 
-from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.kernels.diagonal import Call
 from rnn_lab.kernels.diagonal_source import TILE, parse, source
 from rnn_lab.kernels.functions_triton import carry
 from rnn_lab.kernels.triton_support import Tuned
-from rnn_lab.paths import cache_dir
+from rnn_lab.system.atomic import write_bytes_atomic
+from rnn_lab.system.paths import cache_dir
 
 WIDE = 2**17
 """Channels of all sequences from which on a GPU is full whatever a program's share: tuned apart."""

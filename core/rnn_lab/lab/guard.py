@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from rnn_lab.signals import when_parent_ends
+from rnn_lab.system.signals import when_parent_ends
 
 BUSY = 75
 """Exit code where another guard holds the lock (EX_TEMPFAIL)."""

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rnn_lab.discovery.isolation import PATIENT
 from rnn_lab.errors import ConfigError, RnnLabError
-from rnn_lab.isolation import PATIENT
 from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Setting, Status, Task
 from rnn_lab.lab.life import Signs, newest
 from rnn_lab.lab.series import SeriesDir

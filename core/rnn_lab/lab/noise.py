@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.errors import RnnLabError
 from rnn_lab.lab.plan import SeriesPlan
 from rnn_lab.lab.series import SeriesDir, now
-from rnn_lab.paths import data_dir
 from rnn_lab.protocol import slug
+from rnn_lab.system.atomic import write_text_atomic
+from rnn_lab.system.paths import data_dir
 
 CONFIDENCE = 0.95
 

@@ -17,16 +17,16 @@ from typing import Any
 
 from pydantic import Field
 
-from rnn_lab.atomic import write_text_atomic
+from rnn_lab.comparison.integrity import sha256
 from rnn_lab.data.streams import require
 from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.identity import identity
-from rnn_lab.integrity import sha256
 from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Setting, Status, Task
 from rnn_lab.lab.life import Signs, newest, say
 from rnn_lab.lab.remote import common_env
 from rnn_lab.lab.runner import Order, Runner
 from rnn_lab.strict import StrictModel
+from rnn_lab.system.atomic import write_text_atomic
 
 AT_ONCE = 64
 """Jobs that are queued or run at once where --slots says nothing."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import tomli_w
 
+from rnn_lab.comparison.external import external_rows
 from rnn_lab.config import Layer, parse_override
 from rnn_lab.e3.files import read_layers, tables_of
 from rnn_lab.errors import ConfigError, RnnLabError, did_you_mean
-from rnn_lab.external import external_rows
 from rnn_lab.presets import find_preset
 from rnn_lab.protocol import Entry, Protocol, find_protocol, slug
 from rnn_lab.registry import Registry

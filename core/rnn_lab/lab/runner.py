@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rnn_lab.discovery.isolation import PATIENT
 from rnn_lab.errors import RnnLabError
 from rnn_lab.identity import Identity, difference, identity_of
-from rnn_lab.isolation import PATIENT
 from rnn_lab.lab.archive import pieces, unpack
 from rnn_lab.lab.executor import GRACE_SECONDS, MARGIN_SECONDS, Task
 from rnn_lab.lab.guard import TOGETHER

@@ -16,7 +16,7 @@ from rnn_lab.lab.executor import Executor, Status, Task
 from rnn_lab.lab.outcome import halved, judge, tail
 from rnn_lab.lab.plan import PROGRAM, Job
 from rnn_lab.lab.series import JobRecord, SeriesDir, now
-from rnn_lab.signals import asked_to_stop
+from rnn_lab.system.signals import asked_to_stop
 from rnn_lab.train.metrics import last_line
 from rnn_lab.train.rundir import RunDir, list_checkpoints
 

@@ -23,10 +23,10 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rnn_lab.atomic import write_text_atomic
+from rnn_lab.comparison.integrity import sha256
 from rnn_lab.errors import ConfigError, RnnLabError, RunError
-from rnn_lab.integrity import sha256
 from rnn_lab.lab.plan import Job, SeriesPlan
+from rnn_lab.system.atomic import write_text_atomic
 
 SUITE = "suite"
 """Folder of the files that a series was made from, written before it begins."""

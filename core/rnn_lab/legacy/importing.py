@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lab import __version__
-from rnn_lab.atomic import write_text_atomic
+from rnn_lab.comparison.records import wrong_in
 from rnn_lab.errors import ConfigError, DataError
 from rnn_lab.legacy.found import FoundRun, Source, last100, log_error
 from rnn_lab.legacy.tables import read_json, read_json_lines, read_markdown
 from rnn_lab.legacy.textlog import FORMATS as LOG_FORMATS
 from rnn_lab.legacy.textlog import read_log, recognise
 from rnn_lab.protocol import slug
-from rnn_lab.records import wrong_in
 from rnn_lab.registry import Registry
+from rnn_lab.system.atomic import write_text_atomic
 from rnn_lab.train.metrics import WINDOW, bits_per_byte
 
 FORMATS = (*LOG_FORMATS, "markdown", "json", "jsonl")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rnn_lab.atomic import fsync_dir, write_bytes_atomic
 from rnn_lab.parallel.world import World
+from rnn_lab.system.atomic import fsync_dir, write_bytes_atomic
 from rnn_lab.train import checkpoint as ckpt
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rnn_lab.errors import ConfigError, RankLost
-from rnn_lab.signals import when_parent_ends
+from rnn_lab.system.signals import when_parent_ends
 
 T = TypeVar("T")
 _LOST = (

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from rnn_lab.compare import VALIDATION, held_equal
+from rnn_lab.comparison.compare import VALIDATION, held_equal
+from rnn_lab.comparison.integrity import sha256
+from rnn_lab.comparison.records import SERIES, Series, read_series
 from rnn_lab.errors import RunError
-from rnn_lab.integrity import sha256
-from rnn_lab.records import SERIES, Series, read_series
 from rnn_lab.report import charts, details, opening
 from rnn_lab.report.contestants import METRICS, Contestant, contestants, run_rows
 from rnn_lab.report.curves import curves, milestones

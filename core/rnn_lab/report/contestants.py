@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.compare import Group
-from rnn_lab.integrity import sha256
-from rnn_lab.ranking import group_runs
-from rnn_lab.records import RunRecord
+from rnn_lab.comparison.compare import Group
+from rnn_lab.comparison.integrity import sha256
+from rnn_lab.comparison.ranking import group_runs
+from rnn_lab.comparison.records import RunRecord
 from rnn_lab.report.facts import Run
 
 FILES = ("config.toml", "env.json", "metrics.jsonl", "result.json")

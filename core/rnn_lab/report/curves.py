@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_lab.records import RunRecord
+from rnn_lab.comparison.records import RunRecord
 from rnn_lab.report.contestants import Contestant, mean
 from rnn_lab.report.facts import AXES, Curve, Milestones
 

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rnn_lab.differences import kernels_of
-from rnn_lab.records import RunRecord, Series
+from rnn_lab.comparison.differences import kernels_of
+from rnn_lab.comparison.records import RunRecord, Series
 from rnn_lab.report.contestants import Contestant
 from rnn_lab.report.facts import Confound, Kernel, Noise, Size, Unrecorded
 

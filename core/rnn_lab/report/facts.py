@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-from rnn_lab.ranking import Reversal
+from rnn_lab.comparison.ranking import Reversal
 
 DIGITS = 7
 AXES = ("steps", "tokens", "flops", "seconds")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rnn_lab.compare import VALIDATION
+from rnn_lab.comparison.compare import VALIDATION
 from rnn_lab.report.facts import Report
 
 _EQUAL = {

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from rnn_lab.compare import ONE_SEED, VALIDATION, Comparison, Rules
+from rnn_lab.comparison.compare import ONE_SEED, VALIDATION, Comparison, Rules
+from rnn_lab.comparison.ranking import Judgement, judge
+from rnn_lab.comparison.records import RunRecord
+from rnn_lab.comparison.stats import mean_of_seeds, mean_of_steps
 from rnn_lab.errors import ConfigError
-from rnn_lab.ranking import Judgement, judge
-from rnn_lab.records import RunRecord
 from rnn_lab.report.contestants import Contestant, mean
 from rnn_lab.report.facts import Estimate, Noise, Verdict
-from rnn_lab.stats import mean_of_seeds, mean_of_steps
 from rnn_lab.train.metrics import WINDOW
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.records import RunRecord, Series
+from rnn_lab.comparison.records import RunRecord, Series
 from rnn_lab.report.contestants import Contestant
 from rnn_lab.report.facts import Corpus
 from rnn_lab.train.budget import budget_text

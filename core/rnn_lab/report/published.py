@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
-from rnn_lab.records import ExternalRow
+from rnn_lab.comparison.records import ExternalRow
 from rnn_lab.report.contestants import Contestant
 from rnn_lab.report.facts import Agreement, Published, Standing
 

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rnn_lab.compare import VALIDATION
+from rnn_lab.comparison.compare import VALIDATION
 from rnn_lab.report.charts import charts, colour_of
 from rnn_lab.report.facts import Estimate, Kernel, Published, Report, Verdict
 

@@ -10,7 +10,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.text.plugin_data_pb2 import TextPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rnn_lab.atomic import write_bytes_atomic
+from rnn_lab.system.atomic import write_bytes_atomic
 
 FOLDER, FILE = "report", "events.out.tfevents.0.report"
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.differences import TOPICS
+from rnn_lab.comparison.differences import TOPICS
+from rnn_lab.comparison.records import SERIES, read_series
 from rnn_lab.errors import RunError
-from rnn_lab.records import SERIES, read_series
 from rnn_lab.report.build import facts
 from rnn_lab.report.contestants import FILES
 from rnn_lab.report.tensorboard import FILE, FOLDER, encoded

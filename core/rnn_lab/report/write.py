@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.errors import ConfigError
 from rnn_lab.report.build import facts
 from rnn_lab.report.facts import Report
 from rnn_lab.report.render import html, markdown
 from rnn_lab.report.tensorboard import write_text
+from rnn_lab.system.atomic import write_text_atomic
 
 JSON, MARKDOWN, HTML = "report.json", "REPORT.md", "report.html"
 

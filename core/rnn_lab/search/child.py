@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.isolation import PATIENT
+from rnn_lab.discovery.isolation import PATIENT
 from rnn_lab.lab.outcome import judge, tail
 from rnn_lab.train.rundir import RunDir
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rnn_lab.atomic import write_text_atomic
+from rnn_lab.comparison.stats import mean_of_seeds
 from rnn_lab.errors import RnnLabError
 from rnn_lab.search import child
 from rnn_lab.search.plan import Candidate, SearchPlan
 from rnn_lab.search.run import Worker, write_config
 from rnn_lab.search.trials import TrialRow, best_of
-from rnn_lab.stats import mean_of_seeds
+from rnn_lab.system.atomic import write_text_atomic
 
 
 def confirm(plan: SearchPlan, worker: Worker, rows: Sequence[TrialRow], count: int) -> dict[str, Any]:

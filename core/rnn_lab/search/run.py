@@ -25,13 +25,13 @@ from typing import Any, Literal
 
 import tomli_w
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.search import child
 from rnn_lab.search.plan import Candidate, SearchPlan
 from rnn_lab.search.shapes import Infeasible
 from rnn_lab.search.study import TrialLock, make_pruner, open_study, optuna, recover, shown_storage, stable
 from rnn_lab.search.trials import SPENT, TrialRow, best_of, default_of, rows_of, write_trials
+from rnn_lab.system.atomic import write_text_atomic
 
 _WAIT_SECONDS = 2.0
 _MAX_FAILURES = 3

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.errors import RunError
+from rnn_lab.system.atomic import write_text_atomic
 
 TRIALS = "trials.json"
 SPENT = ("ok", "pruned", "diverged", "oom", "timeout", "failed")

@@ -22,8 +22,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from rnn_lab.atomic import fsync_dir, write_bytes_atomic
 from rnn_lab.errors import CheckpointError
+from rnn_lab.system.atomic import fsync_dir, write_bytes_atomic
 from rnn_lab.train.rundir import REPLACED, list_checkpoints
 
 MANIFEST = "sha256.json"

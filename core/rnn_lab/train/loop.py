@@ -18,7 +18,7 @@ from rnn_lab.lm import LM
 from rnn_lab.modelspec import ModelSpec
 from rnn_lab.parallel.sharing import Sharing
 from rnn_lab.parallel.storage import latest
-from rnn_lab.signals import asked_to_stop
+from rnn_lab.system.signals import asked_to_stop
 from rnn_lab.train import checkpoint as ckpt
 from rnn_lab.train.budget import Budget
 from rnn_lab.train.clock import Clock

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from rnn_lab.atomic import write_bytes_atomic
 from rnn_lab.diagnostics.rule import LONGEST
 from rnn_lab.errors import CheckpointError
+from rnn_lab.system.atomic import write_bytes_atomic
 
 WINDOW = 100
 _TAIL = 1 << 16

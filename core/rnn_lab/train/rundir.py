@@ -22,10 +22,10 @@ from typing import IO, Any
 
 import tomli_w
 
-from rnn_lab.atomic import write_text_atomic
 from rnn_lab.config import Layer, Resolved, read_toml, resolve
 from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.hookspecs import PROJECT
+from rnn_lab.system.atomic import write_text_atomic
 from rnn_lab.train.metrics import MetricsLog, UnwrittenLog
 
 PACKAGES = ("rnn-lab-core", "torch", "triton", "numpy", "schedulefree", "safetensors")

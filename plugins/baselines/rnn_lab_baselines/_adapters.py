@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from rnn_lab.discovery.libraries import MissingLibrary, load, refuses_tile
 from rnn_lab.kernels.dispatch import Backend
-from rnn_lab.libraries import MissingLibrary, load, refuses_tile
 from torch import Tensor
 
 SSD_MODULE, SSD_FUNCTION = "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rnn_lab.libraries import MissingLibrary, load, load_gated_delta_rule
+from rnn_lab.discovery.libraries import MissingLibrary, load, load_gated_delta_rule
 from torch import nn
 
 

@@ -7,10 +7,10 @@ and where both replays end at the recorded digests, equal settings mean equal ba
 
 from functools import lru_cache
 
+from rnn_lab.comparison.records import RunRecord
 from rnn_lab.data.batches import ContiguousStreams, RandomWindows, stream_starts, window_starts
 from rnn_lab.data.chain import OffsetChain
 from rnn_lab.data.corpus import HORIZON
-from rnn_lab.records import RunRecord
 
 Source = tuple[str, int, str, int, int, int]
 

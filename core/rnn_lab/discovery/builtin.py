@@ -18,14 +18,14 @@ def register_optimizers(register: Callable[..., None]) -> None:
 @hookimpl
 def register_protocols(register: Callable[..., None]) -> None:
     """Every TOML file beside rnn_lab/protocols."""
-    for path in sorted((Path(__file__).parent / "protocols").glob("*.toml")):
+    for path in sorted((Path(__file__).parents[1] / "protocols").glob("*.toml")):
         register(path.stem, path)
 
 
 @hookimpl
 def register_presets(register: Callable[..., None]) -> None:
     """What the seeds' documents have in common, and the one that names no model."""
-    register(sorted((Path(__file__).parent / "seeds").glob("*.toml")))
+    register(sorted((Path(__file__).parents[1] / "seeds").glob("*.toml")))
 
 
 @hookimpl

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from rnn_lab.differences import differences
-from rnn_lab.records import RunRecord
-from rnn_lab.stats import MIN_FREQUENCIES, MIN_WINDOW, Estimate, Floats, mean_of_steps
+from rnn_lab.comparison.differences import differences
+from rnn_lab.comparison.records import RunRecord
+from rnn_lab.comparison.stats import MIN_FREQUENCIES, MIN_WINDOW, Estimate, Floats, mean_of_steps
 
 PREFIX = "at equal seconds "
 SLOPE_WINDOWS = 2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rnn_lab.train.metrics import WINDOW
 
 if TYPE_CHECKING:
-    from rnn_lab.records import RunRecord
+    from rnn_lab.comparison.records import RunRecord
 
 _EXACT = 1e-9
 _CUMULATIVE = ("tokens", "flops")

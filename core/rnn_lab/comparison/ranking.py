@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from rnn_lab.compare import (
+from rnn_lab.comparison.compare import (
     VALIDATION,
     Comparison,
     Group,
@@ -19,10 +19,10 @@ from rnn_lab.compare import (
     too_short,
     verdict_of,
 )
-from rnn_lab.differences import Difference, differences
+from rnn_lab.comparison.differences import Difference, differences
+from rnn_lab.comparison.records import RunRecord
+from rnn_lab.comparison.stats import holm
 from rnn_lab.errors import ConfigError, RunError
-from rnn_lab.records import RunRecord
-from rnn_lab.stats import holm
 
 _OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
 

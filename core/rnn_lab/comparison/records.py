@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rnn_lab.clocks import beside
+from rnn_lab.comparison.clocks import beside
+from rnn_lab.comparison.integrity import edited
 from rnn_lab.config import read_toml
 from rnn_lab.errors import CheckpointError, RnnLabError, RunError
-from rnn_lab.integrity import edited
 from rnn_lab.train.metrics import WINDOW, read_metrics
 from rnn_lab.train.rundir import RunDir
 

@@ -12,11 +12,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rnn_lab.differences import AXES, ENDED, FAILED, TOLERANCE, TOPICS, Difference, obstacles, validated_otherwise
+from rnn_lab.comparison.differences import (
+    AXES,
+    ENDED,
+    FAILED,
+    TOLERANCE,
+    TOPICS,
+    Difference,
+    obstacles,
+    validated_otherwise,
+)
+from rnn_lab.comparison.records import RunRecord, Series1D
+from rnn_lab.comparison.stats import LEVEL, MIN_WINDOW, Estimate, mean_of_seeds, mean_of_steps
+from rnn_lab.comparison.timing import clock_doubt, clock_error, clock_note, with_clocks
 from rnn_lab.errors import ConfigError, RunError
-from rnn_lab.records import RunRecord, Series1D
-from rnn_lab.stats import LEVEL, MIN_WINDOW, Estimate, mean_of_seeds, mean_of_steps
-from rnn_lab.timing import clock_doubt, clock_error, clock_note, with_clocks
 from rnn_lab.train.metrics import WINDOW
 
 Verdict = Literal["better", "worse", "indistinguishable", "inconclusive", "failed", "refused"]

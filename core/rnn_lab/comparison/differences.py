@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rnn_lab.pairing import unpaired_because
-from rnn_lab.records import RunRecord
+from rnn_lab.comparison.pairing import unpaired_because
+from rnn_lab.comparison.records import RunRecord
 
 AXES = ("steps", "tokens", "flops", "seconds")
 TOPICS = {

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rnn_lab.comparison.stats import mean_of_seeds, t_quantile
 from rnn_lab.errors import ConfigError
-from rnn_lab.stats import mean_of_seeds, t_quantile
 
 WINDOW = 100
 CLAIM = 1.15
