@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from rnn_lab.bench.calls import Bound, bind
 from rnn_lab.bench.timing import Spread, time_eager, time_graph
-from rnn_lab.kernels import dense_plan
 from rnn_lab.kernels.certificates import evaluate
-from rnn_lab.kernels.dense import planned
-from rnn_lab.kernels.dense_cuda import Form
+from rnn_lab.kernels.dense import plan as dense_plan
+from rnn_lab.kernels.dense.cuda import Form
+from rnn_lab.kernels.dense.engine import planned
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_dense, run_dense, run_graph
 from rnn_lab.tensors import relative_error

@@ -21,7 +21,9 @@ from rnn_lab.bench.calls import Bound, bind
 from rnn_lab.bench.cases import Case, Source
 from rnn_lab.bench.timing import time_graph
 from rnn_lab.config import ModelSection
-from rnn_lab.kernels import cuda_jit, matrix, matrix_cuda
+from rnn_lab.kernels import cuda_jit
+from rnn_lab.kernels.matrix import cuda as matrix_cuda
+from rnn_lab.kernels.matrix import engine as matrix
 from rnn_lab.modelspec import model_spec
 from rnn_lab.registry import registry
 from rnn_lab.tensors import relative_error

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnn_lab.init import Init, constant, fill, uniform_fan_in, xavier
-from rnn_lab.kernels.causal_conv import CAUSAL_CONV
 from rnn_lab.kernels.dispatch import Choice
+from rnn_lab.kernels.fused.causal_conv import CAUSAL_CONV
 from rnn_lab.spectral import ClippedMatrix, FreeMatrix, ScaledOrthogonal, SpectralMatrix, SpectralProduct
 from rnn_lab.token_filter import linear as linear
 

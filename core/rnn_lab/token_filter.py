@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnn_lab.kernels.dispatch import REFERENCE, Choice
-from rnn_lab.kernels.filtered_linear import FILTERED_LINEAR, gathered
+from rnn_lab.kernels.fused.filtered_linear import FILTERED_LINEAR, gathered
 
 _active: "TokenFilter | None" = None
 
@@ -145,7 +145,7 @@ class FilteredLinear(torch.autograd.Function):
 
 def _fused(g: Tensor, x: Tensor, weight: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor]:
     """The Triton kernels."""
-    from rnn_lab.kernels.filtered_linear_triton import filtered_gradients
+    from rnn_lab.kernels.fused.filtered_linear_triton import filtered_gradients
 
     found: tuple[Tensor, Tensor] = filtered_gradients(g, x, weight, kept_N)
     return found

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from rnn_lab.kernels import chunked
 from rnn_lab.kernels.cell import Cell, Streams, counts
 from rnn_lab.kernels.certificates import evaluate
-from rnn_lab.kernels.costs import Cost
+from rnn_lab.kernels.linear import dense_scan as chunked
+from rnn_lab.kernels.linear.costs import Cost
 from rnn_lab.kernels.recurrence import RECURRENCE, reference
 from rnn_lab.kernels.recurrence_backends import refuses_chunked, run_chunked
 from rnn_lab.registry import registry

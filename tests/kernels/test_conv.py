@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_lab.kernels.causal_conv import CAUSAL_CONV, MOST_TAPS
+from rnn_lab.kernels.fused.causal_conv import CAUSAL_CONV, MOST_TAPS
 
 from kernels.compare import DEVICE, expect_reference, random
 
@@ -61,7 +61,7 @@ def test_refuses_more_taps_than_it_unrolls():
 
 @pytest.mark.parametrize("reset", [None, 0.3])
 def test_is_a_proper_torch_operation(reset):
-    from rnn_lab.kernels.causal_conv_triton import causal_conv
+    from rnn_lab.kernels.fused.causal_conv_triton import causal_conv
 
     args = [
         a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import certificates, cuda_jit, dense, dense_plan, recurrence_backends
+from rnn_lab.kernels import certificates, cuda_jit, recurrence_backends
 from rnn_lab.kernels.certificates import LIMITS, evaluate
-from rnn_lab.kernels.dense_cuda import Form, source
-from rnn_lab.kernels.dense_plan import Problem, choices, choose, plans
-from rnn_lab.kernels.dense_source import parse
+from rnn_lab.kernels.dense import engine as dense
+from rnn_lab.kernels.dense import plan as dense_plan
+from rnn_lab.kernels.dense.cuda import Form, source
+from rnn_lab.kernels.dense.plan import Problem, choices, choose, plans
+from rnn_lab.kernels.dense.source import parse
 from rnn_lab.kernels.kept import _tapped
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_dense, run_dense

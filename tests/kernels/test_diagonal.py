@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import diagonal
 from rnn_lab.kernels.cell import counts
+from rnn_lab.kernels.diagonal import engine as diagonal
 from rnn_lab.kernels.expression import ordered, trace
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams, reference
 from rnn_lab.registry import registry
@@ -168,7 +168,7 @@ def test_the_tutorials_cell_is_fused():
 
 
 def test_words_of_two_are_read_only_where_every_row_begins_with_one():
-    from rnn_lab.kernels.diagonal_triton import _paired
+    from rnn_lab.kernels.diagonal.engine_triton import _paired
 
     x = torch.zeros(2, 3, 8, dtype=torch.bfloat16)
     assert _paired(x) and _paired(x[..., 2:6])

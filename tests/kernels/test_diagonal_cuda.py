@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import cuda_jit, diagonal, diagonal_cuda
+from rnn_lab.kernels import cuda_jit
 from rnn_lab.kernels.certificates import evaluate
-from rnn_lab.kernels.diagonal_cuda import Form
+from rnn_lab.kernels.diagonal import cuda as diagonal_cuda
+from rnn_lab.kernels.diagonal import engine as diagonal
+from rnn_lab.kernels.diagonal.cuda import Form
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_diagonal_cuda, run_diagonal_cuda
 from rnn_lab.kernels.triton_support import trying

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import filtered_linear
-from rnn_lab.kernels.filtered_linear import FILTERED_LINEAR
+from rnn_lab.kernels.fused import filtered_linear
+from rnn_lab.kernels.fused.filtered_linear import FILTERED_LINEAR
 from rnn_lab.tensors import relative_error
 
 from kernels.compare import DEVICE, expect_reference, random

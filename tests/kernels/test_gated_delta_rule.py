@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from rnn_lab.kernels import gated_delta_rule
 from rnn_lab.kernels.certificates import LIMITS, evaluate
+from rnn_lab.kernels.linear import gated_delta_rule
 from rnn_lab.tensors import relative_error
 from torch import Tensor
 from torch.nn import functional as F
 
 pytest.importorskip("triton")
-from rnn_lab.kernels import gated_delta_rule_chunked as kernels
+from rnn_lab.kernels.linear import gated_delta_rule_chunked as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("o", "last", "q", "k", "v", "g", "beta", "S")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import gated_norm
 from rnn_lab.kernels.certificates import LIMITS, evaluate
+from rnn_lab.kernels.fused import gated_norm
 from rnn_lab.tensors import relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +34,7 @@ def test_views_of_a_projection_need_no_copy():
 
 
 def test_custom_op():
-    from rnn_lab.kernels.gated_norm_triton import gated_norm as op
+    from rnn_lab.kernels.fused.gated_norm_triton import gated_norm as op
 
     *tensors, eps = arguments(1, 3, 2, 4, torch.float32)
     torch.library.opcheck(op, (*(t.requires_grad_() for t in tensors), eps))

@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from rnn_lab.kernels import graphed, step_graphs
+from rnn_lab.kernels.captured import loops as graphed
+from rnn_lab.kernels.captured import step_graphs
 from rnn_lab.kernels.dispatch import Backend, Choice, Op
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.registry import registry

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import linear_state, ssd
 from rnn_lab.kernels.certificates import LIMITS, evaluate
+from rnn_lab.kernels.linear import linear_state, ssd
 from rnn_lab.tensors import relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,7 +87,7 @@ def test_views_of_a_projection_need_no_copy():
 
 
 def test_heads_split_over_programs_give_the_same_gradients(monkeypatch):
-    from rnn_lab.kernels import linear_state_triton
+    from rnn_lab.kernels.linear import linear_state_triton
 
     args = linear_arguments(1, 70, 5, 1, 16, 16, torch.float32, False)
     _, split = evaluate(linear_state.run, args)
@@ -98,7 +98,7 @@ def test_heads_split_over_programs_give_the_same_gradients(monkeypatch):
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_custom_op(scaled):
-    from rnn_lab.kernels.linear_state_triton import linear_state as op
+    from rnn_lab.kernels.linear.linear_state_triton import linear_state as op
 
     v, k, q, g, S, reset = linear_arguments(1, 5, 2, 1, 8, 8, torch.float32, True)
     args = (v, -g if scaled else None, -torch.rand(2, device=DEVICE) if scaled else g, k, q, S)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
+from rnn_lab.kernels.fused.cross_entropy import CROSS_ENTROPY
 from rnn_lab.tensors import relative_error
 from torch.nn import functional as F
 
@@ -44,7 +44,7 @@ def test_logits_may_be_strided():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_is_a_proper_torch_operation(dtype):
-    from rnn_lab.kernels.cross_entropy_triton import cross_entropy
+    from rnn_lab.kernels.fused.cross_entropy_triton import cross_entropy
 
     logits, targets = arguments((2, 3, 32), dtype)
     # Its second result, kept for the way back, has no gradient of its own.

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from rnn_lab.kernels import graphed, low_rank, recurrence_backends
+from rnn_lab.kernels import recurrence_backends
+from rnn_lab.kernels.captured import loops as graphed
+from rnn_lab.kernels.captured import low_rank
 from rnn_lab.kernels.certificates import evaluate
-from rnn_lab.kernels.costs import COSTS
+from rnn_lab.kernels.linear.costs import COSTS
 from rnn_lab.kernels.recurrence import Streams, reference
 from rnn_lab.registry import registry
 

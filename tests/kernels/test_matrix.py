@@ -9,10 +9,11 @@ import pytest
 import torch
 from rnn_lab.bench.calls import bind
 from rnn_lab.bench.timing import captured
-from rnn_lab.kernels import certificates, cuda_jit, matrix
+from rnn_lab.kernels import certificates, cuda_jit
 from rnn_lab.kernels.certificates import LIMITS, copies, evaluate
-from rnn_lab.kernels.matrix_cuda import source
-from rnn_lab.kernels.matrix_layout import Form
+from rnn_lab.kernels.matrix import engine as matrix
+from rnn_lab.kernels.matrix.cuda import source
+from rnn_lab.kernels.matrix.layout import Form
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_matrix, run_matrix
 from rnn_lab.kernels.triton_support import constant, trying

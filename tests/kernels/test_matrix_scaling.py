@@ -4,7 +4,7 @@ import operator
 
 import pytest
 from rnn_lab.kernels.expression import Node, add, div, mul, neg, sub, var
-from rnn_lab.kernels.matrix_scaling import TANH_SCALE, prescaled
+from rnn_lab.kernels.matrix.scaling import TANH_SCALE, prescaled
 
 VALUES = {"h.cr": 0.3, "r.r": 0.7, "c.c": -1.1}
 h, r, c = map(var, VALUES)

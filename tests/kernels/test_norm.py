@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_lab.kernels.residual_norm import LARGEST_WIDTH, RESIDUAL_NORM
+from rnn_lab.kernels.fused.residual_norm import LARGEST_WIDTH, RESIDUAL_NORM
 
 from kernels.compare import DEVICE, expect_reference, random
 
@@ -69,7 +69,7 @@ def test_refuses_what_it_cannot_hold():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_a_proper_torch_operation(kind):
-    from rnn_lab.kernels.residual_norm_triton import residual_norm
+    from rnn_lab.kernels.fused.residual_norm_triton import residual_norm
 
     args = [
         a.requires_grad_() if isinstance(a, torch.Tensor) else a

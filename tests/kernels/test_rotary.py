@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_lab.kernels.rotary import ROTARY
+from rnn_lab.kernels.fused.rotary import ROTARY
 
 from kernels.compare import DEVICE, expect_reference, random
 
@@ -40,7 +40,7 @@ def test_results_may_go_unused_and_gradients_may_be_views(used):
 
 
 def test_custom_ops():
-    from rnn_lab.kernels.rotary_triton import rotary, rotary_backward
+    from rnn_lab.kernels.fused.rotary_triton import rotary, rotary_backward
 
     qkv = random(2, 3, 24)
     torch.library.opcheck(rotary, (qkv.requires_grad_(), 2, 5, 1e4))

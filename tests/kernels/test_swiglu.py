@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_lab.kernels.swiglu import SWIGLU
+from rnn_lab.kernels.fused.swiglu import SWIGLU
 
 from kernels.compare import expect_reference, random
 
@@ -20,7 +20,7 @@ def test_extreme_gates():
 
 
 def test_custom_ops():
-    from rnn_lab.kernels.swiglu_triton import swiglu, swiglu_backward
+    from rnn_lab.kernels.fused.swiglu_triton import swiglu, swiglu_backward
 
     x = random(2, 3, 12)
     torch.library.opcheck(swiglu, (x.requires_grad_(),))

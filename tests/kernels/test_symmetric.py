@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_lab.kernels.symmetric_triton import symmetric
+from rnn_lab.kernels.updates.symmetric_triton import symmetric
 from rnn_lab.optim import gram
 from rnn_lab.optim.newton_schulz import coefficients, orthogonalise
 from rnn_lab.tensors import relative_error

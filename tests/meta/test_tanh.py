@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnn_lab.kernels import cuda_jit, matrix_cuda
+from rnn_lab.kernels import cuda_jit
+from rnn_lab.kernels.matrix import cuda as matrix_cuda
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 PARTS = ("ptx", "functions", "matrix")

@@ -13,8 +13,8 @@ from typing import Any
 PRELOAD = [
     "torch._dynamo", "torch.profiler._cupti_monitor", "rnn_lab.train.resume", "rnn_lab.train.schedule_free",
     "rnn_lab.optim.factories", "rnn_lab.parallel.sharded", "torch.distributed.checkpoint.hf_storage",
-    "rnn_lab.discovery.builtin", "rnn_lab.diagnostics.training", "rnn_lab.kernels.graphed",
-    "rnn_lab.kernels.matrix_cuda",
+    "rnn_lab.discovery.builtin", "rnn_lab.diagnostics.training", "rnn_lab.kernels.captured.loops",
+    "rnn_lab.kernels.matrix.cuda",
     "rnn_lab_baselines", "rnn_lab_e0_e5", "rnn_lab_e61_e68.e61", "rnn_lab_e74_e88",
 ]  # fmt: skip
 TRAIN = {"batch_size": 8, "seq_len": 12, "device": "cpu", "steps": 6}

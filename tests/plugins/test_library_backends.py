@@ -14,8 +14,9 @@ import pytest
 import torch
 from rnn_lab.discovery.libraries import load
 from rnn_lab.errors import KernelUnavailable
-from rnn_lab.kernels import certificates, gated_delta_rule, ssd
+from rnn_lab.kernels import certificates
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
+from rnn_lab.kernels.linear import gated_delta_rule, ssd
 from rnn_lab.registry import registry
 from rnn_lab.tensors import relative_error
 from rnn_lab_baselines import _adapters

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from rnn_lab.kernels.gated_delta_rule import reference as gated_delta_rule
+from rnn_lab.kernels.linear.gated_delta_rule import reference as gated_delta_rule
 from rnn_lab.layer import Layer
 from rnn_lab.lm import LM, LMConfig
 from rnn_lab.registry import registry

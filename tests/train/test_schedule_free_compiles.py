@@ -19,7 +19,7 @@ TABLES = {
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", ["_advance", "_update"])
 def test_compiles(tmp_path, capability, name):
-    from rnn_lab.kernels import schedule_free_triton as kernels
+    from rnn_lab.kernels.updates import schedule_free_triton as kernels
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

@@ -18,8 +18,9 @@ from rnn_lab.bench.cases import Case, needs_cuda, random
 from rnn_lab.bench.dense_peers import dense, gates_of
 from rnn_lab.bench.implementation import Implementation, reference, yardstick
 from rnn_lab.discovery.libraries import load, load_gated_delta_rule
-from rnn_lab.kernels import gated_delta_rule, recurrence
+from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import REFERENCE, Backend
+from rnn_lab.kernels.linear import gated_delta_rule
 from rnn_lab.kernels.recurrence import Cell, Streams
 
 

@@ -1,7 +1,7 @@
 """What a recurrence is given: streams of inputs, and a cell, which is one step as four plain functions.
 
-A cell is traced once into the program of an engine (kernels.diagonal_source, kernels.matrix_source,
-kernels.dense_source): into one element-wise expression, one over a matrix whose rows never meet, or one around
+A cell is traced once into the program of an engine (kernels.diagonal.source, kernels.matrix.source,
+kernels.dense.source): into one element-wise expression, one over a matrix whose rows never meet, or one around
 products of the state with matrices.
 """
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rnn_lab.kernels import dense_source, linear_step, matrix_source
-    from rnn_lab.kernels.diagonal_source import Program
+    from rnn_lab.kernels.dense import source as dense_source
+    from rnn_lab.kernels.diagonal.source import Program
+    from rnn_lab.kernels.linear import dense_step as linear_step
+    from rnn_lab.kernels.matrix import source as matrix_source
 
 P = TypeVar("P")
 
@@ -46,7 +48,7 @@ class Cell:
     `before(*inputs, *biases)` makes what `update` takes, for all steps at once; `update(h, *inputs_t, *weights)` gives
     the next state `[B, ...]`; `read(h, *queries_t)` what is seen of it, the state itself when None; and
     `after(o, *gates)`, element-wise, what leaves the recurrence. `low_rank` is the place among the weights of U, which
-    V follows, where `update` takes their product instead of both as well (kernels.low_rank).
+    V follows, where `update` takes their product instead of both as well (kernels.captured.low_rank).
     """
 
     update: Callable[..., Tensor]
@@ -78,7 +80,7 @@ class Cell:
             return "its state is no matrix"
         key = _shapes(h, streams)
         if key not in self._matrices:
-            from rnn_lab.kernels.matrix_source import traced
+            from rnn_lab.kernels.matrix.source import traced
 
             self._matrices[key] = _or_reason(lambda: traced(self, *key))
         return self._matrices[key]
@@ -93,7 +95,7 @@ class Cell:
         `counts` are the lengths of the five parts of Streams.
         """
         if counts not in self._linear:
-            from rnn_lab.kernels.linear_step import traced
+            from rnn_lab.kernels.linear.dense_step import traced
 
             self._linear[counts] = _or_reason(lambda: traced(self, counts))
         return self._linear[counts]
@@ -106,7 +108,7 @@ class Cell:
         """The step as products of the state with matrices and an expression around them, or what keeps it from that."""
         key = _shapes(h, streams)
         if key not in self._dense:
-            from rnn_lab.kernels.dense_source import traced
+            from rnn_lab.kernels.dense.source import traced
 
             self._dense[key] = _or_reason(lambda: traced(self, *key))
         return self._dense[key]
@@ -161,7 +163,7 @@ def _or_reason(make: Callable[[], P]) -> P | str:
 
 def _traced(cell: Cell, n_inputs: int, n_weights: int, n_queries: int, n_biases: int, n_gates: int) -> "Program":
     """Streams are x0... in the order inputs, queries, gates; weights w0... in the order weights, biases."""
-    from rnn_lab.kernels.diagonal_source import Program
+    from rnn_lab.kernels.diagonal.source import Program
     from rnn_lab.kernels.expression import trace
 
     def step(h: Any, *rest: Any) -> Any:

@@ -123,13 +123,14 @@ def driver() -> str | None:
 
 @cache
 def sources(module: str) -> str:
-    """Digest of the sources in the folder of the backend's module, and of the kernels of the core."""
+    """Digest of the sources in the folder of the backend's module, and of all kernels of the core."""
     digest = hashlib.sha256()
-    own = getattr(sys.modules.get(module), "__file__", None)
-    folders = {Path(__file__).parent} | ({Path(own).parent} if own else set())
-    for folder in sorted(folders):
-        for path in sorted([*folder.glob("*.py"), *folder.glob("*.cu*")]):
-            digest.update(path.read_bytes())
+    core, own = Path(__file__).parent, getattr(sys.modules.get(module), "__file__", None)
+    files = {*core.rglob("*.py"), *core.rglob("*.cu*")}
+    if own:
+        files |= {*Path(own).parent.glob("*.py"), *Path(own).parent.glob("*.cu*")}
+    for path in sorted(files):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

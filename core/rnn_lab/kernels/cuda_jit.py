@@ -49,9 +49,9 @@ class Resources:
 
 @cache
 def skeleton(*parts: str) -> str:
-    """Text from the `.cuh` files of this folder, one after the other, so that messages name their lines."""
-    texts = [f'#line 1 "{part}.cuh"\n{Path(__file__).with_name(f"{part}.cuh").read_text()}' for part in parts]
-    return "\n".join(texts)
+    """Text from the `.cuh` files of this folder and those in it, one after the other; messages name their lines."""
+    found = {path.stem: path for path in Path(__file__).parent.rglob("*.cuh")}
+    return "\n".join(f'#line 1 "{part}.cuh"\n{found[part].read_text()}' for part in parts)
 
 
 def refuses_cuda(*tensors: Tensor) -> str | None:

@@ -4,7 +4,7 @@ The reference walks over time in plain torch. It computes in fp32 (fp64 for fp64
 because a recurrent state that is rounded at every step loses more than it saves. On a GPU an element-wise cell becomes
 one kernel per direction (kernels.diagonal), Triton or CUDA C++, and so do one over a matrix whose rows never meet
 (kernels.matrix) and one whose state meets itself through matrices of weights (kernels.dense); any other runs as a loop
-captured in CUDA graphs (kernels.graphed).
+captured in CUDA graphs (kernels.captured.loops).
 """
 
 from collections.abc import Callable

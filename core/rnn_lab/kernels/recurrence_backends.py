@@ -14,7 +14,8 @@ from rnn_lab.kernels.dispatch import setting
 from rnn_lab.kernels.triton_support import capability, refuses_triton
 
 if TYPE_CHECKING:
-    from rnn_lab.kernels import dense_source, matrix_source
+    from rnn_lab.kernels.dense import source as dense_source
+    from rnn_lab.kernels.matrix import source as matrix_source
 
 P = TypeVar("P")
 
@@ -39,7 +40,7 @@ def refuses_diagonal(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor |
 def refuses_diagonal_cuda(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     """Why the cell is no element-wise kernel in CUDA C++ here, or None."""
     from rnn_lab.kernels.cuda_jit import refuses_cuda
-    from rnn_lab.kernels.diagonal import parts_of
+    from rnn_lab.kernels.diagonal.engine import parts_of
 
     program = _usable(lambda: cell.program(counts(streams)), refuses_cuda, h, streams)
     if isinstance(program, str):
@@ -63,7 +64,7 @@ def run_diagonal(
     backend: Literal["triton", "cuda"] = "triton",
 ) -> tuple[Tensor, Tensor]:
     """See recurrence.reference; `backend` is the printer of the kernels."""
-    from rnn_lab.kernels import diagonal
+    from rnn_lab.kernels.diagonal import engine as diagonal
 
     program = cell.program(counts(streams))
     assert not isinstance(program, str)
@@ -92,7 +93,7 @@ def refuses_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | N
 def _short_rows(program: "matrix_source.Program | str") -> "matrix_source.Program | str":
     if isinstance(program, str):
         return program
-    from rnn_lab.kernels.matrix import across
+    from rnn_lab.kernels.matrix.engine import across
 
     fits = across(program.rows, program.columns)
     return program if fits else f"its rows of {program.columns} numbers are too long"
@@ -100,7 +101,7 @@ def _short_rows(program: "matrix_source.Program | str") -> "matrix_source.Progra
 
 def run_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See recurrence.reference."""
-    from rnn_lab.kernels import matrix
+    from rnn_lab.kernels.matrix import engine as matrix
 
     program = cell.matrix(h, streams)
     assert not isinstance(program, str)
@@ -110,7 +111,7 @@ def run_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None 
 
 def refuses_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     """Why the recurrence is no scan over time here, or None."""
-    from rnn_lab.kernels import chunked
+    from rnn_lab.kernels.linear import dense_scan as chunked
 
     if h.dim() != 2:
         return "its state is no vector"
@@ -122,7 +123,7 @@ def refuses_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | 
 
 def run_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See recurrence.reference."""
-    from rnn_lab.kernels import chunked
+    from rnn_lab.kernels.linear import dense_scan as chunked
 
     step = cell.linear(counts(streams))
     assert not isinstance(step, str)
@@ -141,7 +142,7 @@ def _served(cell: Cell, h: Tensor, streams: Streams) -> "dense_source.Program | 
     program = cell.dense(h, streams)
     if isinstance(program, str):
         return program
-    from rnn_lab.kernels.dense import refuses
+    from rnn_lab.kernels.dense.engine import refuses
 
     types = tuple(x.dtype for x in (*streams.inputs, *streams.queries, *streams.gates))
     return refuses(program.text, types) or program
@@ -158,7 +159,7 @@ def _refuses_clusters(*tensors: Tensor) -> str | None:
 
 def run_dense(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See recurrence.reference."""
-    from rnn_lab.kernels import dense
+    from rnn_lab.kernels.dense import engine as dense
 
     program = cell.dense(h, streams)
     assert not isinstance(program, str)
@@ -168,15 +169,16 @@ def run_dense(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None =
 
 def refuses_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     """Why the loop cannot be captured in CUDA graphs here, or None."""
-    from rnn_lab.kernels import graphed
+    from rnn_lab.kernels.captured import loops as graphed
 
     return graphed.refuses(cell, h, streams, reset_BT)
 
 
 def run_graph(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See recurrence.reference; factors of a matrix are folded where that is sooner done."""
-    from rnn_lab.kernels import graphed, low_rank
-    from rnn_lab.kernels.costs import COSTS
+    from rnn_lab.kernels.captured import loops as graphed
+    from rnn_lab.kernels.captured import low_rank
+    from rnn_lab.kernels.linear.costs import COSTS
 
     if cell.low_rank is not None:
         B, T = streams.inputs[0].shape[:2]

@@ -1,6 +1,6 @@
 """Layer shapes that families share: a model file adds only what is its own."""
 
-from rnn_lab.kernels.rank_one import retrieve, write
+from rnn_lab.kernels.linear.rank_one import retrieve, write
 from rnn_lab.layers.matrix_state import (
     MatrixStateConfig,
     MatrixStateLayer,

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rnn_lab.kernels.rank_one import retrieve
+from rnn_lab.kernels.linear.rank_one import retrieve
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, widen
 from rnn_lab.parts import Dense, Part, together

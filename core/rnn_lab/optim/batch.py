@@ -80,7 +80,7 @@ class MatrixBatch:
     def apply(self, step_Kmn: Tensor, now: Signals, weight_decay: float, factor: float) -> None:
         """W <- (1 - lr wd) W - lr factor step, for members with a gradient."""
         if self.fused_apply:
-            from rnn_lab.kernels import muon_triton as kernels
+            from rnn_lab.kernels.updates import muon_triton as kernels
 
             keep, move = (1 - weight_decay * now.lr).float(), (-factor * now.lr).float()
             step_Kmn = step_Kmn.contiguous()

@@ -72,7 +72,7 @@ def _refuses(X_Kmn: Tensor) -> str | None:
 def _choose(X_Kmn: Tensor, reason: str | None) -> tuple[Product, Choice]:
     """The faster of the two, by trial, if the kernel's results are right."""
     if reason is None:
-        from rnn_lab.kernels.symmetric_triton import symmetric
+        from rnn_lab.kernels.updates.symmetric_triton import symmetric
 
         try:
             reason = _worse(symmetric, X_Kmn)

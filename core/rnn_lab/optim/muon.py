@@ -79,7 +79,7 @@ class MuonBatch(MatrixBatch):
 
     def _advance_fused(self, grad_Kmn: Tensor, now: Signals) -> Tensor:
         """As `advance` between reading and writing the momentum, in one pass over memory."""
-        from rnn_lab.kernels import muon_triton as kernels
+        from rnn_lab.kernels.updates import muon_triton as kernels
 
         kept, beta = self.momentum, self.rule.beta
         u_Kmn = torch.empty_like(grad_Kmn, dtype=self.rule.product_dtype or product_dtype(grad_Kmn))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnn_lab.data.batches import eval_windows, gather
 from rnn_lab.data.corpus import Region
-from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
+from rnn_lab.kernels.fused.cross_entropy import CROSS_ENTROPY
 from rnn_lab.lm import LM
 from rnn_lab.parallel.sharing import Sharing
 from rnn_lab.train.device import autocast

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnn_lab.kernels.cross_entropy import CROSS_ENTROPY
+from rnn_lab.kernels.fused.cross_entropy import CROSS_ENTROPY
 from rnn_lab.layer import State
 from rnn_lab.lm import LM
 from rnn_lab.sections import ObjectiveSection

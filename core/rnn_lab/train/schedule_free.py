@@ -1,4 +1,4 @@
-"""Schedule-free AdamW whose step is two kernels that need no host: see kernels.schedule_free_triton."""
+"""Schedule-free AdamW whose step is two kernels that need no host: see kernels.updates.schedule_free_triton."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ class FusedScheduleFree(AdamWScheduleFree):  # type: ignore[misc]
 
     def __init__(self, params: Any, **kwargs: Any) -> None:
         super().__init__(params, **kwargs)
-        from rnn_lab.kernels import schedule_free_triton as kernels
+        from rnn_lab.kernels.updates import schedule_free_triton as kernels
 
         self._kernels = kernels
         groups = len(self.param_groups)

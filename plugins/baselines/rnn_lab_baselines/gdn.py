@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 from rnn_lab.init import inverse_softplus_of_log_uniform, log_uniform, uniform_fan_in
-from rnn_lab.kernels.gated_delta_rule import GATED_DELTA_RULE
+from rnn_lab.kernels.linear.gated_delta_rule import GATED_DELTA_RULE
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import CausalConv, Conv, Dense, Part, Weight, vector
 from torch import Tensor, nn

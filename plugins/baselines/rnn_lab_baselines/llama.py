@@ -25,10 +25,10 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from rnn_lab.kernels.attention import ATTENTION
-from rnn_lab.kernels.residual_norm import RESIDUAL_NORM, compute_dtype
-from rnn_lab.kernels.rotary import ROTARY
-from rnn_lab.kernels.swiglu import SWIGLU
+from rnn_lab.kernels.fused.attention import ATTENTION
+from rnn_lab.kernels.fused.residual_norm import RESIDUAL_NORM, compute_dtype
+from rnn_lab.kernels.fused.rotary import ROTARY
+from rnn_lab.kernels.fused.swiglu import SWIGLU
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import Dense, Part, together, vector
 from torch import Tensor, nn

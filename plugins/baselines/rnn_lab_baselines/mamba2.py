@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 from rnn_lab.init import inverse_softplus_of_log_uniform, log_uniform, uniform_fan_in
-from rnn_lab.kernels.gated_norm import GATED_NORM
-from rnn_lab.kernels.ssd import SSD
+from rnn_lab.kernels.fused.gated_norm import GATED_NORM
+from rnn_lab.kernels.linear.ssd import SSD
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
 from rnn_lab.parts import CausalConv, Conv, Dense, Part, Weight, vector
 from torch import Tensor, nn

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from rnn_lab.kernels.low_rank import plus_product
+from rnn_lab.kernels.captured.low_rank import plus_product
 from rnn_lab.layers import ProjectedConfig, TwoBranchLayer
 from rnn_lab.parts import Dense, Part, vector
 from torch import Tensor, nn

@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import Field
 from rnn_lab.init import orthogonal
-from rnn_lab.kernels.low_rank import plus_product
+from rnn_lab.kernels.captured.low_rank import plus_product
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.parts import Part, Weight
 from torch import Tensor, nn

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from rnn_lab.init import orthogonal
-from rnn_lab.kernels.low_rank import plus_product
+from rnn_lab.kernels.captured.low_rank import plus_product
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.parts import Part, Weight, vector
 from torch import Tensor, nn

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from rnn_lab.init import constant
-from rnn_lab.kernels.linear_state import LINEAR_STATE
+from rnn_lab.kernels.linear.linear_state import LINEAR_STATE
 from rnn_lab.layers import MatrixStateConfig, MatrixStateLayer, widen, write
 from rnn_lab.parts import Part, Rescaled, Weight, linear
 from torch import Tensor, nn

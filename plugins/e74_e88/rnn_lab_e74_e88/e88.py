@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from rnn_lab.kernels.gated_delta_rule import GATED_DELTA_RULE
+from rnn_lab.kernels.linear.gated_delta_rule import GATED_DELTA_RULE
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.layer import LayerConfig, SearchSpace, State
 from rnn_lab.layers import gate, normalise, retrieve, write

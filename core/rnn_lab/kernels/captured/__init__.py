@@ -1,0 +1,1 @@
+"""Recurrences without a kernel: loops in CUDA graphs, each step fused."""

@@ -1,0 +1,258 @@
+// Recurrence with products of the state and resident matrices: one cluster of C blocks walks N sequences through time.
+//
+// What is printed before this text (kernels.dense.cuda): sizes and places in shared memory. After it: the functions
+// that are declared here without a body. A block owns U units of the state and the M rows of the matrices that these
+// need: as A operands of the tensor cores, KR steps of K in registers, KS in shared memory, the rest read each step.
+// Sequences are the columns of B, so that few of them waste little.
+//
+// What the product is taken of (forward: the wire, a function of the state; backward: gradients by products) goes in
+// bf16 to every block of the cluster, into one of two buffers. A reader waits on its own mbarrier for the buffer's
+// bytes and nothing else. Message n + 1 overwrites message n - 1, and no reader of that is left: a thread sends its
+// part of n + 1 after message n was whole, so that every peer had sent its part of n; a peer sends that behind the
+// __syncthreads after which none of its threads reads message n - 1. For the same reason partial sums of one step are
+// not overwritten before all have read them: the next product needs what their readers send.
+//
+// Asynchronous copies of message n that still read this block's part of it would be overtaken by n + 2: they had arrived
+// before the peers sent n + 1, and with that before this block sends n + 2.
+
+namespace recurrence {
+
+constexpr int WARPS = WM * WK, THREADS = 32 * WARPS;
+constexpr int ITEMS = U / V * N;                        // of a block: V units of one sequence
+constexpr int OWN = (ITEMS + THREADS - 1) / THREADS;    // of a thread
+constexpr int M = FORWARD ? G * U : U, K = FORWARD ? D : G * D;
+constexpr int MT = M / 16 / WM, KW = K / 16 / WK, NT = N / 8;  // tiles of a warp
+constexpr int CHAINS = MT * NT < 3 ? 2 : 1;             // sums that do not wait for each other
+constexpr int PITCH = M + 4;                            // of a column of partial sums; stores meet no bank twice
+constexpr int WIRE_BYTES = K * N * 2;
+static_assert(M % (16 * WM) == 0 && K % (16 * WK) == 0 && U % 16 == 0 && N % 8 == 0, "whole tiles");
+
+struct Args {
+    const void* in[NI];                // read at every step
+    i64 in_first[NI], in_b[NI], in_t[NI], in_h[NI];  // elements before the first, and from one to the next
+    void* out[NO];                     // written at every step
+    i64 out_first[NO], out_b[NO], out_t[NO], out_h[NO];
+    const float* w[NW ? NW : 1];       // pieces of weights that are no matrices
+    i64 w_first[NW ? NW : 1], w_h[NW ? NW : 1];
+    const uint4* matrix;               // fragments [H, C, WM, WK, KW, MT, 32]
+    i64 matrix_h;
+    const float* start;                // [B, H, S, WIDTH]: first state; backward: adjoint of the last
+    float* stop;                       // last state; backward: adjoint of the first
+    float* dw;                         // [NW, B, H, WIDTH]
+    const unsigned char* reset;        // [B, T]
+    i64 B, T, H, parts;                // parts: clusters of a head
+};
+
+// Where a thread works.
+struct Place {
+    int rank, warp, lane;
+    i64 head, first;  // first sequence
+
+    __device__ __forceinline__ explicit Place(const Args& a)
+        : rank(cluster_rank()), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+        const i64 cluster = blockIdx.x / C;
+        head = cluster / a.parts;
+        first = cluster % a.parts * N;
+    }
+};
+
+// V units of one sequence.
+struct Item {
+    int row, local, unit;  // sequence within the cluster; unit within the block and of all
+    i64 b;
+    bool exists, valid, inside;  // is one of the block's; is a sequence's; is no padding either
+
+    __device__ __forceinline__ Item(const Args& a, const Place& p, int i) {
+        // A warp has 16 units of 8 sequences: 256 bytes side by side on the wire.
+        const int at = threadIdx.x + i * THREADS, tile = at / 32;
+        row = tile % NT * 8 + at / 4 % 8;
+        local = tile / NT * 16 + at % 4 * V;
+        unit = p.rank * U + local;
+        b = p.first + row;
+        exists = ITEMS % THREADS == 0 || at < ITEMS;
+        valid = exists && b < a.B;
+        inside = valid && (WIDTH == D || unit < WIDTH);
+    }
+};
+
+// Where an item is in a stream.
+__device__ __forceinline__ i64 in_place(const Args& a, const Place& p, const Item& o, int j, i64 t) {
+    return a.in_first[j] + o.b * a.in_b[j] + t * a.in_t[j] + p.head * a.in_h[j] + o.unit;
+}
+__device__ __forceinline__ i64 out_place(const Args& a, const Place& p, const Item& o, int j, i64 t) {
+    return a.out_first[j] + o.b * a.out_b[j] + t * a.out_t[j] + p.head * a.out_h[j] + o.unit;
+}
+__device__ __forceinline__ i64 state_place(const Args& a, const Place& p, const Item& o, int slot) {
+    return ((o.b * a.H + p.head) * S + slot) * WIDTH + o.unit;
+}
+
+// Streams come through a ring in shared memory of which every thread has its own part, STAGES - 1 steps ahead.
+template <class E, int J, int OFFSET>
+__device__ __forceinline__ void fetch_one(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t) {
+    const E* from = static_cast<const E*>(a.in[J]);
+    char* to = stage + OFFSET + (i * THREADS + threadIdx.x) * V * int(sizeof(E));
+    copy_async<V * sizeof(E)>(to, o.inside ? from + in_place(a, p, o, J, t) : from, o.inside);
+}
+template <class E, int OFFSET>
+__device__ __forceinline__ void read_one(const char* stage, int i, float (&x)[V]) {
+    load<E>(stage + OFFSET + (i * THREADS + threadIdx.x) * V * int(sizeof(E)), x);
+}
+template <class E, int J>
+__device__ __forceinline__ void write_one(const Args& a, const Place& p, const Item& o, i64 t, const float (&x)[V]) {
+    store(static_cast<E*>(a.out[J]) + out_place(a, p, o, J, t), x);
+}
+
+using Values = float[V];
+__device__ __forceinline__ void fetch(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t);
+
+// Fragments of the matrices: of a warp, KW steps of K by MT tiles of 16 rows.
+struct Matrix {
+    uint4 held[KR ? KR : 1][MT];
+    const uint4 *kept, *far;
+    int first;  // step of K
+
+    __device__ __forceinline__ Matrix(const Args& a, const Place& p, char* shared) {
+        const uint4* from = a.matrix + p.head * a.matrix_h + (i64(p.rank) * WARPS + p.warp) * KW * MT * 32 + p.lane;
+#pragma unroll
+        for (int k = 0; k < KR; ++k)
+#pragma unroll
+            for (int m = 0; m < MT; ++m) held[k][m] = from[(k * MT + m) * 32];
+        // A lane reads back what it wrote itself.
+        uint4* own = reinterpret_cast<uint4*>(shared + MATRIX_AT) + p.warp * KS * MT * 32 + p.lane;
+        for (int i = 0; i < KS * MT; ++i) own[i * 32] = from[(KR * MT + i) * 32];
+        kept = own;
+        far = from + (KR + KS) * MT * 32;
+        first = p.warp % WK * KW;
+    }
+
+    // Partial sums [WK][N][PITCH] of the matrices' rows by the message.
+    __device__ __forceinline__ void multiply(const Place& p, const char* message, float* partial) const {
+        float c[CHAINS][MT][NT][4] = {};
+        const char* b = message + (first * NT * 32 + p.lane) * 8;
+#pragma unroll
+        for (int k = 0; k < KR; ++k) step(c[k % CHAINS], b + k * NT * 256, held[k]);
+        rest<KS>(c, b + KR * NT * 256, kept);
+        rest<KW - KR - KS>(c, b + (KR + KS) * NT * 256, far);
+        float* to = partial + (p.warp % WK * N + p.lane % 4 * 2) * PITCH + p.warp / WK * MT * 16 + p.lane / 4;
+#pragma unroll
+        for (int m = 0; m < MT; ++m)
+#pragma unroll
+            for (int n = 0; n < NT; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    float sum = c[0][m][n][i];
+                    if constexpr (CHAINS == 2) sum += c[1][m][n][i];
+                    to[(n * 8 + i % 2) * PITCH + m * 16 + i / 2 * 8] = sum;
+                }
+    }
+
+    template <int STEPS>
+    static __device__ __forceinline__ void rest(float (&c)[CHAINS][MT][NT][4], const char* b, const uint4* from) {
+#pragma unroll UNROLL
+        for (int k = 0; k < STEPS; k += CHAINS)
+#pragma unroll
+            for (int j = 0; j < CHAINS; ++j) {
+                if (k + j == STEPS) break;
+                uint4 loaded[MT];
+#pragma unroll
+                for (int m = 0; m < MT; ++m) loaded[m] = from[((k + j) * MT + m) * 32];
+                step(c[j], b + (k + j) * NT * 256, loaded);
+            }
+    }
+
+    static __device__ __forceinline__ void step(float (&c)[MT][NT][4], const char* b, const uint4 (&a)[MT]) {
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+            const uint2 column = *reinterpret_cast<const uint2*>(b + n * 256);
+#pragma unroll
+            for (int m = 0; m < MT; ++m) mma(c[m][n], a[m], column);
+        }
+    }
+};
+
+// A column of the product: rows `row` to `row + V - 1`, for one sequence.
+__device__ __forceinline__ void total(const float* partial, int row, int column, float (&sum)[V]) {
+#pragma unroll
+    for (int k = 0; k < WK; ++k) {
+        float part[V];
+        load<float>(partial + (k * N + column) * PITCH + row, part);
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum[v] = k ? sum[v] + part[v] : part[v];
+    }
+}
+
+// Messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16]. A block's own part is PARTS
+// stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), or, where BULK, the block its
+// stretches when all of them are there; the block's own part then never travels.
+struct Exchange {
+    static constexpr int SLICE = U * N * 2, PARTS = K / D;
+    static constexpr int ARRIVING = WIRE_BYTES - (BULK ? PARTS * SLICE : 0);
+    char* shared;
+    int rank;
+
+    __device__ __forceinline__ Exchange(char* shared, int rank) : shared(shared), rank(rank) {
+        if (threadIdx.x == 0)
+            for (int n = 0; n < 2; ++n) {
+                begin(barrier(n));
+                expect(barrier(n), ARRIVING);
+            }
+        cluster_meet();
+    }
+
+    __device__ __forceinline__ Barrier* barrier(i64 n) const {
+        return reinterpret_cast<Barrier*>(shared + BARRIER_AT) + (n & 1);
+    }
+    __device__ __forceinline__ char* buffer(i64 n) const { return shared + WIRE_AT + int(n & 1) * WIRE_BYTES; }
+
+    // V numbers of message n, from k on, to all blocks of the cluster, each beginning with another one.
+    __device__ __forceinline__ void send(i64 n, int k, int row, const float (&x)[V]) const {
+        Word word;
+        store(reinterpret_cast<bf16*>(&word), x);
+        char* to = buffer(n) + ((k / 16 * NT + row / 8) * 8 + row % 8) * 32 + k % 16 * 2;
+        if constexpr (BULK) {
+            *reinterpret_cast<Word*>(to) = word;
+        } else {
+#pragma unroll
+            for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
+        }
+    }
+
+    // All threads, behind the last `send` of message n.
+    __device__ __forceinline__ void sent(i64 n) const {
+        if constexpr (BULK) {
+            fence_async();
+            __syncthreads();
+            const int c = threadIdx.x / PARTS + 1, part = threadIdx.x % PARTS;
+            if (c < C)
+                copy_bulk(buffer(n) + (part * C + rank) * SLICE, SLICE, barrier(n), (rank + c) % C);
+        }
+    }
+
+    // Message n, when it is whole.
+    __device__ __forceinline__ const char* receive(i64 n) const {
+        await(barrier(n), int(n >> 1 & 1));
+        if (threadIdx.x == 0) expect(barrier(n), ARRIVING);  // message n + 2
+        return buffer(n);
+    }
+};
+
+__device__ __forceinline__ bool begins(const Args& a, const Item& o, i64 t) {
+    return RESET && o.valid && t < a.T && a.reset[o.b * a.T + t];
+}
+
+// Weights without a matrix: a block's units of each in shared memory.
+__device__ __forceinline__ void load_weights(const Args& a, const Place& p, char* shared) {
+    float* to = reinterpret_cast<float*>(shared + WEIGHTS_AT);
+#pragma unroll
+    for (int j = 0; j < NW; ++j)
+        for (int i = threadIdx.x; i < U; i += THREADS) {
+            const int unit = p.rank * U + i;
+            to[j * U + i] = unit < WIDTH ? a.w[j][a.w_first[j] + p.head * a.w_h[j] + unit] : 0.0f;
+        }
+}
+__device__ __forceinline__ void weights_of(const char* shared, const Item& o, float (&w)[NW + 1][V]) {
+#pragma unroll
+    for (int j = 0; j < NW; ++j) load<float>(shared + WEIGHTS_AT + (j * U + o.local) * 4, w[j]);
+}
+
+}  // namespace recurrence

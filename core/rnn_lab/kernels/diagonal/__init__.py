@@ -1,0 +1,1 @@
+"""Element-wise recurrences: from a cell's expression to one kernel per direction."""

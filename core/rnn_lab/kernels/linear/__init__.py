@@ -1,0 +1,1 @@
+"""Recurrences that are linear in their state: chunks and scans instead of steps."""
