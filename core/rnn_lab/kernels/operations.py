@@ -9,10 +9,11 @@ from rnn_lab.errors import ConfigError, RnnLabError, did_you_mean
 from rnn_lab.kernels.dispatch import AUTO, REFERENCE, REQUIRE, Op, made, setting
 
 OWN = (
-    "attention", "causal_conv", "cross_entropy", "filtered_linear", "gated_delta_rule", "gated_norm", "linear_state",
-    "recurrence", "residual_norm", "rotary", "ssd", "swiglu",
+    "recurrence", "linear.gated_delta_rule", "linear.linear_state", "linear.ssd", "fused.attention",
+    "fused.causal_conv", "fused.cross_entropy", "fused.filtered_linear", "fused.gated_norm", "fused.residual_norm",
+    "fused.rotary", "fused.swiglu",
 )  # fmt: skip
-"""Modules of the core that make an operation."""
+"""Modules below this one that make an operation."""
 
 
 def own_operations() -> dict[str, Op[Any]]:

@@ -2,7 +2,7 @@
 
 Serves every cell whose `before`, `update`, `read` and `after` stay inside the fused update language
 (kernels.expression), whoever wrote it. Saved for backward: the inputs, and the fp32 state before every tile of steps.
-One operation, two printers: `triton` (diagonal_triton) and `cuda` (diagonal_cuda).
+One operation, two printers: `triton` (engine_triton.py) and `cuda` (cuda.py).
 """
 
 import math
@@ -91,7 +91,7 @@ def run(
 
 def _launches(backend: str) -> Any:
     """The module with a printer's `forward` and `backward`."""
-    return import_module(f"rnn_lab.kernels.diagonal_{backend}")
+    return import_module(f"rnn_lab.kernels.diagonal.{'engine_triton' if backend == 'triton' else backend}")
 
 
 def _call(program: str, xs: list[Tensor], ws: list[Tensor], reset: Tensor | None, parts: int) -> Call:
