@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# What CI cannot run, on a machine with a GPU: `bash bench/gpu.sh OUT PART...`, pages and logs into OUT.
+#
+#   tests         every test of kernels and of tests/gpu, in WORKERS processes (default 8)
+#   contract      rnn-lab check MODEL --device cuda, for the models in MODELS (default: all)
+#   length        time per token from T 512 to 32K at B 4
+#   matrix        E74 and E88 beside FLA, the captured loop and the plain one, in one run
+#   linear        Gated DeltaNet and Mamba2 beside FLA and mamba-ssm
+#   tanh          ways to compute tanh
+#   dense         dense recurrences beside the captured loop and cuDNN: kernels, tests first
+#   series        six models at 100M for MINUTES each (default 0.75), on DATA and VAL_DATA if they are set
+#   backward      backward with and without Collider
+#   e3            the E3 suite, MINUTES a run
+#   scale         one run on one GPU and on two
+#
+# Every part may take LIMIT seconds (default 600) and leaves what it has when it is cut off.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+LIMIT=${LIMIT:-600}
+PYTHON=${PYTHON:-python3}
+LAB="$PYTHON -m rnn_lab_cli"
+E74=e74:dim=640,n_state=32,nonlinearity=tanh
+E88=e88:dim=1024,n_heads=32,n_state=32
+GDN=gdn:dim=2048,n_heads=32,head_dim=64,expansion=1.0
+
+limited() { timeout -k 10 "$LIMIT" "$@"; }
+kernels() { limited $LAB bench kernels --seconds 0.2 --out "$OUT/$1.json" "${@:2}" > "$OUT/$1.txt" 2>&1; }
+tests() {
+  OMP_NUM_THREADS=1 limited "$PYTHON" -m pytest -q -p no:benchmark -p no:cacheprovider -n "${WORKERS:-8}" \
+    --dist worksteal -rf "$@" 2>&1 | tee "$OUT/tests.txt" | tail -40
+}
+data() { [ -n "${DATA:-}" ] && printf '%s\n' --data "$DATA" --val-data "$VAL_DATA"; }
+
+for part in "$@"; do
+  begun=$SECONDS
+  case $part in
+    tests) tests tests/kernels tests/gpu ;;
+    contract)
+      for model in ${MODELS:-$($LAB list-models --json | "$PYTHON" -c 'import json, sys
+print(*[row["name"] for row in json.load(sys.stdin)])')}; do
+        limited $LAB check "$model" --device cuda > "$OUT/check-$model.txt" 2>&1 && echo "$model passed" || echo "$model FAILED"
+      done ;;
+    length)
+      for T in 512 2048 8192 32768; do
+        kernels "h100-kernels-t$T" --op recurrence --implementation diagonal --implementation matrix --batch 4 \
+          --seq-len $T --model e61:dim=640,expansion=2 --model e68:dim=640,expansion=2 --model $E74 --model $E88
+      done ;;
+    matrix) kernels h100-kernels-matrix-peers --op recurrence --model $E88 --model $E74 ;;
+    linear) kernels h100-kernels-linear-peers --op gated_delta_rule --op ssd --model $GDN --model mamba2:dim=672,n_state=64 ;;
+    tanh) limited "$PYTHON" bench/tanh.py --json "$OUT/h100-tanh.json" ;;
+    dense)
+      RNN_LAB_KERNELS=dense tests tests/gpu/test_dense.py -x
+      limited "$PYTHON" bench/dense.py 2>&1 | tee "$OUT/dense.txt"
+      limited "$PYTHON" bench/dense.py --bulk --only dense 2>&1 | tee "$OUT/dense-bulk.txt" ;;
+    series)
+      mapfile -t given < <(data)
+      limited $LAB protocol run bench-100m-10min --models "e61,e68,e74 n=32,llama,mamba2,e1" \
+        --minutes "${MINUTES:-0.75}" "${given[@]}" --out "$OUT/series" $([ -d "$OUT/series" ] && echo --resume)
+      $LAB report "$OUT/series" ;;
+    backward) limited $LAB bench backward --model e61 --dim 1024 --json > "$OUT/h100-backward.json" ;;
+    e3) limited $LAB bench e3 --model e61 --target 50M --minutes "${MINUTES:-1}" --seeds 2 --out "$OUT/e3" \
+      $([ -d "$OUT/e3" ] && echo --resume) ;;
+    scale) limited "$PYTHON" bench/scale.py --json "$OUT/h100-scale.json" ;;
+    *) echo "no part '$part': see the head of $0" >&2 && exit 2 ;;
+  esac
+  echo "== $part: $((SECONDS - begun)) s"
+done
