@@ -48,17 +48,31 @@ __device__ __forceinline__ void expect(Barrier* barrier, int bytes) {
                  : "memory");
 }
 
-// Until a phase of this parity has ended; its bytes are seen behind it.
+constexpr unsigned long long LOST = 20000000000;  // nanoseconds after which what does not come will never come
+
+__device__ __forceinline__ unsigned long long nanoseconds() {
+    unsigned long long now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
+
+// Until a phase of this parity has ended; its bytes are seen behind it. One that never ends ends the launch.
 __device__ __forceinline__ void await(Barrier* barrier, int parity) {
     unsigned done;
-    do {
+    unsigned long long since = 0;
+    for (unsigned polls = 1;; ++polls) {
         asm volatile(
             "{\n.reg .pred p;\n"
             "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
             : "=r"(done)
             : "r"(shared_address(barrier)), "r"(parity)
             : "memory");
-    } while (!done);
+        if (done) return;
+        if (polls % 1024) continue;
+        const unsigned long long now = nanoseconds();
+        if (since == 0) since = now;
+        if (now - since > LOST) asm volatile("trap;");
+    }
 }
 
 // A word to the same place in another block's shared memory, and its bytes to the same barrier there.
