@@ -1,4 +1,4 @@
-"""Element-wise recurrences as one kernel per direction, made from the cell's own expression (diagonal_source).
+"""Element-wise recurrences as one kernel per direction, made from the cell's own expression (source.py).
 
 Serves every cell whose `before`, `update`, `read` and `after` stay inside the fused update language
 (kernels.expression), whoever wrote it. Saved for backward: the inputs, and the fp32 state before every tile of steps.

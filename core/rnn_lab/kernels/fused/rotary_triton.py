@@ -81,7 +81,7 @@ def _launch(packed: Tensor, q: Tensor, k: Tensor, v: Tensor, first: int, theta: 
 
 @torch.library.custom_op("rnn_lab::rotary", mutates_args=())
 def rotary(qkv_BTF: Tensor, heads: int, first: int, theta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """See kernels.rotary; step 0 stands at position `first`."""
+    """See kernels.fused.rotary; step 0 stands at position `first`."""
     q, k, v = _results(qkv_BTF, heads, first, theta)
     _launch(qkv_BTF.contiguous(), q, k, v, first, theta, back=False)
     return q, k, v
