@@ -1,4 +1,4 @@
-"""Launches of the kernels that diagonal_source prints as Triton."""
+"""Launches of the kernels that source.py prints as Triton."""
 
 import hashlib
 import importlib.util

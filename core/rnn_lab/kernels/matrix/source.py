@@ -1,6 +1,6 @@
 """A recurrence of independent rows as expressions: what is prepared for all steps at once, one step, its gradients.
 
-Variables end in a dot and their kind (matrix_expression.kind): streams `x0.r` and weights `w0.c`; the state before and
+Variables end in a dot and their kind (expression.kind): streams `x0.r` and weights `w0.c`; the state before and
 after a step, `h.cr` and `s.cr`; prepared values `p0.c`; sums that backward takes from its replay, `f0.r`; the adjoint
 of s that arrives, `d.cr`, and that of the output, `dy.r`; gradients by prepared values that arrive, `g0.c`.
 """
