@@ -146,6 +146,13 @@ def test_only_the_operation_that_is_asked_for(rnn_lab, op, kept):
     assert bool(page["rows"]) is kept and page["setting"]["only op"] == op
 
 
+def test_where_nothing_could_be_measured_scripts_are_told(rnn_lab, monkeypatch):
+    monkeypatch.setenv("RNN_LAB_KERNELS", "dense")
+    done = rnn_lab(*KERNELS, "--model", "e1:dim=128", "--json")
+    assert done.code == 1 and {row["status"] for row in done.json["rows"]} == {"error"}
+    assert "on cpu" in done.json["rows"][0]["reason"]
+
+
 def test_only_the_implementations_that_are_asked_for(rnn_lab):
     done = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--implementation", "ref*", "--json")
     rows, setting = done.json["rows"], done.json["setting"]

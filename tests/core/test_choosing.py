@@ -109,3 +109,18 @@ def test_a_cell_is_traced_once():
         assert [backend.refuses(cell, MATRIX, Streams((x,), queries=(x,))) for backend in RECURRENCE.backends]
         made.append(len(calls))
     assert made[0] == made[1] == made[2] > 1  # by every engine, in every way that it knows
+
+
+@pytest.mark.parametrize("masked", [lambda h, x: h * ((x != 0) * 1.0) + x, lambda h, x: torch.where(x == 0, h, h + x)])
+def test_an_equality_of_values_is_refused_by_every_engine(masked):
+    """Python's own would be a constant, and the mask would be gone."""
+    found = refused(Cell(masked), VECTOR, torch.ones(2, 3, 4))
+    assert "equality" in found["diagonal"] and "equality" in found["diagonal-cuda"]
+    assert "equality" in Cell(lambda S, x: S * ((x != 0) * 1.0)[:, None]).matrix(
+        MATRIX, Streams((torch.ones(2, 3, 4),))
+    )
+    W, x = torch.eye(128), torch.ones(2, 3, 128)
+    cell = Cell(lambda h, x, W: torch.tanh(h @ W) * ((x != 0) * 1.0))
+    assert "equality" in cell.dense(torch.ones(2, 128), Streams((x,), (W,)))
+    cell = Cell(lambda h, u, W: u if (h == 0) else h @ W + u)
+    assert "equality" in cell.linear((1, 1, 0, 0, 0))

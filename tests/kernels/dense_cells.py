@@ -18,6 +18,11 @@ def rates(h, u, a, W, tau, b):
     return torch.lerp(h, F.linear(torch.tanh(h), W, b) + u, torch.sigmoid(a + tau))
 
 
+def divided(h, u, a, W):
+    """Not a number where inputs are zeros."""
+    return torch.tanh(F.linear(h, W) + u / torch.sqrt(u * u + a * a))
+
+
 def per_head(h, u, W):
     """A matrix and a bias for each head, as FlashRNN has them."""
     return torch.tanh(torch.bmm(h.transpose(0, 1), W).transpose(0, 1) + u)
@@ -50,6 +55,7 @@ CELLS = {
     "lstm": (Cell(lstm.cudnn, lstm.read, lstm.before), [4], ["4d", "b4"], [4], [], "2d"),
     "lstm-one-bias": (Cell(lstm.one_bias, lstm.read, lstm.before), [3, 1], ["3d", "1d"], [3], [], "2d"),
     "rates": (Cell(rates, after=gated), [1, 1], ["1d", "1", "b1"], [], [1], "d"),
+    "divided": (Cell(divided), [1, 1], ["1d"], [], [], "d"),
     "heads": (Cell(per_head), ["head"], ["h1d"], [], [], "hd"),
     "both-parts": (Cell(side_by_side), [2], ["2d"], [], [], "side"),
     "lstm-states": (Cell(lstm.cudnn), [4], ["4d", "b4"], [], [], "2d"),

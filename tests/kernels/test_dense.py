@@ -15,6 +15,7 @@ from rnn_lab.kernels.recurrence_backends import refuses_dense, run_dense
 from rnn_lab.tensors import relative_error
 from rnn_lab.testing.measure import nan_filled
 from rnn_lab_e61_e68 import e63
+from torch.nn import functional as F
 
 from tests.kernels import emulation
 from tests.kernels.dense_cells import CELLS, call
@@ -81,7 +82,7 @@ def test_every_cell_equals_the_reference(name):
 
 @pytest.mark.parametrize(("name", "B", "T", "d", "reset"), [
     ("e1", 1, 1, 128, False), ("lstm", 1, 1, 128, True), ("e63", 5, 19, 128, False), ("e1", 2, 5, 200, True),
-    ("gru", 2, 3, 130, False), ("rates", 2, 4, 131, True),
+    ("gru", 2, 3, 130, False), ("rates", 2, 4, 131, True), ("divided", 2, 4, 130, False),
 ])  # fmt: skip
 def test_shapes(name, B, T, d, reset):
     """One step, one sequence; more steps than there are stages; widths that fill no whole blocks, or no whole items."""
@@ -251,6 +252,7 @@ def test_refuses_calls_with_a_reason(monkeypatch):
     monkeypatch.setenv("RNN_LAB_KERNELS", "dense")
     assert refuses_dense(*call("e1", 2, 3, 128)) is None
     assert "fp32" in refuses_dense(*call("e1", 2, 3, 128, fp32))
+    assert "no sequences" in refuses_dense(*call("e1", 0, 3, 128))
     assert "64 wide" in refuses_dense(*call("e1", 2, 3, 64))
     assert "2064 wide" in refuses_dense(*call("e0", 1, 1, 2064))
 
@@ -306,3 +308,17 @@ def test_compiles_for_older_gpus(forward):
     made = program(*call("gru", 1, 1, 128))
     form = Form(made, forward, 128, (bf16,) * 3, bf16, True, True)
     assert cuda_jit.resources(source(form, choose(form.problem, 1, 1)), "sm_80")
+
+
+def test_matrices_of_each_head_stand_beside_one_for_all(monkeypatch):
+    def both(h, u, W, V):
+        return torch.tanh(torch.bmm(h.transpose(0, 1), W).transpose(0, 1) + F.linear(h, V) + u)
+
+    torch.manual_seed(0)
+    h, u = 0.3 * torch.randn(2, 2, 128), torch.randn(2, 4, 2, 128).to(bf16)
+    weights = 0.05 * torch.randn(2, 128, 128), 0.05 * torch.randn(128, 128)
+    args = Cell(both), h, Streams((u,), weights), None
+    got, got_gradients = evaluate(run_dense, args)
+    want, want_gradients = evaluate(reference, args, torch.float64)
+    assert max(map(relative_error, got, want)) < LIMITS[bf16][0]
+    assert max(map(relative_error, got_gradients, want_gradients)) < LIMITS[bf16][1]

@@ -200,7 +200,20 @@ def _node(x: Any) -> Node:
     return const(x)
 
 
-class Symbol:
+class Incomparable:
+    """Of what stands for tensors: an equality of values is in no language here, and Python's own is a plain bool."""
+
+    def __eq__(self, other: object) -> bool:
+        raise NotElementwise("an equality of values, which is not listed")
+
+    __ne__ = __eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return "a tensor"
+
+
+class Symbol(Incomparable):
     """Stands for a tensor while a function is traced."""
 
     dtype = torch.float32

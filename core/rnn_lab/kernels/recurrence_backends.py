@@ -135,6 +135,8 @@ def refuses_dense(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | No
     program = _usable(lambda: _served(cell, h, streams), _refuses_clusters, h, streams)
     if isinstance(program, str):
         return program
+    if streams.inputs[0].dtype == torch.float32:
+        return "inputs are fp32, and what the tensor cores multiply would be rounded to bf16"
     return None if setting() == "dense" else "it has not run on a GPU yet: RNN_LAB_KERNELS=dense asks for it"
 
 
@@ -142,6 +144,8 @@ def _served(cell: Cell, h: Tensor, streams: Streams) -> "dense_source.Program | 
     program = cell.dense(h, streams)
     if isinstance(program, str):
         return program
+    if h.shape[0] == 0:
+        return "there are no sequences"
     from rnn_lab.kernels.dense.engine import refuses
 
     types = tuple(x.dtype for x in (*streams.inputs, *streams.queries, *streams.gates))

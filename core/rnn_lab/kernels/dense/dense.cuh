@@ -73,6 +73,10 @@ struct Item {
         valid = exists && b < a.B;
         inside = valid && (WIDTH == D || unit < WIDTH);
     }
+
+    // Whether unit v of the item is one of the state: a last item may have others beside it, whose inputs are zeros and
+    // whose results may be anything. Nothing of them may reach the matrices.
+    __device__ __forceinline__ bool has(int v) const { return inside && (REAL == WIDTH || unit + v < REAL); }
 };
 
 // Where an item is in a stream.

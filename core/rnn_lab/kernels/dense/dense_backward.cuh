@@ -87,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
                 adjoint(v, Known{before, s[i], sent, x, w, dy}, d[i], q, Found{dh, dp, dx, dw});
 #pragma unroll
                 for (int g = 0; g < G; ++g)
-                    if (!o.inside) dp[g][v] = 0.0f;
+                    if (!o.has(v)) dp[g][v] = 0.0f;
             }
 #pragma unroll
             for (int g = 0; g < G; ++g) exchange.send(n, g * D + o.unit, o.row, dp[g]);

@@ -21,8 +21,8 @@ __device__ __forceinline__ void hand_on(
     for (int v = 0; v < V; ++v) {
 #pragma unroll
         for (int s = 0; s < S; ++s)
-            if (fresh || !o.inside) h[s][v] = 0.0f;
-        m[v] = o.inside ? wire(v, h) : 0.0f;
+            if (fresh || !o.has(v)) h[s][v] = 0.0f;
+        m[v] = o.has(v) ? wire(v, h) : 0.0f;
     }
     exchange.send(n, o.unit, o.row, m);
     if (o.inside) save_wire(a, p, o, n, m);
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             for (int j = 0; j < S; ++j)
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
-                    if (!o.inside) s[j][v] = 0.0f;
+                    if (!o.has(v)) s[j][v] = 0.0f;
                     h[i][j][v] = s[j][v];
                 }
             if (t + 1 < a.T) hand_on(a, p, o, exchange, t + 1, fresh[i], h[i]);

@@ -6,7 +6,6 @@ is bf16, the state and every sum fp32. Saved for backward: the inputs, and state
 that backward needs, and gradients by the matrices, are large products over all steps outside of the kernels.
 """
 
-from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -46,9 +45,8 @@ def run(
         flat = [_with_heads(x, program) for x in xs]
         vectors = [_vector(w, i, program) for i, w in enumerate(ws)]
         matrices = _matrices(program, ws)
-        lack = -width % UNITS
+        lack = whole(width) - width
         if lack:
-            program = replace(program, width=width + lack)
             start, matrices = F.pad(start, (0, lack)), F.pad(matrices, (0, lack, 0, lack))
             flat, vectors = ([_padded(x, width, lack) for x in part] for part in (flat, vectors))
         tensors = (start, matrices, *flat, *vectors)
@@ -58,6 +56,11 @@ def run(
         y = y.unflatten(-1, (-1, width + lack))[..., :width]
         y = y if program.stacked else y.flatten(-2)
         return y if program.heads else y.squeeze(2), last[..., :width].reshape(h.shape)
+
+
+def whole(width: int) -> int:
+    """The width with the units that fill a last item."""
+    return width + -width % UNITS
 
 
 def _with_heads(x: Tensor, program: Program) -> Tensor:
@@ -99,7 +102,9 @@ def _matrices(program: Program, ws: list[Tensor]) -> Tensor:
         (chain,) = chains.values()
         pieces = [piece for _, piece in program.products]
         return chain if pieces == list(range(chain.shape[1])) else chain[:, pieces]
-    return torch.stack([chains[factors][:, piece] for factors, piece in program.products], 1)
+    heads = max(chain.shape[0] for chain in chains.values())
+    parts = [chains[factors][:, piece] for factors, piece in program.products]
+    return torch.stack([part.expand(heads, -1, -1) for part in parts], 1)
 
 
 def arranged(matrix: Tensor, plan: Plan) -> Tensor:
@@ -120,7 +125,7 @@ class _Call:
         self, program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], matrices: Tensor, reset: Tensor | None
     ) -> None:
         self.program, self.xs, self.ws = parse(program), [_aligned(x) for x in xs], [w.contiguous() for w in ws]
-        self.matrices, self.reset = matrices, reset
+        self.matrices, self.reset, self.width = matrices, reset, whole(self.program.width)
         self.B, self.T, self.H = h.shape[0], xs[0].shape[1], h.shape[1]
         self.places = {name: tuple(map(int, name[1:].split("."))) for name in
                        (*self.program.streams, *self.program.weights)}  # fmt: skip
@@ -128,11 +133,11 @@ class _Call:
     def form(self, forward: bool, seen: torch.dtype, saves: bool) -> Form:
         """What a kernel is printed for."""
         types = tuple(self.xs[self.places[name][0]].dtype for name in self.program.streams)
-        return Form(self.program, forward, self.program.width, types, seen, self.reset is not None, saves)
+        return Form(self.program, forward, self.width, types, seen, self.reset is not None, saves)
 
     def operands(self, plan: Plan) -> Tensor:
         """The matrices as a direction takes them."""
-        lack = plan.padded - self.program.width
+        lack = plan.padded - self.width
         W = F.pad(self.matrices, (0, lack, 0, lack)) if lack else self.matrices
         if plan.problem.forward:
             rows = W.unflatten(2, (plan.cluster, plan.units)).transpose(1, 2).flatten(2, 3)  # type: ignore[no-untyped-call]
@@ -145,7 +150,7 @@ class _Call:
         i, piece = self.places[name]
         x = tensors[i]
         heads = x.stride(2) if x.shape[2] > 1 else 0
-        return x, piece * self.program.width, x.stride(0), x.stride(1), heads
+        return x, piece * self.width, x.stride(0), x.stride(1), heads
 
     def launch(
         self, form: Form, rows: dict[str, tuple[Any, ...]], start: Tensor, stop: Tensor, dw: Tensor | None
@@ -180,9 +185,7 @@ def _aligned(x: Tensor) -> Tensor:
 def refuses(text: str, types: tuple[torch.dtype, ...]) -> str | None:
     """Why no kernel serves the program of this text with streams of these dtypes, or None."""
     program = parse(text)
-    if types[0] == torch.float32:
-        return "inputs are fp32, and what the tensor cores multiply would be rounded to bf16"
-    width = program.width + -program.width % UNITS
+    width = whole(program.width)
     if reason := dense_plan.refuses(width):
         return reason
     used = tuple(types[int(name[1:].partition(".")[0])] for name in program.streams)
@@ -228,7 +231,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     call = _Call(program, h, xs, ws, matrices, reset)
     y, last, states, wires = _results(program, h, xs, narrow, saves)
-    form, width = call.form(True, y.dtype, saves), call.program.width
+    form, width = call.form(True, y.dtype, saves), call.width
     rows = {name: call.stream(name, call.xs) for name in call.program.streams}
     rows |= {f"y{i}": (y, i * width, y.stride(0), y.stride(1), y.stride(2)) for i in range(len(call.program.output))}
     if saves:
@@ -250,7 +253,7 @@ def _results(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Memory for outputs, the last state, states in bf16 and, where it is no part of those, the wire."""
     made = parse(program)
-    B, T, H, width = h.shape[0], xs[0].shape[1], h.shape[1], made.width
+    B, T, H, width = h.shape[0], xs[0].shape[1], h.shape[1], whole(made.width)
     y = h.new_empty((B, T, H, len(made.output) * width), dtype=xs[0].dtype if narrow else torch.float32)
     states = (made.parts, H, T + 1, B, width) if saves else (0, 0, 0, 0, 0)
     wires = (1, H, T, B, width) if saves and made.sent is None else (0, 0, 0, 0, 0)
@@ -265,7 +268,7 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     call = _Call(program, dlast, xs, ws, matrices, reset)
     made, dy, B, T, H = call.program, dy.contiguous(), call.B, call.T, call.H
-    width, products = made.width, len(made.products)
+    width, products = call.width, len(made.products)
     sent = _sent(made, states, wires, reset)
     pieces = dy.new_empty((H, T, B, products, width), dtype=torch.bfloat16)
     if made.replays:
@@ -302,7 +305,7 @@ def _sent(program: Program, states: Tensor, wires: Tensor, reset: Tensor | None)
 
 def _covered(program: Program, index: int, x: Tensor) -> bool:
     """Whether the kernel writes the gradient by every piece of a stream."""
-    return sum(name.startswith(f"x{index}.") for name in program.streams) * program.width == x.shape[-1]
+    return sum(name.startswith(f"x{index}.") for name in program.streams) * whole(program.width) == x.shape[-1]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -316,7 +319,8 @@ def _collected(program: Program, dw: Tensor, ws: list[Tensor]) -> list[Tensor]:
     for g, name in zip(dw, program.weights, strict=True):
         i, piece = map(int, name[1:].split("."))
         g = g if ws[i].shape[0] > 1 else g.sum(0, keepdim=True)
-        out[i][:, piece * program.width : (piece + 1) * program.width] = g
+        width = whole(program.width)
+        out[i][:, piece * width : (piece + 1) * width] = g
     return out
 
 

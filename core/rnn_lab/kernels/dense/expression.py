@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from rnn_lab.kernels.expression import Node, NotElementwise, Symbol, var, variables
+from rnn_lab.kernels.expression import Incomparable, Node, NotElementwise, Symbol, var, variables
 
 
 class NotDense(NotElementwise):
     """The cell is no recurrence of this kind; the text says why."""
 
 
-@dataclass(frozen=True)
-class Factor:
+@dataclass(frozen=True, eq=False, repr=False)
+class Factor(Incomparable):
     """A weight's matrix `[H?, rows, columns]`, transposed or not."""
 
     weight: int
@@ -103,8 +103,8 @@ class Products:
         return var(f"p{self.found.index(product)}")
 
 
-@dataclass(frozen=True)
-class Pieces:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pieces(Incomparable):
     """Stands for a tensor while a cell is traced.
 
     `axes` are what precede the last axis: B, T, H for heads, S for parts of the state, 1 for an axis without size.

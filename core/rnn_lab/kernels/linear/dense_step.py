@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from rnn_lab.kernels.expression import NotElementwise, trace
+from rnn_lab.kernels.expression import Incomparable, NotElementwise, trace
 
 if TYPE_CHECKING:
     from rnn_lab.kernels.cell import Cell
@@ -53,7 +53,7 @@ class Matrix:
     transposed: bool = False
 
 
-class Symbol:
+class Symbol(Incomparable):
     """Stands for a tensor while a step is traced: a weight, or a sum of the state, its products and inputs."""
 
     _meaning: ClassVar[dict[Any, Callable[..., "Symbol"]]] = {}
@@ -70,6 +70,9 @@ class Symbol:
                 f"{getattr(function, '__name__', function)}, which is not linear in the state or not listed"
             )
         return cls._meaning[function](*args)
+
+    def __bool__(self) -> bool:
+        raise NotLinear("a branch on a value")
 
     def to(self, *args: Any, **kwargs: Any) -> "Symbol":
         """Itself: casts mean nothing here."""
@@ -93,6 +96,8 @@ class Symbol:
 
     def transpose(self, first: int, second: int) -> "Symbol":
         """As T."""
+        if {first % 2, second % 2} != {0, 1}:
+            raise NotLinear("a weight with other axes exchanged")
         return self.T
 
     def __add__(self, other: Any) -> "Symbol":

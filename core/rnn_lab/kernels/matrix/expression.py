@@ -18,6 +18,7 @@ import torch
 
 from rnn_lab.kernels.expression import (
     ZERO,
+    Incomparable,
     Node,
     NotElementwise,
     Symbol,
@@ -106,8 +107,8 @@ def gradients(outputs: Sequence[tuple[Node, Node]], names: Iterable[str]) -> dic
     return {name: collected(var(name)) for name in names}
 
 
-@dataclass(frozen=True)
-class Labelled:
+@dataclass(frozen=True, eq=False, repr=False)
+class Labelled(Incomparable):
     """Stands for a tensor while a cell is traced."""
 
     node: Node
