@@ -32,6 +32,10 @@ def test_the_floor_by_hand():
     wide = 2 * 0.55 + 1e6 * (2 * product + 2 * 5 * 1024 * 2 / 80e9)
     narrow = 2 * 0.5 + 1e6 * (4 * product + 2 * 3 * 1024 * 2 / 80e9)
     assert floor_us(FOUND, 1024, 32) == pytest.approx(min(wide, narrow))
+    product = 2 * 8 * 512 * 4 * 512 / 16 / 4e12  # four gates: as many rows of the matrix, and of what comes back
+    wide = 2 * 0.55 + 1e6 * (2 * product + 2 * 5 * 512 * 5 / 80e9)
+    narrow = 2 * 0.5 + 1e6 * (4 * product + 2 * 3 * 512 * 5 / 80e9)
+    assert floor_us(FOUND, 512, 32, gates=4) == pytest.approx(min(wide, narrow))
 
 
 def test_it_grows_with_width_batch_and_gates():

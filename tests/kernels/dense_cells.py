@@ -23,6 +23,11 @@ def divided(h, u, a, W):
     return torch.tanh(F.linear(h, W) + u / torch.sqrt(u * u + a * a))
 
 
+def partly(h, u, W, b):
+    """Half of its input and of its bias are used."""
+    return torch.tanh(F.linear(h, W) + u.chunk(2, -1)[0] + b.chunk(2, -1)[1])
+
+
 def per_head(h, u, W):
     """A matrix and a bias for each head, as FlashRNN has them."""
     return torch.tanh(torch.bmm(h.transpose(0, 1), W).transpose(0, 1) + u)
@@ -56,6 +61,7 @@ CELLS = {
     "lstm-one-bias": (Cell(lstm.one_bias, lstm.read, lstm.before), [3, 1], ["3d", "1d"], [3], [], "2d"),
     "rates": (Cell(rates, after=gated), [1, 1], ["1d", "1", "b1"], [], [1], "d"),
     "divided": (Cell(divided), [1, 1], ["1d"], [], [], "d"),
+    "partly": (Cell(partly), [2], ["1d", "b2"], [], [], "d"),
     "heads": (Cell(per_head), ["head"], ["h1d"], [], [], "hd"),
     "both-parts": (Cell(side_by_side), [2], ["2d"], [], [], "side"),
     "lstm-states": (Cell(lstm.cudnn), [4], ["4d", "b4"], [], [], "2d"),

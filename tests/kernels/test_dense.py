@@ -283,6 +283,7 @@ def test_the_plan_follows_the_batch():
     few, many = choose(problem, 32, 1), choose(problem, 256, 1)
     assert (few.cluster, few.rows, few.far) == (16, 8, 0)
     assert many.rounds(256, 1) == 1 and many.rows > 8
+    assert many.rounds(256, 8) == 8 * many.rounds(256, 1)
     assert few.microseconds < many.microseconds < 8 * few.microseconds
     smaller = choose(problem, 256, 1, multiprocessors=66)
     assert smaller.rounds(256, 1, 66) * smaller.microseconds > many.microseconds
@@ -310,7 +311,7 @@ def test_compiles_for_older_gpus(forward):
     assert cuda_jit.resources(source(form, choose(form.problem, 1, 1)), "sm_80")
 
 
-def test_matrices_of_each_head_stand_beside_one_for_all(monkeypatch):
+def test_matrices_of_each_head_stand_beside_one_for_all():
     def both(h, u, W, V):
         return torch.tanh(torch.bmm(h.transpose(0, 1), W).transpose(0, 1) + F.linear(h, V) + u)
 

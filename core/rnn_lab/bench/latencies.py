@@ -17,10 +17,9 @@ import torch
 
 from rnn_lab.bench.timing import time_eager
 from rnn_lab.kernels.cuda_jit import Kernel, missing, skeleton
+from rnn_lab.kernels.dense.plan import RESIDENT
 
-CLUSTERS = {8: 15, 16: 7}
-"""Clusters by their blocks that an H100's 132 multiprocessors hold at once, each block with one of them."""
-RESIDENT = 400 * 1024
+HELD = 400 * 1024
 """Bytes of a matrix that a multiprocessor can hold, in registers and shared memory."""
 PAIR = 2
 """Blocks of the cluster in which a load and a signal are measured."""
@@ -99,7 +98,7 @@ def latencies(device: torch.device, seconds: float = 0.1) -> Latencies:
         return (long - short) / (8 * n) / 1e3
 
     barrier, exchange, ingest = {}, {}, {}
-    for blocks in CLUSTERS:
+    for blocks in RESIDENT:
         barrier[blocks] = 1e6 * each("cluster_barrier", 1000, blocks=blocks)
         few, many = (each("exchange", 500, blocks, log, blocks=blocks) for log in (FEW, MANY))
         exchange[blocks], ingest[blocks] = 1e6 * few, 8 * blocks * ((1 << MANY) - (1 << FEW)) / (many - few)
@@ -124,8 +123,8 @@ def floor_us(found: Latencies, D: int, B: int, gates: int = 1) -> float | None:
 
     """
     steps = []
-    for blocks, clusters in CLUSTERS.items():
-        if 2 * gates * D**2 / blocks > RESIDENT:
+    for blocks, clusters in RESIDENT.items():
+        if 2 * gates * D**2 / blocks > HELD:
             continue
         rows = -(-B // clusters)
         product = 2 * (-(-rows // 8) * 8) * D * gates * D / blocks / found.products
