@@ -13,20 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import facts
+
 CLI = [sys.executable, "-m", "rnn_lab_cli"]
 SHAPE = "--model e74 --n-state 16 --dim 64 --depth 2"
 FIT = f"fit {SHAPE} --seq-len 32 --batch-size 16 --steps 120 --lr 3e-3 --checkpoint-every 25 --eval-every 40".split()
 pytestmark = pytest.mark.slow
-TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "data_wait_frac", "step_ms", "elapsed_s"}
 
 
 def cli(*args: str, check: bool = True) -> subprocess.CompletedProcess:
     return subprocess.run([*CLI, *args], capture_output=True, text=True, check=check, timeout=300)
-
-
-def facts(run: Path) -> list[dict]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,11 @@ import pytest
 import torch
 from rnn_lab.errors import CheckpointError, ConfigError, RnnLabError
 from rnn_lab.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from rnn_lab.train.metrics import read_metrics
 from rnn_lab.train.rundir import RunDir, list_checkpoints
 
+from tests.facts import facts
+
 from .conftest import Recorder, resume, run
-
-TIMED = {"seconds", "tokens_per_s", "flops_per_s", "memory_bytes", "mfu", "data_wait_frac", "step_ms", "elapsed_s"}
-
-
-def facts(path: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in read_metrics(path / "metrics.jsonl")]
 
 
 def weights(path: Path, step: int) -> dict[str, torch.Tensor]:
