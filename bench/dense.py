@@ -1,15 +1,19 @@
 r"""Dense recurrences: this library's clusters beside the captured loop and cuDNN in fp16 and bf16, one layer, T 512.
 
     python bench/dense.py --widths 768,1024,1280 --batches 32,256
+    python bench/dense.py --every-plan --widths 1024 --batches 32
 
 Milliseconds of forward and of forward with backward, inputs drawn at random, products of inputs left out of ours and
 part of cuDNN's. Each of ours is checked against fp64 before it is timed; `us` is per step, `plan` what was predicted.
+With `--every-plan` only our two kernels, spread in every way that fits, and for each what the model of a step says.
+With `--together` several independent forward passes at once, as layers would run whose chunks of time follow each
+other: what a wavefront over layers could gain at most.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -49,7 +53,7 @@ def arguments(B: int, T: int, D: int, dtype: torch.dtype) -> tuple[Any, ...]:
 
 def check(B: int, D: int) -> str:
     """Largest errors of results and of gradients."""
-    args = arguments(min(B, 8), CHECKED, D, torch.bfloat16)
+    args = arguments(B, CHECKED, D, torch.bfloat16)
     got, want = evaluate(run_dense, args), evaluate(reference, args, torch.float64)
     worst = [max(map(relative_error, a, b)) for a, b in zip(got, want, strict=True)]
     return f"r {worst[0]:.1e} {worst[1]:.1e}"
@@ -63,16 +67,19 @@ def cudnn(B: int, D: int, dtype: torch.dtype) -> Bound:
     return Bound(lambda: module(x), [x, *module.parameters()])
 
 
-def predicted(B: int, D: int) -> str:
-    """Microseconds per step of both directions, and how they are spread."""
+def forms(D: int) -> list[Form]:
+    """Of both directions."""
     args = arguments(1, 1, D, torch.bfloat16)
     program = args[0].dense(*args[1:])
-    found = [
-        planned(Form(program, way, D, (torch.bfloat16,), torch.float32, False, True), B, 1, DEVICE)
-        for way in (True, False)
-    ]
+    return [Form(program, way, D, (torch.bfloat16,), torch.float32, False, True) for way in (True, False)]
+
+
+def predicted(B: int, D: int) -> str:
+    """Microseconds per step of both directions, and how they are spread."""
+    found = [planned(form, B, 1, DEVICE) for form in forms(D)]
     return " ".join(
-        f"{p.microseconds * p.rounds(B, 1):.2f} ({p.cluster}x{p.rows}, {p.held}/{p.kept}/{p.far})" for p in found
+        f"{p.microseconds * p.rounds(B, 1):.2f} ({p.cluster}x{p.groups}x{p.rows}, {p.held}/{p.kept}/{p.far})"
+        for p in found
     )
 
 
@@ -83,6 +90,50 @@ def kernels(bound: Bound) -> str:
         torch.cuda.synchronize()
     events = [event for event in seen.events() if event.name in ("forward", "backward")]
     return ", ".join(f"{event.name} {event.device_time_total / 1e3:.3f}" for event in events)
+
+
+def every_plan(B: int, D: int) -> Iterator[str]:
+    """Each way that both directions fit in: what its kernels take, and microseconds per step as predicted."""
+    resident = dict(dense_plan.RESIDENT)
+    ways = product(resident.items(), dense_plan.ROWS, dense_plan.GROUPS, (False, True))
+    for (cluster, room), rows, groups, bulk in ways:
+        restrict({cluster: room}, (rows,), (groups,), bulk)
+        if not all(dense_plan.plans(form.problem) for form in forms(D)):
+            continue
+        bound = bind(run_dense, arguments(B, STEPS, D, torch.bfloat16))
+        bound.forward_backward()
+        yield f"{'bulk' if bulk else 'words'}: {kernels(bound)}; plan {predicted(B, D)}"
+
+
+def together(B: int, D: int) -> Iterator[str]:
+    """One to four forward passes on streams of their own, under one graph, by sequences of a cluster."""
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    for rows in (8, 16, 32):
+        restrict(dict(dense_plan.RESIDENT), (rows,), (1,), dense_plan.BULK)
+        bounds = [bind(run_dense, arguments(B, STEPS, D, torch.bfloat16)) for _ in streams]
+        for count in range(1, len(streams) + 1):
+            pairs = list(zip(streams, bounds, strict=True))[:count]
+            spread = time_graph([partial(at_once, pairs)], DEVICE, SECONDS)
+            each = spread.median / count
+            yield f"clusters of {rows} sequences, {count} at once: {spread.median:.3f} ms, {each:.3f} each"
+
+
+def at_once(pairs: Sequence[tuple[torch.cuda.Stream, Bound]]) -> None:
+    """Forward passes that begin together; the current stream waits for all."""
+    current = torch.cuda.current_stream()
+    for stream, bound in pairs:
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            bound.inference()
+    for stream, _ in pairs:
+        current.wait_stream(stream)
+
+
+def restrict(resident: dict[int, int], rows: tuple[int, ...], groups: tuple[int, ...], bulk: bool) -> None:
+    """Planning chooses among these."""
+    dense_plan.RESIDENT, dense_plan.ROWS, dense_plan.GROUPS, dense_plan.BULK = resident, rows, groups, bulk
+    for function in (dense_plan.plans, dense_plan.choose, dense_plan.choices):
+        function.cache_clear()
 
 
 def rows(B: int, D: int) -> Iterator[tuple[str, Bound, Callable[..., Spread], str]]:
@@ -111,12 +162,23 @@ def main() -> None:
     parser.add_argument("--widths", type=numbers, default=[512, 768, 1024, 1280, 1536, 2048])
     parser.add_argument("--batches", type=numbers, default=[32, 256])
     parser.add_argument("--bulk", action="store_true", help="blocks send by the copy engine")
+    parser.add_argument(
+        "--groups", type=numbers, default=list(dense_plan.GROUPS), help="sequences' groups of a cluster"
+    )
+    parser.add_argument("--every-plan", action="store_true", help="our kernels alone, spread in every way")
+    parser.add_argument("--together", action="store_true", help="several forward passes at once")
     parser.add_argument("--only", default="", help="names that contain this")
     options = parser.parse_args()
     os.environ["RNN_LAB_KERNELS"] = "dense"
-    dense_plan.BULK = options.bulk
+    restrict(dense_plan.RESIDENT, dense_plan.ROWS, tuple(options.groups), options.bulk)
     sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, T {STEPS}\n")
     for B, D in product(options.batches, options.widths):
+        alone = every_plan if options.every_plan else together if options.together else None
+        if alone:
+            for line in alone(B, D):
+                sys.stdout.write(f"D {D:5} B {B:4}  {line}\n")
+                sys.stdout.flush()
+            continue
         for name, bound, timed, notes in rows(B, D):
             if options.only not in name:
                 continue

@@ -70,7 +70,7 @@ def source(form: Form, plan: Plan) -> str:
         "V": UNITS, "S": program.parts, "G": len(program.products), "NX": len(program.streams),
         "NW": len(program.weights), "NY": len(program.output), "NI": max(1, len(form.reads)), "NO": len(form.writes),
         "WIDTH": form.width, "REAL": program.width,
-        "D": plan.padded, "C": plan.cluster, "U": plan.units, "N": plan.rows, "WM": plan.across,
+        "D": plan.padded, "C": plan.cluster, "U": plan.units, "N": plan.rows, "F": plan.groups, "WM": plan.across,
         "WK": plan.along, "KR": plan.held, "KS": plan.kept, "STAGES": plan.stages, "RING_BYTES": plan.ring,
         "UNROLL": plan.unrolled, "RESET": int(form.reset), "FORWARD": int(form.forward), "BULK": int(plan.bulk),
         **{f"{name}_AT": at for name, at in plan.places.items() if name != "end"},

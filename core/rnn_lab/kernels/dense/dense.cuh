@@ -1,4 +1,5 @@
-// Recurrence with products of the state and resident matrices: one cluster of C blocks walks N sequences through time.
+// Recurrence with products of the state and resident matrices: one cluster of C blocks walks F groups of N sequences
+// through time, in turn: while messages of one group travel the other is multiplied.
 //
 // What is printed before this text (kernels.dense.cuda): sizes and places in shared memory. After it: the functions
 // that are declared here without a body. A block owns U units of the state and the M rows of the matrices that these
@@ -18,13 +19,13 @@
 namespace recurrence {
 
 constexpr int WARPS = WM * WK, THREADS = 32 * WARPS;
-constexpr int ITEMS = U / V * N;                        // of a block: V units of one sequence
+constexpr int ITEMS = U / V * N;                        // of a block and group: V units of one sequence
 constexpr int OWN = (ITEMS + THREADS - 1) / THREADS;    // of a thread
 constexpr int M = FORWARD ? G * U : U, K = FORWARD ? D : G * D;
 constexpr int MT = M / 16 / WM, KW = K / 16 / WK, NT = N / 8;  // tiles of a warp
 constexpr int CHAINS = MT * NT < 3 ? 2 : 1;             // sums that do not wait for each other
 constexpr int PITCH = M + 4;                            // of a column of partial sums; stores meet no bank twice
-constexpr int WIRE_BYTES = K * N * 2;
+constexpr int WIRE_BYTES = K * N * 2, PARTIAL = WK * N * PITCH;
 static_assert(M % (16 * WM) == 0 && K % (16 * WK) == 0 && U % 16 == 0 && N % 8 == 0, "whole tiles");
 
 struct Args {
@@ -52,23 +53,23 @@ struct Place {
         : rank(cluster_rank()), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
         const i64 cluster = blockIdx.x / C;
         head = cluster / a.parts;
-        first = cluster % a.parts * N;
+        first = cluster % a.parts * F * N;
     }
 };
 
 // V units of one sequence.
 struct Item {
-    int row, local, unit;  // sequence within the cluster; unit within the block and of all
+    int row, local, unit;  // sequence within the group; unit within the block and of all
     i64 b;
     bool exists, valid, inside;  // is one of the block's; is a sequence's; is no padding either
 
-    __device__ __forceinline__ Item(const Args& a, const Place& p, int i) {
+    __device__ __forceinline__ Item(const Args& a, const Place& p, int group, int i) {
         // A warp has 16 units of 8 sequences: 256 bytes side by side on the wire.
         const int at = threadIdx.x + i * THREADS, tile = at / 32;
         row = tile % NT * 8 + at / 4 % 8;
         local = tile / NT * 16 + at % 4 * V;
         unit = p.rank * U + local;
-        b = p.first + row;
+        b = p.first + group * N + row;
         exists = ITEMS % THREADS == 0 || at < ITEMS;
         valid = exists && b < a.B;
         inside = valid && (WIDTH == D || unit < WIDTH);
@@ -91,6 +92,9 @@ __device__ __forceinline__ i64 state_place(const Args& a, const Place& p, const 
 }
 
 // Streams come through a ring in shared memory of which every thread has its own part, STAGES - 1 steps ahead.
+__device__ __forceinline__ char* stage_of(char* shared, int group, i64 n) {
+    return shared + RING_AT + (int(n % STAGES) * F + group) * RING_BYTES;
+}
 template <class E, int J, int OFFSET>
 __device__ __forceinline__ void fetch_one(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t) {
     const E* from = static_cast<const E*>(a.in[J]);
@@ -174,6 +178,10 @@ struct Matrix {
     }
 };
 
+// Partial sums of a group; they are read while those of the other one are written.
+__device__ __forceinline__ float* partial_of(char* shared, int group) {
+    return reinterpret_cast<float*>(shared + PARTIAL_AT) + group * PARTIAL;
+}
 // A column of the product: rows `row` to `row + V - 1`, for one sequence.
 __device__ __forceinline__ void total(const float* partial, int row, int column, float (&sum)[V]) {
 #pragma unroll
@@ -185,28 +193,21 @@ __device__ __forceinline__ void total(const float* partial, int row, int column,
     }
 }
 
-// Messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16]. A block's own part is PARTS
-// stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), or, where BULK, the block its
+// Of one group, messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16]. A block's own
+// part is PARTS stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), or, where BULK, the block its
 // stretches when all of them are there; the block's own part then never travels.
 struct Exchange {
     static constexpr int SLICE = U * N * 2, PARTS = K / D;
     static constexpr int ARRIVING = WIRE_BYTES - (BULK ? PARTS * SLICE : 0);
     char* shared;
-    int rank;
-
-    __device__ __forceinline__ Exchange(char* shared, int rank) : shared(shared), rank(rank) {
-        if (threadIdx.x == 0)
-            for (int n = 0; n < 2; ++n) {
-                begin(barrier(n));
-                expect(barrier(n), ARRIVING);
-            }
-        cluster_meet();
-    }
+    int rank, group;
 
     __device__ __forceinline__ Barrier* barrier(i64 n) const {
-        return reinterpret_cast<Barrier*>(shared + BARRIER_AT) + (n & 1);
+        return reinterpret_cast<Barrier*>(shared + BARRIER_AT) + group * 2 + (n & 1);
     }
-    __device__ __forceinline__ char* buffer(i64 n) const { return shared + WIRE_AT + int(n & 1) * WIRE_BYTES; }
+    __device__ __forceinline__ char* buffer(i64 n) const {
+        return shared + WIRE_AT + (group * 2 + int(n & 1)) * WIRE_BYTES;
+    }
 
     // V numbers of message n, from k on, to all blocks of the cluster, each beginning with another one.
     __device__ __forceinline__ void send(i64 n, int k, int row, const float (&x)[V]) const {
@@ -239,6 +240,17 @@ struct Exchange {
         return buffer(n);
     }
 };
+
+// Before the first message of any group; all threads of the cluster.
+__device__ __forceinline__ void begin_exchanges(char* shared, int rank) {
+    if (threadIdx.x == 0)
+        for (int n = 0; n < 2 * F; ++n) {
+            const Exchange exchange{shared, rank, n / 2};
+            begin(exchange.barrier(n));
+            expect(exchange.barrier(n), Exchange::ARRIVING);
+        }
+    cluster_meet();
+}
 
 __device__ __forceinline__ bool begins(const Args& a, const Item& o, i64 t) {
     return RESET && o.valid && t < a.T && a.reset[o.b * a.T + t];

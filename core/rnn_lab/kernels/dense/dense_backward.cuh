@@ -21,118 +21,136 @@ __device__ __forceinline__ void adjoint_of_first(int v, const Values* h, const V
 __device__ __forceinline__ void write(const Args& a, const Place& p, const Item& o, i64 t, const Values* dx);
 __device__ __forceinline__ void save(const Args& a, const Place& p, const Item& o, i64 t, const Values* dp);
 
+// Where a thread sums the gradient by weight j of its item i.
+__device__ __forceinline__ int sum_place(int group, int j, int i) {
+    return ((group * NW + j) * ITEMS + i * THREADS + threadIdx.x) * V;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_constant__ Args a) {
     char* const shared = dynamic_shared();
-    float* const partial = reinterpret_cast<float*>(shared + PARTIAL_AT);
-    float* const sums = reinterpret_cast<float*>(shared + SUMS_AT);  // gradients by weights, [NW][ITEMS][V]
+    float* const sums = reinterpret_cast<float*>(shared + SUMS_AT);  // gradients by weights, [F][NW][ITEMS][V]
     const Place p(a);
     const Matrix matrix(a, p, shared);
     load_weights(a, p, shared);
-    for (int i = threadIdx.x; i < NW * ITEMS * V; i += THREADS) sums[i] = 0.0f;
-    const Exchange exchange(shared, p.rank);
-    float d[OWN][S][V], s[OWN][S][V];  // adjoint of the state after a step, and that state
+    for (int i = threadIdx.x; i < F * NW * ITEMS * V; i += THREADS) sums[i] = 0.0f;
+    begin_exchanges(shared, p.rank);
+    float d[F][OWN][S][V], s[F][OWN][S][V];  // adjoint of the state after a step, and that state
 #pragma unroll
-    for (int i = 0; i < OWN; ++i) {
-        const Item o(a, p, i);
+    for (int f = 0; f < F; ++f)
 #pragma unroll
-        for (int j = 0; j < S; ++j)
+        for (int i = 0; i < OWN; ++i) {
+            const Item o(a, p, f, i);
 #pragma unroll
-            for (int v = 0; v < V; ++v) d[i][j][v] = o.inside ? a.start[state_place(a, p, o, j) + v] : 0.0f;
-        last_state(a, p, o, s[i]);
-    }
+            for (int j = 0; j < S; ++j)
+#pragma unroll
+                for (int v = 0; v < V; ++v) d[f][i][j][v] = o.inside ? a.start[state_place(a, p, o, j) + v] : 0.0f;
+            last_state(a, p, o, s[f][i]);
+        }
     const auto ahead = [&](i64 n) {
         const i64 t = a.T - 1 - n;
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-            const Item o(a, p, i);
-            if (o.exists && t >= 0) fetch(a, p, o, shared + RING_AT + int(n % STAGES) * RING_BYTES, i, t);
-        }
+        for (int f = 0; f < F; ++f)
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) {
+                const Item o(a, p, f, i);
+                if (o.exists && t >= 0) fetch(a, p, o, stage_of(shared, f, n), i, t);
+            }
         commit();
     };
     for (i64 n = 0; n < STAGES - 1; ++n) ahead(n);
     for (i64 n = 0; n < a.T; ++n) {
         const i64 t = a.T - 1 - n;
         ahead(n + STAGES - 1);
-        bool fresh[OWN], later[OWN];  // whether a document begins at this step, and at the one after
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-            const Item o(a, p, i);
-            fresh[i] = begins(a, o, t);
-            later[i] = begins(a, o, t + 1);
-        }
-        if (n) matrix.multiply(p, exchange.receive(n - 1), partial);
-        __syncthreads();
-        arrived<STAGES - 1>();
-        const char* stage = shared + RING_AT + int(n % STAGES) * RING_BYTES;
+        for (int f = 0; f < F; ++f) {
+            const Exchange exchange{shared, p.rank, f};
+            float* const partial = partial_of(shared, f);
+            bool fresh[OWN], later[OWN];  // whether a document begins at this step, and at the one after
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-            const Item o(a, p, i);
-            if (!o.exists) continue;
-            float x[NX + 1][V], w[NW + 1][V], h[S][V], before[S][V], sent[G][V], dy[NY][V], q[V] = {};
-            float dx[NX + 1][V], dw[NW + 1][V], dp[G][V], dh[S][V];
-            inputs(stage, i, x);
-            states(stage, i, h);
-            products(stage, i, sent);
-            cotangents(stage, i, dy);
-            weights_of(shared, o, w);
-            if (n) total(partial, o.local, o.row, q);
-#pragma unroll
-            for (int v = 0; v < V; ++v) {
-#pragma unroll
-                for (int j = 0; j < S; ++j) {
-                    before[j][v] = fresh[i] ? 0.0f : h[j][v];
-                    if (later[i]) d[i][j][v] = 0.0f;
-                }
-                if (later[i]) q[v] = 0.0f;
-                adjoint(v, Known{before, s[i], sent, x, w, dy}, d[i], q, Found{dh, dp, dx, dw});
-#pragma unroll
-                for (int g = 0; g < G; ++g)
-                    if (!o.has(v)) dp[g][v] = 0.0f;
+            for (int i = 0; i < OWN; ++i) {
+                const Item o(a, p, f, i);
+                fresh[i] = begins(a, o, t);
+                later[i] = begins(a, o, t + 1);
             }
+            if (n) matrix.multiply(p, exchange.receive(n - 1), partial);
+            __syncthreads();
+            arrived<STAGES - 1>();
+            const char* stage = stage_of(shared, f, n);
 #pragma unroll
-            for (int g = 0; g < G; ++g) exchange.send(n, g * D + o.unit, o.row, dp[g]);
-            if (o.inside) write(a, p, o, t, dx);
-            if (o.inside) save(a, p, o, t, dp);
-#pragma unroll
-            for (int j = 0; j < NW; ++j) {
-                float* at = sums + (j * ITEMS + i * THREADS + threadIdx.x) * V;
-                float sum[V];
-                load<float>(at, sum);
-#pragma unroll
-                for (int v = 0; v < V; ++v) sum[v] += dw[j][v];
-                store(at, sum);
-            }
-#pragma unroll
-            for (int j = 0; j < S; ++j)
+            for (int i = 0; i < OWN; ++i) {
+                const Item o(a, p, f, i);
+                if (!o.exists) continue;
+                float x[NX + 1][V], w[NW + 1][V], h[S][V], before[S][V], sent[G][V], dy[NY][V], q[V] = {};
+                float dx[NX + 1][V], dw[NW + 1][V], dp[G][V], dh[S][V];
+                inputs(stage, i, x);
+                states(stage, i, h);
+                products(stage, i, sent);
+                cotangents(stage, i, dy);
+                weights_of(shared, o, w);
+                if (n) total(partial, o.local, o.row, q);
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
-                    s[i][j][v] = h[j][v];
-                    d[i][j][v] = dh[j][v];
+#pragma unroll
+                    for (int j = 0; j < S; ++j) {
+                        before[j][v] = fresh[i] ? 0.0f : h[j][v];
+                        if (later[i]) d[f][i][j][v] = 0.0f;
+                    }
+                    if (later[i]) q[v] = 0.0f;
+                    adjoint(v, Known{before, s[f][i], sent, x, w, dy}, d[f][i], q, Found{dh, dp, dx, dw});
+#pragma unroll
+                    for (int g = 0; g < G; ++g)
+                        if (!o.has(v)) dp[g][v] = 0.0f;
                 }
+#pragma unroll
+                for (int g = 0; g < G; ++g) exchange.send(n, g * D + o.unit, o.row, dp[g]);
+                if (o.inside) write(a, p, o, t, dx);
+                if (o.inside) save(a, p, o, t, dp);
+#pragma unroll
+                for (int j = 0; j < NW; ++j) {
+                    float* at = sums + sum_place(f, j, i);
+                    float sum[V];
+                    load<float>(at, sum);
+#pragma unroll
+                    for (int v = 0; v < V; ++v) sum[v] += dw[j][v];
+                    store(at, sum);
+                }
+#pragma unroll
+                for (int j = 0; j < S; ++j)
+#pragma unroll
+                    for (int v = 0; v < V; ++v) {
+                        s[f][i][j][v] = h[j][v];
+                        d[f][i][j][v] = dh[j][v];
+                    }
+            }
+            exchange.sent(n);
         }
-        exchange.sent(n);
     }
-    matrix.multiply(p, exchange.receive(a.T - 1), partial);
-    __syncthreads();
 #pragma unroll
-    for (int i = 0; i < OWN; ++i) {
-        const Item o(a, p, i);
-        if (!o.inside) continue;
-        const bool fresh = begins(a, o, 0);
-        float q[V], dh[S][V];
-        total(partial, o.local, o.row, q);
+    for (int f = 0; f < F; ++f) {
+        const Exchange exchange{shared, p.rank, f};
+        float* const partial = partial_of(shared, f);
+        matrix.multiply(p, exchange.receive(a.T - 1), partial);
+        __syncthreads();
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-            adjoint_of_first(v, s[i], q, dh);
+        for (int i = 0; i < OWN; ++i) {
+            const Item o(a, p, f, i);
+            if (!o.inside) continue;
+            const bool fresh = begins(a, o, 0);
+            float q[V], dh[S][V];
+            total(partial, o.local, o.row, q);
 #pragma unroll
-            for (int j = 0; j < S; ++j)
-                a.stop[state_place(a, p, o, j) + v] = fresh ? 0.0f : d[i][j][v] + dh[j][v];
-        }
+            for (int v = 0; v < V; ++v) {
+                adjoint_of_first(v, s[f][i], q, dh);
 #pragma unroll
-        for (int j = 0; j < NW; ++j) {
-            float sum[V];
-            load<float>(sums + (j * ITEMS + i * THREADS + threadIdx.x) * V, sum);
-            store(a.dw + ((j * a.B + o.b) * a.H + p.head) * WIDTH + o.unit, sum);
+                for (int j = 0; j < S; ++j)
+                    a.stop[state_place(a, p, o, j) + v] = fresh ? 0.0f : d[f][i][j][v] + dh[j][v];
+            }
+#pragma unroll
+            for (int j = 0; j < NW; ++j) {
+                float sum[V];
+                load<float>(sums + sum_place(f, j, i), sum);
+                store(a.dw + ((j * a.B + o.b) * a.H + p.head) * WIDTH + o.unit, sum);
+            }
         }
     }
     cluster_meet();  // no block leaves while its shared memory may be written

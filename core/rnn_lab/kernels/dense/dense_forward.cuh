@@ -30,77 +30,89 @@ __device__ __forceinline__ void hand_on(
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Args a) {
     char* const shared = dynamic_shared();
-    float* const partial = reinterpret_cast<float*>(shared + PARTIAL_AT);
     const Place p(a);
     const Matrix matrix(a, p, shared);
     load_weights(a, p, shared);
-    const Exchange exchange(shared, p.rank);
-    float h[OWN][S][V];
+    begin_exchanges(shared, p.rank);
+    float h[F][OWN][S][V];
 #pragma unroll
-    for (int i = 0; i < OWN; ++i) {
-        const Item o(a, p, i);
-        if (!o.exists) continue;
-#pragma unroll
-        for (int s = 0; s < S; ++s)
-#pragma unroll
-            for (int v = 0; v < V; ++v) h[i][s][v] = o.inside ? a.start[state_place(a, p, o, s) + v] : 0.0f;
-        if (o.inside) save(a, p, o, -1, h[i]);
-        hand_on(a, p, o, exchange, 0, begins(a, o, 0), h[i]);
-    }
-    exchange.sent(0);
-    const auto ahead = [&](i64 t) {
+    for (int f = 0; f < F; ++f) {
+        const Exchange exchange{shared, p.rank, f};
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            const Item o(a, p, i);
-            if (o.exists && t < a.T) fetch(a, p, o, shared + RING_AT + int(t % STAGES) * RING_BYTES, i, t);
+            const Item o(a, p, f, i);
+            if (!o.exists) continue;
+#pragma unroll
+            for (int s = 0; s < S; ++s)
+#pragma unroll
+                for (int v = 0; v < V; ++v) h[f][i][s][v] = o.inside ? a.start[state_place(a, p, o, s) + v] : 0.0f;
+            if (o.inside) save(a, p, o, -1, h[f][i]);
+            hand_on(a, p, o, exchange, 0, begins(a, o, 0), h[f][i]);
         }
+        exchange.sent(0);
+    }
+    const auto ahead = [&](i64 t) {
+#pragma unroll
+        for (int f = 0; f < F; ++f)
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) {
+                const Item o(a, p, f, i);
+                if (o.exists && t < a.T) fetch(a, p, o, stage_of(shared, f, t), i, t);
+            }
         commit();
     };
     for (i64 t = 0; t < STAGES - 1; ++t) ahead(t);
     for (i64 t = 0; t < a.T; ++t) {
         ahead(t + STAGES - 1);
-        bool fresh[OWN];
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) fresh[i] = begins(a, Item(a, p, i), t + 1);
-        matrix.multiply(p, exchange.receive(t), partial);
-        __syncthreads();
-        arrived<STAGES - 1>();
-        const char* stage = shared + RING_AT + int(t % STAGES) * RING_BYTES;
+        for (int f = 0; f < F; ++f) {
+            const Exchange exchange{shared, p.rank, f};
+            float* const partial = partial_of(shared, f);
+            bool fresh[OWN];
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) fresh[i] = begins(a, Item(a, p, f, i), t + 1);
+            matrix.multiply(p, exchange.receive(t), partial);
+            __syncthreads();
+            arrived<STAGES - 1>();
+            const char* stage = stage_of(shared, f, t);
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) {
+                const Item o(a, p, f, i);
+                if (!o.exists) continue;
+                float x[NX + 1][V], w[NW + 1][V], products[G][V], s[S][V], y[NY][V];
+                inputs(stage, i, x);
+                weights_of(shared, o, w);
+#pragma unroll
+                for (int g = 0; g < G; ++g) total(partial, g * U + o.local, o.row, products[g]);
+#pragma unroll
+                for (int v = 0; v < V; ++v) update(v, h[f][i], products, x, w, s);
+#pragma unroll
+                for (int j = 0; j < S; ++j)
+#pragma unroll
+                    for (int v = 0; v < V; ++v) {
+                        if (!o.has(v)) s[j][v] = 0.0f;
+                        h[f][i][j][v] = s[j][v];
+                    }
+                if (t + 1 < a.T) hand_on(a, p, o, exchange, t + 1, fresh[i], h[f][i]);
+#pragma unroll
+                for (int v = 0; v < V; ++v) output(v, s, x, w, y);
+                if (o.inside) write(a, p, o, t, y);
+                if (o.inside) save(a, p, o, t, s);
+            }
+            if (t + 1 < a.T) exchange.sent(t + 1);
+        }
+    }
+#pragma unroll
+    for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            const Item o(a, p, i);
-            if (!o.exists) continue;
-            float x[NX + 1][V], w[NW + 1][V], products[G][V], s[S][V], y[NY][V];
-            inputs(stage, i, x);
-            weights_of(shared, o, w);
+            const Item o(a, p, f, i);
 #pragma unroll
-            for (int g = 0; g < G; ++g) total(partial, g * U + o.local, o.row, products[g]);
+            for (int s = 0; s < S; ++s)
 #pragma unroll
-            for (int v = 0; v < V; ++v) update(v, h[i], products, x, w, s);
-#pragma unroll
-            for (int j = 0; j < S; ++j)
-#pragma unroll
-                for (int v = 0; v < V; ++v) {
-                    if (!o.has(v)) s[j][v] = 0.0f;
-                    h[i][j][v] = s[j][v];
-                }
-            if (t + 1 < a.T) hand_on(a, p, o, exchange, t + 1, fresh[i], h[i]);
-#pragma unroll
-            for (int v = 0; v < V; ++v) output(v, s, x, w, y);
-            if (o.inside) write(a, p, o, t, y);
-            if (o.inside) save(a, p, o, t, s);
+                for (int v = 0; v < V; ++v)
+                    if (o.inside) a.stop[state_place(a, p, o, s) + v] = h[f][i][s][v];
         }
-        if (t + 1 < a.T) exchange.sent(t + 1);
-    }
-#pragma unroll
-    for (int i = 0; i < OWN; ++i) {
-        const Item o(a, p, i);
-#pragma unroll
-        for (int s = 0; s < S; ++s)
-#pragma unroll
-            for (int v = 0; v < V; ++v)
-                if (o.inside) a.stop[state_place(a, p, o, s) + v] = h[i][s][v];
-    }
     cluster_meet();  // no block leaves while its shared memory may be written
 }
 

@@ -161,7 +161,7 @@ class _Call:
         read = [*(rows[name] for name, _ in form.reads), *unused]
         written = [rows[name] for name, _ in form.writes]
         weights = [(self.ws[self.places[name][0]], self.places[name][1]) for name in form.program.weights]
-        operands, parts = self.operands(plan), -(-self.B // plan.rows)
+        operands, parts = self.operands(plan), -(-self.B // plan.sequences)
         values = [*(row[i] for i in range(5) for row in read), *(row[i] for i in range(5) for row in written)]
         values += [*(w for w, _ in weights), *[None] * (not weights)]
         values += [*(piece * form.width for _, piece in weights), *[0] * (not weights)]

@@ -8,6 +8,7 @@ docs/performance.md, and the way that is predicted to end first is taken.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import chain, product
 
 WARPS = 8
 """Of a block: each thread may have all 255 registers."""
@@ -16,7 +17,9 @@ UNITS = 4
 STAGES = (4, 2)
 """Steps of inputs that may be in shared memory; all but one are on their way."""
 ROWS = (8, 16, 24, 32, 40, 48, 64)
-"""Sequences of a cluster: columns of the product, by 8."""
+"""Sequences of a group: columns of the product, by 8."""
+GROUPS = (1, 2)
+"""Groups that a cluster may walk in turn: with two, one is multiplied while the other's messages travel."""
 RESIDENT = {8: 15, 16: 7}
 """Clusters of each size that fit on an H100 with 132 multiprocessors at once (measured)."""
 MULTIPROCESSORS = 132
@@ -64,9 +67,10 @@ class Problem:
 class Plan:
     """A way to spread a problem.
 
-    `cluster` blocks; `rows` sequences; warps as `across` groups of matrix rows by `along` parts of the sum; of the
-    steps of 16 of its part, a warp has `held` in registers and `kept` in shared memory. `stages` steps of inputs are in
-    shared memory. `bulk` says that blocks send what they have by the copy engine, instead of each thread its words.
+    `cluster` blocks; `groups` of `rows` sequences. Warps are `across` groups of matrix rows by `along` parts of the
+    sum; of the steps of 16 of its part, a warp has `held` in registers and `kept` in shared memory. `stages` steps of
+    inputs are in shared memory. `bulk` says that blocks send what they have by the copy engine, instead of each thread
+    its words.
     """
 
     problem: Problem
@@ -74,6 +78,7 @@ class Plan:
     rows: int
     across: int
     stages: int
+    groups: int = 1
     bulk: bool = False
     held: int = 0
     kept: int = 0
@@ -120,26 +125,31 @@ class Plan:
         return self.message // 16 // self.along
 
     @property
+    def sequences(self) -> int:
+        """Of a cluster."""
+        return self.groups * self.rows
+
+    @property
     def items(self) -> int:
-        """Items of a block: UNITS units of one sequence."""
+        """Items of a block and group: UNITS units of one sequence."""
         return self.units // UNITS * self.rows
 
     @property
     def own(self) -> int:
-        """Items of a thread."""
+        """Items of a thread and group."""
         return -(-self.items // self.threads)
 
     @cached_property
     def places(self) -> dict[str, int]:
         """Where everything begins in shared memory, and `end`."""
-        problem = self.problem
+        problem, groups = self.problem, self.groups
         sizes = {
-            "WIRE": 2 * self.message * self.rows * 2,
-            "PARTIAL": self.along * self.rows * (self.matrix_rows + 4) * 4,
-            "RING": self.stages * self.ring,
+            "WIRE": groups * 2 * self.message * self.rows * 2,
+            "PARTIAL": groups * self.along * self.rows * (self.matrix_rows + 4) * 4,
+            "RING": groups * self.stages * self.ring,
             "WEIGHTS": problem.weights * self.units * 4,
-            "SUMS": 0 if problem.forward else problem.weights * self.items * UNITS * 4,
-            "BARRIER": 16,
+            "SUMS": 0 if problem.forward else groups * problem.weights * self.items * UNITS * 4,
+            "BARRIER": groups * 16,
             "MATRIX": self.kept * WARPS * self.tiles * 512,
         }
         found, at = {}, 0
@@ -150,7 +160,7 @@ class Plan:
 
     @property
     def ring(self) -> int:
-        """Bytes of one stage of inputs."""
+        """Bytes of one stage of a group's inputs."""
         return self.items * UNITS * self.problem.streamed
 
     @property
@@ -168,10 +178,11 @@ class Plan:
         """Registers of a thread besides those that hold the matrix, from what the assembler reported of many plans."""
         columns, problem = self.rows // 8, self.problem
         sums = 4 * self.tiles * columns * (2 if self.tiles * columns < 3 else 1)
-        product = sums + 2 * columns + 4 * self.tiles * self.unrolled
-        state = UNITS * self.own * problem.parts * (1 if problem.forward else 2)
-        further = (self.own - 1) * (OF_ITEM if problem.forward else OF_ITEM_BACK)
-        return FIXED + max(product, UNITS * problem.live) + state + further
+        multiply = sums + 2 * columns + 4 * self.tiles * self.unrolled
+        items = self.groups * self.own
+        state = UNITS * items * problem.parts * (1 if problem.forward else 2)
+        further = (items - 1) * (OF_ITEM if problem.forward else OF_ITEM_BACK)
+        return FIXED + max(multiply, UNITS * problem.live) + state + further
 
     @property
     def far(self) -> int:
@@ -180,21 +191,22 @@ class Plan:
 
     @cached_property
     def microseconds(self) -> float:
-        """Predicted for one step."""
+        """Predicted for one step of all groups."""
         columns, steps = self.rows // 8, self.message // 16
         fragment = WARPS * self.tiles * 512
         tensor = self.matrix_rows / 16 * steps * columns / 4 * TENSOR
         near = (256 * self.across * steps * columns + self.kept * fragment) / SHARED_RATE
         sums = 2 * self.along * self.rows * (self.matrix_rows + 4) * 4 / SHARED_RATE
-        product = max(tensor, near, self.far * fragment / FAR_RATE)
+        multiply = max(tensor, near, self.far * fragment / FAR_RATE)
         ingest = self.message * self.rows * 2 / INGEST_RATE
-        clocks = product + sums + ingest + ONE_WAY + EPILOGUE + PER_ITEM * (self.own - 1)
+        work, travel = multiply + sums + EPILOGUE + PER_ITEM * (self.own - 1), ingest + ONE_WAY
+        clocks = max(work + travel, self.groups * work, self.groups * ingest)
         return clocks / CLOCK * 1e6
 
     def rounds(self, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> int:
         """How often the GPU is filled."""
         room = max(1, RESIDENT[self.cluster] * multiprocessors // MULTIPROCESSORS)
-        return -(-heads * -(-sequences // self.rows) // room)
+        return -(-heads * -(-sequences // self.sequences) // room)
 
 
 def refuses(width: int) -> str | None:
@@ -206,20 +218,18 @@ def refuses(width: int) -> str | None:
 
 @lru_cache(maxsize=256)
 def plans(problem: Problem) -> tuple[Plan, ...]:
-    """Every cluster size and number of rows that fits, spread best over warps, registers and shared memory."""
+    """Every cluster size and number of sequences that fits, spread best over warps, registers and shared memory."""
     found = []
-    for cluster in RESIDENT:
-        for rows in ROWS:
-            spread = [
-                filled(plan) for stages in STAGES for plan in _spread(Plan(problem, cluster, rows, 1, stages, BULK))
-            ]
-            fitting = [plan for plan in spread if plan is not None]
-            if fitting:
-                found.append(min(fitting, key=lambda plan: plan.microseconds))
+    for cluster, rows, groups in product(RESIDENT, ROWS, GROUPS):
+        ways = chain.from_iterable(_spread(Plan(problem, cluster, rows, 1, stages, groups, BULK)) for stages in STAGES)
+        fitting = [plan for plan in map(filled, ways) if plan is not None]
+        if fitting:
+            found.append(min(fitting, key=lambda plan: plan.microseconds))
     return tuple(found)
 
 
 def _spread(plan: Plan) -> Iterator[Plan]:
+    """With warps arranged in every way that gives whole tiles."""
     for across in (1, 2, 4, 8):
         made = replace(plan, across=across)
         if made.matrix_rows % (16 * across) == 0 and made.message % (16 * made.along) == 0:
@@ -243,7 +253,12 @@ def choose(problem: Problem, sequences: int, heads: int, multiprocessors: int = 
     """The plan that is predicted to end first; None where none fits."""
     return min(
         plans(problem),
-        key=lambda plan: (plan.rounds(sequences, heads, multiprocessors) * plan.microseconds, plan.cluster, plan.rows),
+        key=lambda plan: (
+            plan.rounds(sequences, heads, multiprocessors) * plan.microseconds,
+            plan.cluster,
+            plan.sequences,
+            plan.groups,
+        ),
         default=None,
     )
 
