@@ -144,3 +144,30 @@ def test_cells_are_told_apart_by_all_that_they_do_and_not_by_where_it_lies(monke
     assert not any(" at 0x" in name for name in names)  # an address is another in the next process
     monkeypatch.setattr(certificates, "sources", lambda module: f"{module} was edited")
     assert Cell(halved).fingerprint != cells[3].fingerprint
+
+
+LAYOUTS = {
+    "whole": lambda x: x,
+    "transposed": lambda x: x.mT,
+    "piece": lambda x: x.chunk(3, -1)[1],
+    "every second": lambda x: x[:, 1::2],
+    "one column": lambda x: x[..., 5:6],
+    "number": lambda x: x[0, 0, 3],
+}
+SHARED = {"expanded": lambda x: x[0].expand(4, 6, 9), "overlapping": lambda x: x.as_strided((5, 4), (2, 1))}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize("layout", [*LAYOUTS, *SHARED])
+def test_copies_lie_in_memory_as_what_they_copy(layout, dtype):
+    """Unless elements share memory; then they are contiguous."""
+    x = (LAYOUTS | SHARED)[layout](torch.randn(4, 6, 9))
+    (copy,), leaves = certificates.copies((x,), dtype)
+    assert leaves[0] is copy and copy.is_leaf and copy.dtype == (dtype or x.dtype)
+    assert torch.equal(copy.to(x.dtype), x) and copy.data_ptr() != x.data_ptr()
+    if layout in SHARED:
+        assert copy.is_contiguous()
+    else:
+        assert (copy.stride(), copy.storage_offset()) == (x.stride(), x.storage_offset())
+    (copy * copy).sum().backward()
+    assert torch.equal(copy.grad, 2 * copy)

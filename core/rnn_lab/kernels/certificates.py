@@ -219,7 +219,7 @@ def limits_of(args: tuple[Any, ...]) -> tuple[float, float]:
 
 
 def copies(args: tuple[Any, ...], dtype: torch.dtype | None = None) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """A call's arguments with tensors of its own, and the floating ones among them, which take gradients.
+    """A call's arguments with tensors of its own, laid out alike, and the floating ones of them, which take gradients.
 
     `dtype` casts those.
     """
@@ -233,10 +233,36 @@ def copies(args: tuple[Any, ...], dtype: torch.dtype | None = None) -> tuple[tup
             return arg
         if not arg.is_floating_point():
             return arg.clone()
-        leaves.append(arg.detach().to(dtype or arg.dtype, copy=True).requires_grad_())
+        leaves.append(_alike(arg.detach(), dtype or arg.dtype).requires_grad_())
         return leaves[-1]
 
     return tuple(copied(arg) for arg in args), leaves
+
+
+LINE = 64
+"""Elements to which a copy begins where its original does: no instruction asks for more."""
+
+
+def _alike(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy with the strides and the alignment of `x`: kernels take a piece of wider rows in other ways than a whole.
+
+    Where elements of `x` share memory the copy is contiguous.
+    """
+    first = x.storage_offset() % LINE
+    span = first + 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    if not x.numel() or not _apart(x):
+        return x.to(dtype, copy=True)
+    return x.new_empty(span, dtype=dtype).as_strided(x.shape, x.stride(), first).copy_(x)
+
+
+def _apart(x: Tensor) -> bool:
+    """Whether each element has memory of its own, by axes that lie one inside the other."""
+    inside = 1
+    for step, n in sorted((step, n) for n, step in zip(x.shape, x.stride(), strict=True) if n > 1):
+        if step < inside:
+            return False
+        inside = step * n
+    return True
 
 
 def evaluate(
