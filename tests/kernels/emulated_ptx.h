@@ -196,6 +196,7 @@ inline unsigned saturated(float x, float y) {
     std::memcpy(&r, both, sizeof(r));
     return r;
 }
+inline unsigned rounded(float x, float y) { return __float2bfloat16(x).bits | unsigned(__float2bfloat16(y).bits) << 16; }
 template <int BYTES> void copy_async(void* to, const void* from, bool valid) {
     using namespace emulated;
     if ((uintptr_t(to) | uintptr_t(from)) % BYTES) fail("a copy that is not aligned");

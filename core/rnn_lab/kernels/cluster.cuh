@@ -57,13 +57,16 @@ __device__ __forceinline__ unsigned long long nanoseconds() {
 }
 
 // Until a phase of this parity has ended; its bytes are seen behind it. One that never ends ends the launch.
+//
+// An acquire of the block, not of the cluster: what came lies in the block's own shared memory, which nothing caches, and
+// the wider one throws the whole L1 cache away at every step (CCTL.IVALL).
 __device__ __forceinline__ void await(Barrier* barrier, int parity) {
     unsigned done;
     unsigned long long since = 0;
     for (unsigned polls = 1;; ++polls) {
         asm volatile(
             "{\n.reg .pred p;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+            "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
             : "=r"(done)
             : "r"(shared_address(barrier)), "r"(parity)
             : "memory");

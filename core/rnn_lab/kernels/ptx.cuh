@@ -41,6 +41,13 @@ __device__ __forceinline__ unsigned saturated(float x, float y) {
     return r;
 }
 
+// Two numbers as bf16, the first one in the lower half.
+__device__ __forceinline__ unsigned rounded(float x, float y) {
+    unsigned r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+    return r;
+}
+
 // BYTES from global to shared memory, on their way until `arrived`; zeros where not valid.
 template <int BYTES> __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
     const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));

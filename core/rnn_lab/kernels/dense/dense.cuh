@@ -211,8 +211,8 @@ struct Exchange {
 
     // V numbers of message n, from k on, to all blocks of the cluster, each beginning with another one.
     __device__ __forceinline__ void send(i64 n, int k, int row, const float (&x)[V]) const {
-        Word word;
-        store(reinterpret_cast<bf16*>(&word), x);
+        static_assert(V == 4, "a word");
+        const Word word = rounded(x[0], x[1]) | Word(rounded(x[2], x[3])) << 32;
         char* to = buffer(n) + ((k / 16 * NT + row / 8) * 8 + row % 8) * 32 + k % 16 * 2;
         if constexpr (BULK) {
             *reinterpret_cast<Word*>(to) = word;
