@@ -24,8 +24,8 @@ constexpr int OWN = (ITEMS + THREADS - 1) / THREADS;    // of a thread
 constexpr int M = FORWARD ? G * U : U, K = FORWARD ? D : G * D;
 constexpr int MT = M / 16 / WM, KW = K / 16 / WK, NT = N / 8;  // tiles of a warp
 constexpr int CHAINS = MT * NT < 3 ? 2 : 1;             // sums that do not wait for each other
-constexpr int PITCH = M + 4;                            // of a column of partial sums; stores meet no bank twice
-constexpr int WIRE_BYTES = K * N * 2, PARTIAL = WK * N * PITCH;
+constexpr int PAIR = (M + 23) / 32 * 32 + 8, ODD = 4 * PAIR + 16;  // between columns of partial sums: see column_of
+constexpr int WIRE_BYTES = K * N * 2, PARTIAL = WK * NT * 2 * ODD;
 static_assert(M % (16 * WM) == 0 && K % (16 * WK) == 0 && U % 16 == 0 && N % 8 == 0, "whole tiles");
 
 struct Args {
@@ -113,6 +113,12 @@ __device__ __forceinline__ void write_one(const Args& a, const Place& p, const I
 using Values = float[V];
 __device__ __forceinline__ void fetch(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t);
 
+// Where part k of a column's sums begins. Neither the stores of a warp, to four even or four odd columns at once, nor its
+// loads, of 64 bytes from each of two neighbours at once, meet a bank twice.
+__device__ __forceinline__ float* column_of(float* partial, int k, int column) {
+    return partial + (k * NT + column / 8) * 2 * ODD + column % 8 / 2 * PAIR + column % 2 * ODD;
+}
+
 // Fragments of the matrices: of a warp, KW steps of K by MT tiles of 16 rows.
 struct Matrix {
     uint4 held[KR ? KR : 1][MT];
@@ -133,7 +139,7 @@ struct Matrix {
         first = p.warp % WK * KW;
     }
 
-    // Partial sums [WK][N][PITCH] of the matrices' rows by the message.
+    // Partial sums of the matrices' rows by the message.
     __device__ __forceinline__ void multiply(const Place& p, const char* message, float* partial) const {
         float c[CHAINS][MT][NT][4] = {};
         const char* b = message + (first * NT * 32 + p.lane) * 8;
@@ -141,7 +147,7 @@ struct Matrix {
         for (int k = 0; k < KR; ++k) step(c[k % CHAINS], b + k * NT * 256, held[k]);
         rest<KS>(c, b + KR * NT * 256, kept);
         rest<KW - KR - KS>(c, b + (KR + KS) * NT * 256, far);
-        float* to = partial + (p.warp % WK * N + p.lane % 4 * 2) * PITCH + p.warp / WK * MT * 16 + p.lane / 4;
+        float* to = column_of(partial, p.warp % WK, p.lane % 4 * 2) + p.warp / WK * MT * 16 + p.lane / 4;
 #pragma unroll
         for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -150,7 +156,7 @@ struct Matrix {
                 for (int i = 0; i < 4; ++i) {
                     float sum = c[0][m][n][i];
                     if constexpr (CHAINS == 2) sum += c[1][m][n][i];
-                    to[(n * 8 + i % 2) * PITCH + m * 16 + i / 2 * 8] = sum;
+                    to[n * 2 * ODD + i % 2 * ODD + m * 16 + i / 2 * 8] = sum;
                 }
     }
 
@@ -187,7 +193,7 @@ __device__ __forceinline__ void total(const float* partial, int row, int column,
 #pragma unroll
     for (int k = 0; k < WK; ++k) {
         float part[V];
-        load<float>(partial + (k * N + column) * PITCH + row, part);
+        load<float>(column_of(const_cast<float*>(partial), k, column) + row, part);
 #pragma unroll
         for (int v = 0; v < V; ++v) sum[v] = k ? sum[v] + part[v] : part[v];
     }

@@ -145,7 +145,7 @@ class Plan:
         problem, groups = self.problem, self.groups
         sizes = {
             "WIRE": groups * 2 * self.message * self.rows * 2,
-            "PARTIAL": groups * self.along * self.rows * (self.matrix_rows + 4) * 4,
+            "PARTIAL": groups * self.partial,
             "RING": groups * self.stages * self.ring,
             "WEIGHTS": problem.weights * self.units * 4,
             "SUMS": 0 if problem.forward else groups * problem.weights * self.items * UNITS * 4,
@@ -157,6 +157,11 @@ class Plan:
             found[name] = at
             at += -(-size // 128) * 128
         return found | {"end": at}
+
+    @property
+    def partial(self) -> int:
+        """Bytes of a group's partial sums: eight columns with gaps between them, see column_of in dense.cuh."""
+        return self.along * self.rows * ((self.matrix_rows + 23) // 32 * 32 + 12) * 4
 
     @property
     def ring(self) -> int:
@@ -196,7 +201,7 @@ class Plan:
         fragment = WARPS * self.tiles * 512
         tensor = self.matrix_rows / 16 * steps * columns / 4 * TENSOR
         near = (256 * self.across * steps * columns + self.kept * fragment) / SHARED_RATE
-        sums = 2 * self.along * self.rows * (self.matrix_rows + 4) * 4 / SHARED_RATE
+        sums = 2 * self.along * self.rows * self.matrix_rows * 4 / SHARED_RATE
         multiply = max(tensor, near, self.far * fragment / FAR_RATE)
         ingest = self.message * self.rows * 2 / INGEST_RATE
         work, travel = multiply + sums + EPILOGUE + PER_ITEM * (self.own - 1), ingest + ONE_WAY
