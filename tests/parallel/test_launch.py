@@ -39,7 +39,7 @@ def rank_pid(parent: int, rank: int) -> int:
 
 
 def started(run, *options):
-    """A run on two ranks without an end, when it has written a checkpoint."""
+    """A run on two ranks without an end, when it has written checkpoints; old ones go."""
     command = [sys.executable, "-m", "rnn_lab_cli", "fit", *FIT, "--steps", "100000", "--gpus", "2", *options]
     child = subprocess.Popen(
         [*command, "--checkpoint-every", "2", "--out", str(run)],
@@ -48,7 +48,11 @@ def started(run, *options):
         text=True,
     )
     until = time.monotonic() + 120
-    while not (run / "checkpoints" / "step_4").exists() and time.monotonic() < until and child.poll() is None:
+    while (
+        not any(int(p.name[5:]) >= 4 for p in run.glob("checkpoints/step_*"))
+        and time.monotonic() < until
+        and child.poll() is None
+    ):
         time.sleep(0.05)
     return child
 

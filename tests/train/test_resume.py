@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from rnn_lab.errors import CheckpointError, ConfigError, RnnLabError
+from rnn_lab.parallel.world import World
 from rnn_lab.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rnn_lab.train.rundir import RunDir, list_checkpoints
 
@@ -111,6 +112,22 @@ def test_signals_save_and_say_so(tiny, tmp_path, number):
     assert result["status"] == "interrupted"
     assert list_checkpoints(tmp_path / "r" / "checkpoints")[-1][0] == result["steps"] >= 3
     assert resume(tmp_path / "r", steps=result["steps"] + 2)["status"] == "ok"
+
+
+def test_a_signal_in_the_middle_of_agreeing_is_not_lost(tiny, tmp_path, monkeypatch):
+    """It comes behind what this rank told the others, and before what all of them decided."""
+    agree, times = World.agree, []
+
+    def interrupted(world, go, stop):
+        times.append(stop)
+        if len(times) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return agree(world, go, stop)
+
+    monkeypatch.setattr(World, "agree", interrupted)
+    result = run(tiny(train={"steps": 50}), tmp_path / "r")
+    assert (result["status"], times) == ("interrupted", [None, None, None, signal.SIGTERM])
+    assert list_checkpoints(tmp_path / "r" / "checkpoints")[-1][0] == result["steps"] == 3
 
 
 def test_a_finished_run_asks_for_a_longer_budget(tiny, tmp_path):

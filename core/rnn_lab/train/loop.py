@@ -112,7 +112,8 @@ class Trainer:
         self.peak = None if peak is None else peak * self.world.size
         self.step, self.timed_steps = progress.step, progress.timed_steps
         self.last_line: dict[str, Any] = {}
-        self.stop_signal: int | None = None
+        self.stop_signal: int | None = None  # as all ranks agreed
+        self._asked: int | None = None  # as this one heard, at any moment
         self.metrics: MetricsLog | None = None
         self.train_step = make_step(cfg, model, optimizer, dtype, reference, observer.note, self.sharing)
         self.executor: Executor = executor(self.train_step, self.sampler, clock, progress.carry, observer.note)
@@ -177,7 +178,7 @@ class Trainer:
         while True:
             flying = len(self.executor)
             allowed = self.budget.allows(self._submitted, self.clock.train + flying * self._step_seconds)
-            allowed, self.stop_signal = self.world.agree(allowed, self.stop_signal)
+            allowed, self.stop_signal = self.world.agree(allowed, self._asked)
             if self.stop_signal is not None or not (allowed or flying):
                 return False
             if allowed:
@@ -390,7 +391,7 @@ class Trainer:
 
     def _stop(self, number: int) -> None:
         """At the first signal: finish the current step, then stop."""
-        self.stop_signal = number
+        self._asked = number
         self.observer.note("stopping after this step; once more to stop at once")
 
 
