@@ -13,10 +13,10 @@ import pytest
 import torch
 from rnn_lab.config import Layer, ModelSection, OptimizerSection, resolve
 from rnn_lab.data.corpus import open_split
-from rnn_lab.errors import ConfigError
+from rnn_lab.errors import ConfigError, RankLost
 from rnn_lab.modelspec import model_spec
 from rnn_lab.parallel.costs import BUCKET, Costs, costs
-from rnn_lab.parallel.launch import Machines
+from rnn_lab.parallel.launch import Machines, judged
 from rnn_lab.parallel.sharded import owners
 from rnn_lab.parallel.sharing import Sharing
 from rnn_lab.parallel.world import Ranks, World, check_gpus, launched
@@ -86,6 +86,27 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_alone(tmp_path):
     steps = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] + 2
     assert main(["resume", str(run), "--steps", str(steps), "--quiet"]) == 0
     assert json.loads((run / "result.json").read_text())["steps"] == steps
+
+
+def test_a_rank_that_failed_by_itself_is_the_reason():
+    """Torchrun ends the others by SIGTERM; any other signal, or that one alone, comes from elsewhere."""
+    assert judged({0: 2, 1: -signal.SIGTERM}, 2) == judged({1: 2, 0: -signal.SIGTERM}, 2) == 2
+    for failures in ({0: 1, 1: -signal.SIGKILL}, {1: -signal.SIGTERM}):
+        with pytest.raises(RankLost, match="rank 1 of 2 was ended by SIG(KILL|TERM)"):
+            judged(failures, 2)
+
+
+@pytest.mark.slow
+def test_what_only_ranks_find_out_is_told_once_with_its_own_code(tmp_path):
+    """And nothing is offered to go on with: there is no folder."""
+    command = [sys.executable, "-m", "rnn_lab_cli", "fit", *FIT, "--steps", "3", "--gpus", "2"]
+    lost = tmp_path / "lost.txt"
+    done = subprocess.run(
+        [*command, "--data", str(lost), "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error:") == 1 and f"{lost} does not exist" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -73,14 +73,24 @@ def launch(module: str, arguments: Sequence[str], machines: Machines) -> int:
         asked = parse_args([*machines.options(), "-m", module, *arguments])  # type: ignore[no-untyped-call]
         run(asked)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        failures = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        killed = {rank: -code for rank, code in failures.items() if code < 0}
-        if killed:
-            rank, number = min(killed.items())
-            raise RankLost(f"rank {rank} of {machines.ranks} was ended by {signal.Signals(number).name}") from error
-        return next(iter(failures.values()))
+        return judged({rank: failure.exitcode for rank, failure in error.failures.items()}, machines.ranks)
     except SignalException:
         return INTERRUPTED
     except RendezvousError as error:
         raise ConfigError(f"the machines of this run did not meet: {error}") from error
     return 0
+
+
+def judged(failures: Mapping[int, int], ranks: int) -> int:
+    """The exit code of a run of which these ranks failed, by theirs.
+
+    Raises:
+        RankLost: a rank was ended by a signal, and not by torchrun, which ends all others when one has failed.
+
+    """
+    own = [code for code in failures.values() if code > 0]
+    killed = {rank: -code for rank, code in failures.items() if code < 0 and not (own and -code == signal.SIGTERM)}
+    if killed:
+        rank, number = min(killed.items())
+        raise RankLost(f"rank {rank} of {ranks} was ended by {signal.Signals(number).name}")
+    return own[0]
