@@ -92,7 +92,7 @@ def test_a_rank_that_failed_by_itself_is_the_reason():
     """Torchrun ends the others by SIGTERM; any other signal, or that one alone, comes from elsewhere."""
     assert judged({0: 2, 1: -signal.SIGTERM}, 2) == judged({1: 2, 0: -signal.SIGTERM}, 2) == 2
     for failures in ({0: 1, 1: -signal.SIGKILL}, {1: -signal.SIGTERM}):
-        with pytest.raises(RankLost, match="rank 1 of 2 was ended by SIG(KILL|TERM)"):
+        with pytest.raises(RankLost, match=r"rank 1 of 2 was ended by SIG(KILL|TERM)"):
             judged(failures, 2)
 
 
