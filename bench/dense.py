@@ -36,6 +36,8 @@ STEPS = 512
 SECONDS = 0.5
 CHECKED = 64
 """Steps of the check against fp64."""
+RESIDENT, ROWS, GROUPS = dense_plan.RESIDENT, dense_plan.ROWS, dense_plan.GROUPS
+"""What planning may choose among, before it is restricted."""
 
 
 def elman(h: Tensor, u: Tensor, W: Tensor) -> Tensor:
@@ -94,8 +96,7 @@ def kernels(bound: Bound) -> str:
 
 def every_plan(B: int, D: int) -> Iterator[str]:
     """Each way that both directions fit in: what its kernels take, and microseconds per step as predicted."""
-    resident = dict(dense_plan.RESIDENT)
-    ways = product(resident.items(), dense_plan.ROWS, dense_plan.GROUPS, (False, True))
+    ways = product(RESIDENT.items(), ROWS, GROUPS, (False, True))
     for (cluster, room), rows, groups, bulk in ways:
         restrict({cluster: room}, (rows,), (groups,), bulk)
         if not all(dense_plan.plans(form.problem) for form in forms(D)):
@@ -109,7 +110,7 @@ def together(B: int, D: int) -> Iterator[str]:
     """One to four forward passes on streams of their own, under one graph, by sequences of a cluster."""
     streams = [torch.cuda.Stream() for _ in range(4)]
     for rows in (8, 16, 32):
-        restrict(dict(dense_plan.RESIDENT), (rows,), (1,), dense_plan.BULK)
+        restrict(RESIDENT, (rows,), (1,), dense_plan.BULK)
         bounds = [bind(run_dense, arguments(B, STEPS, D, torch.bfloat16)) for _ in streams]
         for count in range(1, len(streams) + 1):
             pairs = list(zip(streams, bounds, strict=True))[:count]
@@ -162,15 +163,13 @@ def main() -> None:
     parser.add_argument("--widths", type=numbers, default=[512, 768, 1024, 1280, 1536, 2048])
     parser.add_argument("--batches", type=numbers, default=[32, 256])
     parser.add_argument("--bulk", action="store_true", help="blocks send by the copy engine")
-    parser.add_argument(
-        "--groups", type=numbers, default=list(dense_plan.GROUPS), help="sequences' groups of a cluster"
-    )
+    parser.add_argument("--groups", type=numbers, default=list(GROUPS), help="sequences' groups of a cluster")
     parser.add_argument("--every-plan", action="store_true", help="our kernels alone, spread in every way")
     parser.add_argument("--together", action="store_true", help="several forward passes at once")
     parser.add_argument("--only", default="", help="names that contain this")
     options = parser.parse_args()
     os.environ["RNN_LAB_KERNELS"] = "dense"
-    restrict(dense_plan.RESIDENT, dense_plan.ROWS, tuple(options.groups), options.bulk)
+    restrict(RESIDENT, ROWS, tuple(options.groups), options.bulk)
     sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, T {STEPS}\n")
     for B, D in product(options.batches, options.widths):
         alone = every_plan if options.every_plan else together if options.together else None
