@@ -272,6 +272,8 @@ def reset_before_product(h, u, W):
     (lambda h, u, W: torch.erf(h @ W.T + u), "erf"),
     (lambda h, u, W: torch.softmax(h @ W.T + u, -1), "softmax"),
     (lambda h, u, W: h[:, :64] @ W.T, "indexing"),
+    (lambda h, u, W: torch.tanh(h @ (2 * W).T + u), "arithmetic with a matrix"),
+    (lambda h, u, W: torch.tanh(h @ (-W).T + u), "arithmetic with a matrix"),
 ])  # fmt: skip
 def test_refuses_cells_with_a_reason(update, reason):
     _, h, streams, _ = call("e0", 1, 2, 128)

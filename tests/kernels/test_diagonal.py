@@ -183,6 +183,7 @@ def test_a_mix_of_two_needs_one_product():
         lambda a, x, y: a * x + (1 - a) * y,
         lambda a, x, y: y * (1 - a) + x * a,
         lambda a, x, y: torch.lerp(y, x, a),
+        lambda a, x, y: torch.lerp(y, end=x, weight=a),
     ]
     for mix in mixes:
         (node,) = trace(mix, "a", "x", "y")

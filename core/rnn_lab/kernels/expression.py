@@ -155,8 +155,8 @@ def _logsigmoid(a: Node) -> Node:
     return neg(call("softplus", neg(a)))
 
 
-def _lerp(a: Node, b: Node, w: Node) -> Node:
-    return add(a, mul(w, sub(b, a)))
+def _lerp(a: Node, b: Node, weight: Node) -> Node:
+    return add(a, mul(weight, sub(b, a)))
 
 
 def _softplus(a: Node, beta: Any = 1, threshold: Any = 20) -> Node:
@@ -232,7 +232,8 @@ class Symbol(Incomparable):
         given = dict(kwargs or {})
         if given.pop("alpha", 1) != 1 or given.pop("inplace", False):
             raise NotElementwise("alpha other than 1, or an operation in place")
-        rest = {{"min": "low", "max": "high"}.get(k, k): v for k, v in given.items()}
+        own = {"min": "low", "max": "high", "input": "a", "other": "b", "end": "b"}
+        rest = {own.get(k, k): v if plain else _node(v) for k, v in given.items()}
         return Symbol(_MEANING[function](*nodes, **rest))
 
     def to(self, *args: Any, **kwargs: Any) -> "Symbol":

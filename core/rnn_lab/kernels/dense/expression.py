@@ -79,6 +79,14 @@ class Factor(Incomparable):
     def __rmatmul__(self, other: Any) -> "Pieces":
         return _matmul(other, self)
 
+    def __mul__(self, other: Any) -> Any:
+        raise NotDense("arithmetic with a matrix: scale what it is multiplied with, or do it before the recurrence")
+
+    __rmul__ = __truediv__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__
+
+    def __neg__(self) -> Any:
+        return self * -1
+
 
 Product = tuple[tuple[tuple[int, bool], ...], int]
 """Weights, each transposed or not, whose product is multiplied from the right; and which piece of the result."""
