@@ -9,6 +9,8 @@ from rnn_lab.e3.measure import Mean, Row, mean_of, paired
 from rnn_lab.e3.suite import CONFIGS
 
 REFERENCES = {"muon": 1000, "adamw": 2000}
+ON = {"MTP": "linear, n = 4", "Collider": "topk by loss, s = 0.35", "8 bits": "yes", "GaLore": "r = 256, every 200",
+      "reading ahead": "2 / 4"}  # fmt: skip
 
 
 def row(label, saved=0.0, gain=1.0, worse=0.0, **more):
@@ -23,7 +25,10 @@ def row(label, saved=0.0, gain=1.0, worse=0.0, **more):
         "waited": mean_of([0.01, 0.01]),
         "calm": 1.0,
     }
-    return Row(label, "e61", 3, 3, "3 ok", {}, **{**known, **more})
+    features = {} if label == "Baseline" else ON
+    return Row(
+        **{"label": label, "model": "e61", "ok": 3, "total": 3, "status": "3 ok", "features": features, **known, **more}
+    )
 
 
 def suite(**rows):
@@ -140,6 +145,70 @@ def test_the_checklist_follows_the_rules():
     }  # fmt: skip
     rows = suite()
     assert {i.name: i.state for i in checklist(rows, claims(rows, None, 5.0))}["No Regressions"] == "pass"
+
+
+@pytest.mark.parametrize(("names", "stem", "label", "feature"), [
+    (("C1", "C1 (loss)"), "mtp_only", "MTP_Only", "MTP"), (("C2",), "muon_8bit", "8bit_Muon", "8 bits"),
+    (("C3",), "galore2", "GaLore2", "GaLore"), (("C4",), "full", "E3_Full", "Collider"),
+])  # fmt: skip
+@pytest.mark.parametrize("value", ["-", "off (nothing of it)"])
+def test_a_feature_that_was_off_says_nothing(names, stem, label, feature, value):
+    rows = suite(**{stem: row(label, saved=0.99, gain=1.5, worse=-0.5, features={**ON, feature: value})})
+    found = [c for c in claims(rows, None, 5.0) if c.id in names]
+    assert {c.verdict for c in found} == {"not run"}
+    assert all(f"{label} ran without {feature}" in c.reason and ("nothing of it" in c.reason) == (len(value) > 1)
+               for c in found)  # fmt: skip
+
+
+def test_the_ablation_counts_where_the_feature_was_on_only_there():
+    rows = {**suite(), "8bit_Muon_only": row("8bit_Muon_only", saved=0.9, features={})}
+    assert verdicts(rows)["C2", "Muon"].of == "8bit_Muon"
+
+
+def test_the_loader_is_judged_with_and_without_it():
+    busy = {"baseline": row("Baseline", busy=mean_of([70.0])), "muon_8bit": row("8bit_Muon", busy=mean_of([95.0]))}
+    assert verdicts(suite(**busy))["C5", "Baseline"].verdict == "verified"
+    busy["baseline"] = replace(busy["baseline"], features=ON)
+    assert verdicts(suite(**busy))["C5", "Baseline"].verdict == "not run"
+
+
+def test_another_model_is_not_compared_with_the_baseline():
+    found = verdicts(suite(mtp_only=row("MTP_Only", gain=1.2, model="gru")))["C1", "Baseline"]
+    assert found.verdict == "not run" and found.reason == "MTP_Only ran gru, the baseline e61"
+
+
+def test_a_small_model_gives_figures_and_no_verdicts():
+    for params, known in ((9_999_999, {"not run"}), (10_000_000, {"verified", "refuted"})):
+        rows = suite(**{stem: row(label, saved=0.2, params=params) for stem, label in CONFIGS.items()})
+        judged = [c for c in claims(rows, None, 99.0) if c.id in ("C1", "C1 (loss)", "C2", "C3", "C4", "C7")]
+        assert {c.verdict for c in judged} == known and all(c.measured for c in judged)
+        assert all(("9,999,999 parameters" in c.reason) == (params < 10_000_000) for c in judged)
+
+
+def test_savings_against_adamw_tell_what_muon_saves_by_itself():
+    found = verdicts(suite(galore2=row("GaLore2", saved=0.6)))
+    assert "Muon in fp32 alone saves 50 %" in found["C3", "AdamW"].reason
+    assert "alone" not in found["C3", "Muon"].reason
+
+
+def test_what_is_not_decided_for_all_is_not_decided():
+    def state(name, **rows):
+        made = {label: one for label, one in suite(**rows).items() if one is not None}
+        return next(item for item in checklist(made, claims(made, None, 5.0)) if item.name == name)
+
+    dead = Row("GaLore2", "e61", 0, 3, "3 diverged", {})
+    assert state("Quality Maintained").state == state("Throughput").state == "pass"
+    for name in ("Quality Maintained", "Throughput"):
+        found = state(name, galore2=dead)
+        assert found.state == "not run" and "GaLore2 3 diverged" in found.found
+    rows = {label: one for label, one in suite().items() if label in ("Baseline", "E3_Full")}
+    (found,) = [item for item in checklist(rows, []) if item.name == "Quality Maintained"]
+    assert found.state == "not run" and "GaLore2 not asked for" in found.found
+    worse = state("Quality Maintained", galore2=dead, full=row("E3_Full", worse=0.05))
+    assert worse.state == "fail"
+    single = row("MTP_Only", e_data=paired([1.3], ratio=True), delta=paired([-0.1]))
+    assert state("Data Efficiency", mtp_only=single).state == "not run"
+    assert "one seed does not tell" in state("Quality Maintained", mtp_only=single).found
 
 
 @pytest.mark.parametrize(

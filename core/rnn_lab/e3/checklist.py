@@ -1,11 +1,14 @@
-"""The documents' checklist, each item decided by a rule: pass, fail or not run."""
+"""The documents' checklist, each item decided by a rule: pass, fail or not run.
 
-from collections.abc import Iterable, Mapping, Sequence
+What one configuration shows to be wrong is a fail. Where none does, and evidence of some lacks, nothing is decided.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rnn_lab.e3.claims import MARGIN, Claim, better, percent
-from rnn_lab.e3.measure import CALM, Row, times
-from rnn_lab.e3.suite import BASELINE
+from rnn_lab.e3.measure import CALM, Paired, Row, times
+from rnn_lab.e3.suite import BASELINE, CONFIGS
 
 CALM_SHARE = 0.95
 SPEED = 0.95
@@ -31,24 +34,22 @@ class Item:
 
 def checklist(rows: Mapping[str, Row], claims: Sequence[Claim]) -> list[Item]:
     """Every item of the documents, in their order."""
-    five = [row for row in rows.values() if row.label != BASELINE]
+    others = {label: rows.get(label) for label in (*CONFIGS.values(), *rows) if label != BASELINE}
     return [
         _claimed("Data Efficiency", "C1 is verified", [c for c in claims if c.id == "C1"]),
         _claimed("Memory Reduction", "C2 to C4 are verified against Muon, the suite's own baseline",
                  [c for c in claims if c.id in ("C2", "C3", "C4") and c.baseline.startswith("Muon")]),
         _claimed("GPU Utilization", "C5 is verified", [c for c in claims if c.id == "C5"]),
         _stable(list(rows.values())),
-        _kept("Quality Maintained", QUALITY, five),
-        _fast(five),
-        _kept("No Regressions", f"{FULL}: the same", [row for row in five if row.label == FULL]),
+        _decided("Quality Maintained", QUALITY, others, *_KEPT),
+        _decided("Throughput", f"bytes per second at least {SPEED} of the baseline's", others, *_FAST),
+        _decided("No Regressions", f"{FULL}: the same", {FULL: rows.get(FULL)}, *_KEPT),
     ]  # fmt: skip
 
 
 def _claimed(name: str, rule: str, claims: Sequence[Claim]) -> Item:
-    verdicts = [claim.verdict for claim in claims]
-    state = "pass" if verdicts and set(verdicts) == {"verified"} else "fail"
-    if not verdicts or set(verdicts) == {"not run"}:
-        state = "not run"
+    verdicts = {claim.verdict for claim in claims}
+    state = "fail" if "refuted" in verdicts else "pass" if verdicts == {"verified"} else "not run"
     return Item(
         name, rule, state, "; ".join(f"{c.id} {c.verdict}{f' ({c.measured})' if c.measured else ''}" for c in claims)
     )
@@ -70,26 +71,30 @@ def _troubles(row: Row) -> list[str]:
     return [*found, *([times(row.rollbacks)] if row.rollbacks else [])]
 
 
-def _kept(name: str, rule: str, rows: Sequence[Row]) -> Item:
-    told = [(row, row.delta) for row in rows if row.delta is not None]
-    decided = [(row, delta) for row, delta in told if better(delta) is not None]
-    found = "; ".join(f"{row.label} {delta.value:+.4f}".replace("-", "−") for row, delta in told)
-    if not decided:
-        return Item(name, rule, "not run", f"{found}: one seed does not tell" if found else "no runs to compare")
-    return Item(name, rule, _state(all(better(delta) for _, delta in decided), True), found)
+_KEPT = (lambda row: row.delta, better, "{:+.4f}", "one seed does not tell")
+_FAST = (lambda row: row.speed_ratio, lambda ratio: ratio.value >= SPEED, "{:.2f}", "")
 
 
-def _fast(rows: Sequence[Row]) -> Item:
-    rule = f"bytes per second at least {SPEED} of the baseline's"
-    told = [(row, row.speed_ratio) for row in rows if row.speed_ratio is not None]
-    found = "; ".join(f"{row.label} {ratio.value:.2f}" for row, ratio in told)
-    return Item("Throughput", rule, _state(all(ratio.value >= SPEED for _, ratio in told), bool(told)), found)
+def _decided(
+    name: str, rule: str, rows: Mapping[str, Row | None], figure: Callable[[Row], Paired | None],
+    passes: Callable[[Paired], bool | None], form: str, undecided: str,
+) -> Item:  # fmt: skip
+    """An item that every configuration has to pass; what has no figure, or one that decides nothing, is named."""
+    told, verdicts = [], []
+    for label, row in rows.items():
+        found = None if row is None else figure(row)
+        verdicts.append(None if found is None else passes(found))
+        if row is None or found is None:
+            told.append(
+                f"{label} " + ("not asked for" if row is None else row.status if not row.ok else "not compared")
+            )
+        else:
+            told.append(f"{label} {form.format(found.value)}".replace("-", "−"))
+    if undecided and None in verdicts and any(row and figure(row) for row in rows.values()):
+        told.append(undecided)
+    state = "fail" if False in verdicts else "not run" if None in verdicts else "pass"
+    return Item(name, rule, state, "; ".join(told))
 
 
 def _state(passed: bool, known: bool) -> str:
     return "not run" if not known else "pass" if passed else "fail"
-
-
-def failed(items: Iterable[Item]) -> list[str]:
-    """Names of the items that failed."""
-    return [item.name for item in items if item.state == "fail"]

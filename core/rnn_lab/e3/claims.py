@@ -1,12 +1,13 @@
 """What was claimed of the suite's features, and what its runs say of each claim: a verdict by rule.
 
 Verdicts: `verified`, `refuted`, `inconclusive` where the interval holds the claim's edge, `not run` where nothing was
-measured that could tell. Bytes of state are exact; their verdicts need no interval. A reduction is verified where it
-rounds to the claim's whole per cent.
+measured that could tell: the feature was off in what ran, the model was another than the baseline's or smaller than the
+claims are about. Bytes of state are exact; their verdicts need no interval. A reduction is verified where it rounds to
+the claim's whole per cent.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rnn_lab.comparison.efficiency import CLAIM, Gain, judge
@@ -24,6 +25,8 @@ WIDE = 1024
 MINUTES = 25.0
 SEEDS = 3
 """Paired seeds that a verdict on a loss or on data takes at least."""
+SMALL = 10_000_000
+"""Parameters below which a run shows that the machinery works, and not what a feature is worth."""
 MARGIN = 0.01
 """Nats per byte that a configuration may lose and count as equally good."""
 
@@ -54,13 +57,30 @@ def claims(rows: Mapping[str, Row], backward: Mapping[str, Any] | None, minutes:
     """
     return [
         *_data_efficiency(rows),
-        *_state("C2", "8-bit Muon needs 86 % less optimizer state", 0.86, ("8bit_Muon_only", "8bit_Muon"), rows),
-        *_state("C3", "GaLore 2 needs 50 to 65 % less optimizer state", 0.50, ("GaLore2_only", "GaLore2"), rows),
-        *_state("C4", "everything together needs about 95 % less", 0.95, ("E3_Full",), rows),
+        *_state("C2", "8-bit Muon needs 86 % less optimizer state", 0.86,
+                ("8bit_Muon_only", "8bit_Muon"), ("8 bits",), rows),
+        *_state("C3", "GaLore 2 needs 50 to 65 % less optimizer state", 0.50,
+                ("GaLore2_only", "GaLore2"), ("GaLore",), rows),
+        *_state("C4", "everything together needs about 95 % less", 0.95,
+                ("E3_Full",), ("MTP", "Collider", "8 bits", "GaLore"), rows),
         _loader(rows),
         _faster(backward),
         _all_ran(rows, minutes),
-    ]
+    ]  # fmt: skip
+
+
+def lacking(row: Row, features: Sequence[str]) -> str | None:
+    """Which of the features, by their names in `Row.features`, the configuration ran without, or None."""
+    told = {name: row.features.get(name, "-") for name in features}
+    off = [f"{name}: {value}" if value != "-" else name for name, value in told.items() if value[:3] in ("-", "off")]
+    return f"{row.label} ran without {', '.join(off)}" if off else None
+
+
+def small(row: Row) -> str | None:
+    """Why a run of this size gives no verdict, or None."""
+    if row.params is None or row.params >= SMALL:
+        return None
+    return f"{row.params:,} parameters: the claim is about models of {SMALL:,} and more"
 
 
 def percent(value: float) -> str:
@@ -86,12 +106,14 @@ def _data_efficiency(rows: Mapping[str, Row]) -> list[Claim]:
     formula = f"E_data = steps of the baseline / steps to its last loss; at least {CLAIM}"
     loss = ("C1 (loss)", "multi-token prediction has 15 to 20 % better loss", "MTP_Only", BASELINE)
     of_loss = "1 − loss / loss of the baseline; at least 15 %"
-    if (missing := _missing(row, rows)) is not None or row is None:
+    if (missing := _missing(row, rows, "MTP")) is not None or row is None:
         return [
             Claim(*head, formula, "", "", "not run", str(missing)),
             Claim(*loss, of_loss, "", "", "not run", str(missing)),
         ]
-    return [_gain(head, formula, row), _better_loss(loss, of_loss, row, rows[BASELINE])]
+    found = [_gain(head, formula, row), _better_loss(loss, of_loss, row, rows[BASELINE])]
+    why = small(row)
+    return [c if why is None or c.verdict == "not run" else replace(c, verdict="not run", reason=why) for c in found]
 
 
 def _gain(head: tuple[str, str, str, str], formula: str, row: Row) -> Claim:
@@ -129,26 +151,34 @@ def _better_loss(head: tuple[str, str, str, str], formula: str, row: Row, base: 
     return Claim(*head, formula, measured, interval, verdict if few is None else "inconclusive", few or "")
 
 
-def _state(name: str, text: str, claimed: float, labels: tuple[str, ...], rows: Mapping[str, Row]) -> list[Claim]:
+def _state(
+    name: str, text: str, claimed: float, labels: tuple[str, ...], features: tuple[str, ...], rows: Mapping[str, Row]
+) -> list[Claim]:
     """The claim against Muon, the suite's own baseline, and against AdamW, both with fp32 state."""
-    measured_ones = [label for label in labels if label in rows and rows[label].state.get("bytes")]
+    measured = [rows[label] for label in labels if label in rows and rows[label].state.get("bytes")]
+    row = next((one for one in measured if lacking(one, features) is None), None)
     found = []
     for key, baseline in (("muon", "Muon, fp32"), ("adamw", "AdamW, fp32")):
-        formula = f"1 − bytes / bytes of {baseline} state, same parameters; at least {percent(claimed)}"
-        if not measured_ones:
-            found.append(Claim(name, text, labels[-1], baseline, formula, "", "", "not run", _unmeasured(labels, rows)))
+        formula = f"1 − bytes / bytes of {baseline} state, same parameters; rounded, at least {percent(claimed)}"
+        if row is None:
+            why = _unmeasured(labels, features, rows)
+            found.append(Claim(name, text, labels[-1], baseline, formula, "", "", "not run", why))
             continue
-        row = rows[measured_ones[0]]
-        saved = 1 - row.state["bytes"] / row.state["reference_bytes"][key]
+        references = row.state["reference_bytes"]
+        saved = 1 - row.state["bytes"] / references[key]
         verdict = "verified" if saved >= claimed - ROUNDING else "refuted"
-        found.append(Claim(name, text, row.label, baseline, formula, percent(saved), "exact", verdict, _quality(row)))
+        told = [small(row), _quality(row)]
+        if key == "adamw":
+            told.append(f"Muon in fp32 alone saves {percent(1 - references['muon'] / references['adamw'])}")
+        verdict, reason = verdict if small(row) is None else "not run", "; ".join(filter(None, told))
+        found.append(Claim(name, text, row.label, baseline, formula, percent(saved), "exact", verdict, reason))
     return found
 
 
-def _unmeasured(labels: tuple[str, ...], rows: Mapping[str, Row]) -> str:
-    return (
-        "; ".join(f"{label}: {rows[label].status}" for label in labels if label in rows) or f"{labels[-1]} was not run"
-    )
+def _unmeasured(labels: tuple[str, ...], features: tuple[str, ...], rows: Mapping[str, Row]) -> str:
+    told = [lacking(rows[label], features) if rows[label].ok else f"{label}: {rows[label].status}"
+            for label in labels if label in rows]  # fmt: skip
+    return "; ".join(filter(None, told)) or f"{labels[-1]} was not run"
 
 
 def _quality(row: Row) -> str:
@@ -168,12 +198,12 @@ def _quality(row: Row) -> str:
 
 
 def _loader(rows: Mapping[str, Row]) -> Claim:
-    labels = [label for label in ("Async_only", "8bit_Muon", "GaLore2", "E3_Full") if label in rows]
-    done = [rows[label] for label in labels if rows[label].ok]
     head = ("C5", "the GPU is above 90 % busy with the async loader, about 70 % without")
     formula = f"data wait below {percent(WAIT)} and NVML mean at least {percent(BUSY)} with it, and not without"
     base = rows.get(BASELINE)
-    if not done or base is None or not base.ok:
+    labels = [label for label in ("Async_only", "8bit_Muon", "GaLore2", "E3_Full") if label in rows]
+    done = [rows[label] for label in labels if _missing(rows[label], rows, "reading ahead") is None]
+    if not done or base is None or lacking(base, ("reading ahead",)) is None:
         return Claim(*head, "Async_only", BASELINE, formula, "", "", "not run", "no run with and without it")
     row = done[0]
     waits = [
@@ -226,6 +256,8 @@ def _all_ran(rows: Mapping[str, Row], minutes: float | None) -> Claim:
     if len(five) < len(CONFIGS):
         missing = ", ".join(label for label in CONFIGS.values() if label not in rows)
         return Claim(*head, formula, measured, "", "not run", f"not asked for: {missing}")
+    if (why := next(filter(None, map(small, five)), None)) is not None:
+        return Claim(*head, formula, measured, "", "not run", why)
     in_time = minutes is not None and minutes <= MINUTES
     reason = "" if ok == total else "; ".join(f"{row.label}: {row.status}" for row in five if row.ok < row.total)
     if ok == total and not in_time:
@@ -233,10 +265,18 @@ def _all_ran(rows: Mapping[str, Row], minutes: float | None) -> Claim:
     return Claim(*head, formula, measured, "", "verified" if ok == total and in_time else "refuted", reason)
 
 
-def _missing(row: Row | None, rows: Mapping[str, Row]) -> str | None:
+def _missing(row: Row | None, rows: Mapping[str, Row], feature: str) -> str | None:
+    """Why a configuration does not show against the baseline what a feature does, or None."""
     base = rows.get(BASELINE)
     if row is None:
         return "it was not run"
     if base is None or not base.ok:
         return f"the baseline has no run that ended well ({'not run' if base is None else base.status})"
-    return None if row.ok else f"no run ended well: {row.status}"
+    if not row.ok:
+        return f"no run ended well: {row.status}"
+    return lacking(row, (feature,)) or other_model(row, base)
+
+
+def other_model(row: Row, base: Row) -> str | None:
+    """Why nothing of the configuration is to be compared with the baseline, or None."""
+    return None if row.model == base.model else f"{row.label} ran {row.model}, the baseline {base.model}"

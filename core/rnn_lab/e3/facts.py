@@ -12,7 +12,7 @@ from rnn_lab.comparison.efficiency import exponent
 from rnn_lab.comparison.records import RunRecord, Series, read_series
 from rnn_lab.e3 import backward
 from rnn_lab.e3.checklist import Item, checklist
-from rnn_lab.e3.claims import Claim, claims
+from rnn_lab.e3.claims import SMALL, Claim, claims
 from rnn_lab.e3.measure import Row, counts, mean_of, rows, windows
 from rnn_lab.e3.suite import ABLATIONS, BASELINE, CONFIGS, SUITE
 from rnn_lab.errors import ConfigError, RunError
@@ -246,7 +246,7 @@ def _seeds(series: Series) -> str:
 def _limits(found: Sequence[Row], sound: Sequence[RunRecord], last: int) -> list[str]:
     """What a reader must not conclude, by rule."""
     texts = ["One model family, one size and one corpus: signs and sizes may differ elsewhere."]
-    if any((run.params or 0) < 10_000_000 for run in sound):
+    if any((run.params or 0) < SMALL for run in sound):
         texts.append("Models of this size show that the machinery works, not what a feature is worth.")
     if len({run.seed for run in sound}) < 3:
         texts.append("Fewer than three seeds: intervals are wide or missing, and verdicts on losses are weak.")

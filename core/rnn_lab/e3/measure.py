@@ -123,7 +123,7 @@ def _row(
     if not sound:
         return Row(*head, skipped=skipped, rollbacks=rollbacks)
     pairs = [(base[run.seed], run) for run in sound if run.seed in base and run is not base[run.seed]]
-    pairs = [(b, x) for b, x in pairs if unpaired_because(b, x) is None]
+    pairs = [(b, x) for b, x in pairs if b.model == x.model and unpaired_because(b, x) is None]
     gains = {axis: _gains(pairs, axis, along) for axis in ("step", "seconds", "flops")}
     result = sound[0].result
     return Row(
