@@ -34,7 +34,10 @@ def test_a_crash_leaves_a_complete_report(tmp_path, capfd, monkeypatch):
         before = {name: (out / name).read_bytes() for name in ("e3.json", "REPORT.md", "report.html")}
         assert main(["bench", "report", str(out)]) == 0
         assert before == {name: (out / name).read_bytes() for name in before}
+        assert main(["verify-report", str(out)]) == 0
+        (out / "e3.json").write_bytes(before["e3.json"].replace(b'"last": 5', b'"last": 6'))
         capfd.readouterr()
+        assert main(["verify-report", str(out)]) == 1 and "e3.json, line" in capfd.readouterr().out
         assert main([*FAULTS, *asked, "--resume", "--target", "1M"]) == 2
         assert "of a suite with other options" in capfd.readouterr().err
         assert main(["fit", "--config", str(out / "suite" / "baseline.toml"), "--dry-run"]) == 0

@@ -23,15 +23,19 @@ def verify_report(ctx: click.Context, folder: Path, out: Path | None, other_vers
     """Compute the report on DIR again from its runs and compare every character.
 
     Exit code 1 where REPORT.md, report.html, report.json, TensorBoard's copy of the text or a file that a figure
-    comes from was changed, with every place. What was not read, because no figure comes from it, is named.
+    comes from was changed, with every place. What was not read, because no figure comes from it, is named. The report
+    of `bench e3` in DIR is compared in the same way: REPORT.md, report.html and e3.json.
     """
     from rnn_lab.report import require_libraries
 
     require_libraries()
+    from rnn_lab.e3 import verify as e3
     from rnn_lab.report.verify import uncovered, verify
 
-    differences = verify(folder, out, other_versions=other_versions)
-    unread = uncovered(folder, out)
+    if out is None and e3.holds_suite(folder):
+        differences, unread = e3.verify(folder, other_versions=other_versions), {}
+    else:
+        differences, unread = verify(folder, out, other_versions=other_versions), uncovered(folder, out)
     if as_json:
         emit_json(
             {"report": str(out or folder), "ok": not differences, "differences": differences, "uncovered": unread}

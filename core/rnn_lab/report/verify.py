@@ -17,7 +17,7 @@ from rnn_lab.report.contestants import FILES
 from rnn_lab.report.tensorboard import FILE, FOLDER, encoded
 from rnn_lab.report.write import HTML, JSON, MARKDOWN, pages
 
-_DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
+DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
 _CONTEXT = 36
 _NUMBERED = re.compile(r"(?<=tfevents)\..*")
 
@@ -34,7 +34,7 @@ def verify(folder: Path, out: Path | None = None, *, other_versions: bool = Fals
         RunError: there is no report, or there are no runs.
     """
     target = out or folder
-    written = {name: _read(target / name) for name in (JSON, MARKDOWN, HTML)}
+    written = {name: read_page(target / name) for name in (JSON, MARKDOWN, HTML)}
     try:
         stored = json.loads(written[JSON])
         allowed = frozenset(stored["allowed"])
@@ -47,7 +47,7 @@ def verify(folder: Path, out: Path | None = None, *, other_versions: bool = Fals
         report = replace(report, made_with=made_with)
         expected = pages(report)
         written, expected = (
-            {name: _DRAWING.sub("", text) for name, text in some.items()} for some in (written, expected)
+            {name: DRAWING.sub("", text) for name, text in some.items()} for some in (written, expected)
         )
     else:
         expected = pages(report)
@@ -55,9 +55,9 @@ def verify(folder: Path, out: Path | None = None, *, other_versions: bool = Fals
     differences += _changed_files(stored, known)
     differences += [f"{JSON}: {place}" for place in _tree(stored, known, "")]
     if not differences:
-        differences += [f"{JSON}, {place}" for place in _lines(written[JSON], expected[JSON])]
+        differences += [f"{JSON}, {place}" for place in changed_lines(written[JSON], expected[JSON])]
     for name in (MARKDOWN, HTML):
-        differences += [f"{name}, {place}" for place in _lines(written[name], expected[name])]
+        differences += [f"{name}, {place}" for place in changed_lines(written[name], expected[name])]
     return [*differences, *_events(target, expected[MARKDOWN])]
 
 
@@ -92,7 +92,12 @@ def _events(target: Path, page: str) -> Iterator[str]:
             yield f"{FOLDER}/{path.name} is no file of the report, and TensorBoard shows it as one: remove it"
 
 
-def _read(path: Path) -> str:
+def read_page(path: Path) -> str:
+    """The text of a report's file.
+
+    Raises:
+        RunError: it cannot be read.
+    """
     try:
         return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -135,7 +140,7 @@ def _tree(stored: Any, known: Any, where: str) -> Iterator[str]:
         yield f"{where} is {_short(stored)}, the runs give {_short(known)}"
 
 
-def _lines(written: str, expected: str) -> Iterator[str]:
+def changed_lines(written: str, expected: str) -> Iterator[str]:
     """Lines that differ, by number, with what stands around the first difference within them."""
     old, new = written.split("\n"), expected.split("\n")
     for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
