@@ -6,8 +6,10 @@ import pytest
 import torch
 from rnn_lab.config import OptimizerSection
 from rnn_lab.errors import ConfigError
+from rnn_lab.optim.adamw import Adam8bit, AdamRule, adam
 from rnn_lab.optim.factories import muon8bit
 from rnn_lab.optim.library import bitsandbytes
+from rnn_lab.optim.moments import CodedMomentum, momentum
 from rnn_lab.optim.quantise import Blockwise, _values
 from torch import nn
 from torch.nn import functional as F
@@ -57,6 +59,13 @@ def test_without_momentum_it_is_muon_bit_for_bit():
     train(*plain, range(4))
     train(*coded, range(4))
     assert_equal(plain[0], coded[0])
+
+
+@pytest.mark.parametrize(("numel", "coded"), [(4095, False), (4096, True)])
+def test_tensors_below_4096_values_have_no_codes(numel, coded):
+    assert isinstance(momentum((2, 1, numel), Blockwise(), torch.float32, torch.device("cpu")), CodedMomentum) == coded
+    (rule,) = adam([nn.Parameter(torch.zeros(numel))], AdamRule(), eight=True)
+    assert isinstance(rule, Adam8bit) == coded
 
 
 @pytest.mark.parametrize(("block", "quant"), [(64, "linear"), (256, "linear"), (2048, "linear"), (256, "dynamic")])
@@ -195,7 +204,6 @@ def test_bitsandbytes_updates_and_resumes():
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 @pytest.mark.filterwarnings("ignore")
 def test_8bit_adamw_has_torchaos_codes():
-    from rnn_lab.optim.adamw import Adam8bit, AdamRule
     from rnn_lab.optim.batch import Signals
     from torchao.optim.adam import single_param_adam
     from torchao.optim.subclass_8bit import OptimState8bit
