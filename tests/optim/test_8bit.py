@@ -4,13 +4,16 @@ import importlib.util
 
 import pytest
 import torch
-from rnn_lab.config import OptimizerSection
+from rnn_lab.config import ModelSection, OptimizerSection
 from rnn_lab.errors import ConfigError
+from rnn_lab.modelspec import model_spec
 from rnn_lab.optim.adamw import Adam8bit, AdamRule, adam
 from rnn_lab.optim.factories import muon8bit
 from rnn_lab.optim.library import bitsandbytes
 from rnn_lab.optim.moments import CodedMomentum, momentum
+from rnn_lab.optim.plan import decisions, settled
 from rnn_lab.optim.quantise import Blockwise, _values
+from rnn_lab.registry import registry
 from torch import nn
 from torch.nn import functional as F
 
@@ -168,6 +171,23 @@ def test_8bit_adamw_follows_adamw():
     moved = (plain.embedding.weight - small(**WIDE).embedding.weight).norm()
     assert (plain.embedding.weight - coded.embedding.weight).norm() < 0.05 * moved
     assert torch.equal(plain.norm.weight, coded.norm.weight), "too small to be coded"
+
+
+def test_what_stays_in_fp32_is_not_called_8_bit():
+    spec = model_spec(ModelSection(name="gdn", fields={"dim": 48}, depth=1), registry())
+    for settings, rules in (
+        ({"name": "muon8bit"}, ("8-bit Muon", "8-bit Muon", "Muon")),
+        ({"name": "galore_muon", "bits": 8, "galore_rank": 8, "galore_force": True}, ("GaLore-Muon",) * 3),
+    ):
+        section = OptimizerSection(**settings)
+        found = decisions(spec.build(), section.name, settled(section.name, section))
+        told = [found[f"layers.0.{name}.weight"] for name in ("g_proj", "qkv_proj", "a_proj")]
+        assert tuple(each.rule for each in told) == rules
+        if section.name == "muon8bit":
+            said = "momentum in fp32: fewer than 4096 values"
+            assert [each.reason for each in told] == [
+                "a matrix", f"3 stacked matrices, some {said}", f"a matrix, {said}"
+            ]  # fmt: skip
 
 
 def test_the_name_decides_the_bits():
