@@ -56,6 +56,11 @@ def test_one_seed_gives_no_verdict():
         judge([1.3])
 
 
+def test_the_slope_is_that_of_the_last_half():
+    bent = np.where(K <= 1000, 3 * K**-0.5, 3 * 1000**-0.4 * K**-0.1)
+    assert exponent(bent, K, window=1) == pytest.approx(0.1)
+
+
 def test_what_a_gain_is_worth_in_loss():
     assert exponent(3 * K**-0.037, K, window=1) == pytest.approx(0.037)
     # The two figures that the seeds' runs at 16.4 and 131 MB imply for 15 and 20 %.

@@ -62,6 +62,7 @@ def test_a_shipped_file_turns_on_what_the_documents_say(stem, monkeypatch):
     assert cfg.objective.entropy_weight == 0.01 and cfg.model.target == 50_000_000
     if name != "schedulefree":
         assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.optimizer.muon_momentum) == (0.02, 0.01, 0.95)
+        assert cfg.optimizer.aux_lr == 3e-4
         assert (cfg.schedule.type, cfg.schedule.warmup, cfg.schedule.stable_ratio) == ("wsd", 100, 0.8)
     if "galore" in name:
         assert (cfg.optimizer.galore_rank, cfg.optimizer.galore_update_freq) == (256, 200)

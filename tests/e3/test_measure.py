@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from rnn_lab.comparison.pairing import replayed, source_of
 from rnn_lab.comparison.records import RunRecord
-from rnn_lab.e3.backward import BACKWARD, read, sealed
+from rnn_lab.e3.backward import BACKWARD, _summary, read, sealed
 from rnn_lab.e3.claims import claims
-from rnn_lab.e3.measure import features, not_finite, paired, rows
+from rnn_lab.e3.facts import memory
+from rnn_lab.e3.measure import Row, features, mean_of, not_finite, paired, rows
 from rnn_lab.errors import RnnLabError
 
 TIMES = {"forward_ms": 1.0, "both_ms": 3.0}
@@ -46,6 +48,35 @@ def test_runs_of_other_bytes_are_not_paired(tmp_path):
         assert found.ok == 1 and (found.delta and len(found.delta.values)) == values
 
 
+def test_losses_are_compared_at_equal_steps(tmp_path):
+    longer, shorter = run(tmp_path, 8), run(tmp_path, 4, label="X")
+    for one in (longer, shorter):
+        one.result["data"]["bytes"] = 10_000
+        one.__dict__["chain"] = replayed(source_of(one), len(one.lines))
+    for line in longer.lines:
+        line["loss"] = 10.0 - line["step"]
+    assert rows({"Baseline": [longer], "X": [shorter]}, "Baseline")[1].delta.value == 2.0 - 6.0
+
+
+@pytest.mark.parametrize(
+    "config", [{"schedule": {"warmup": 2.0}}, {"schedule": {"warmup": 0.5}}, {"optimizer": {"warmup_steps": 2}}]
+)
+def test_gradient_norms_of_the_warm_up_do_not_count(tmp_path, config):
+    warm = run(tmp_path, config=config)
+    for line in warm.lines[:2]:
+        line["grad_norm"] = 100.0
+    (found,) = rows({"Baseline": [warm]}, "Baseline")
+    assert (found.norms, found.calm) == ((1.0, 1.0, 1.0), 1.0)
+
+
+def test_what_is_left_of_the_peak_is_all_that_has_no_part_of_its_own():
+    state = {"weight_bytes": 40, "gradient_bytes": 30, "bytes": 20, "by_category": {"momentum": 20}}
+    parts = {
+        part.part: part.measured for part in memory(Row("X", "e61", 1, 1, "", {}, state=state, peak=mean_of([100])))
+    }
+    assert (parts["activations and all else"], parts["peak"]) == (10, 100)
+
+
 def test_a_feature_that_did_nothing_is_off(tmp_path):
     asked = {
         "objective": {"use_mtp": True, "mtp_variant": "linear", "mtp_n_tokens": 4, "use_collider": True,
@@ -73,6 +104,13 @@ def test_skipped_steps_and_roll_backs_of_every_run_are_counted(tmp_path):
     found = rows({"Baseline": [back, dead]}, "Baseline")[0]
     assert found.status == "1 ok (1 roll-back), 1 diverged"
     assert (found.skipped, found.rollbacks) == (5, 1) and not_finite(run(tmp_path)) == 0
+
+
+def test_backward_is_what_both_take_less_forward():
+    filtered = {"forward_ms": 1.0, "both_ms": 2.0}
+    found = _summary([{"dense": TIMES, "filtered": filtered}] * 2)
+    assert (found["dense"]["backward_ms"], found["filtered"]["backward_ms"]) == (2.0, 1.0)
+    assert (found["backward_reduction"]["value"], found["step_reduction"]["value"]) == pytest.approx((1 / 2, 1 / 3))
 
 
 def test_the_file_of_backward_is_read_as_it_was_written_or_not_judged(tmp_path):

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rnn_lab.comparison.records import read_run
 from rnn_lab.config import Layer
 from rnn_lab.e3.files import read_layers
 from rnn_lab.registry import registry
+from rnn_lab.train.checkpoint import load_checkpoint
 from rnn_lab.train.resume import resume_run
 from rnn_lab.train.run import plan_run, start_run
 
@@ -52,8 +54,12 @@ PROJECTED = {"galore_rank": 16, "galore_min_dim": 8, "galore_update_freq": 2}
 
 
 def test_the_full_file_resumes_to_the_bit(corpus, tmp_path):
-    whole = run("full", corpus, tmp_path / "whole", 6, optimizer=PROJECTED)
-    run("full", corpus, tmp_path / "parts", 3, optimizer=PROJECTED)
+    wide = {**PROJECTED, "galore_rank": 32}
+    whole = run("full", corpus, tmp_path / "whole", 6, optimizer=wide)
+    run("full", corpus, tmp_path / "parts", 3, optimizer=wide)
+    state = load_checkpoint(tmp_path / "parts" / "checkpoints" / "step_3").tensors["optimizer"]
+    projected = [name.removesuffix("U") for name in state if name.endswith(".U")]
+    assert any(f"{name}scales" in state and state[f"{name}codes"].dtype == torch.int8 for name in projected)
     resume_run(tmp_path / "parts", {"steps": 6}, registry(), e3_models.Silent())
     assert [line["loss"] for line in read_run(tmp_path / "parts").lines] == whole
 

@@ -4,11 +4,16 @@ import importlib.util
 
 import pytest
 import torch
-from rnn_lab.config import OptimizerSection
+from rnn_lab.config import ModelSection, OptimizerSection
 from rnn_lab.errors import ConfigError
+from rnn_lab.modelspec import model_spec
+from rnn_lab.optim.adamw import Adam8bit, AdamRule, adam
 from rnn_lab.optim.factories import muon8bit
 from rnn_lab.optim.library import bitsandbytes
+from rnn_lab.optim.moments import CodedMomentum, momentum
+from rnn_lab.optim.plan import decisions, settled
 from rnn_lab.optim.quantise import Blockwise, _values
+from rnn_lab.registry import registry
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,6 +62,13 @@ def test_without_momentum_it_is_muon_bit_for_bit():
     train(*plain, range(4))
     train(*coded, range(4))
     assert_equal(plain[0], coded[0])
+
+
+@pytest.mark.parametrize(("numel", "coded"), [(4095, False), (4096, True)])
+def test_tensors_below_4096_values_have_no_codes(numel, coded):
+    assert isinstance(momentum((2, 1, numel), Blockwise(), torch.float32, torch.device("cpu")), CodedMomentum) == coded
+    (rule,) = adam([nn.Parameter(torch.zeros(numel))], AdamRule(), eight=True)
+    assert isinstance(rule, Adam8bit) == coded
 
 
 @pytest.mark.parametrize(("block", "quant"), [(64, "linear"), (256, "linear"), (2048, "linear"), (256, "dynamic")])
@@ -161,6 +173,23 @@ def test_8bit_adamw_follows_adamw():
     assert torch.equal(plain.norm.weight, coded.norm.weight), "too small to be coded"
 
 
+def test_what_stays_in_fp32_is_not_called_8_bit():
+    spec = model_spec(ModelSection(name="gdn", fields={"dim": 48}, depth=1), registry())
+    for settings, rules in (
+        ({"name": "muon8bit"}, ("8-bit Muon", "8-bit Muon", "Muon")),
+        ({"name": "galore_muon", "bits": 8, "galore_rank": 8, "galore_force": True}, ("GaLore-Muon",) * 3),
+    ):
+        section = OptimizerSection(**settings)
+        found = decisions(spec.build(), section.name, settled(section.name, section))
+        told = [found[f"layers.0.{name}.weight"] for name in ("g_proj", "qkv_proj", "a_proj")]
+        assert tuple(each.rule for each in told) == rules
+        if section.name == "muon8bit":
+            said = "momentum in fp32: fewer than 4096 values"
+            assert [each.reason for each in told] == [
+                "a matrix", f"3 stacked matrices, some {said}", f"a matrix, {said}"
+            ]  # fmt: skip
+
+
 def test_the_name_decides_the_bits():
     with pytest.raises(ConfigError, match="contradicts"):
         made("muon8bit", bits=32)
@@ -195,7 +224,6 @@ def test_bitsandbytes_updates_and_resumes():
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 @pytest.mark.filterwarnings("ignore")
 def test_8bit_adamw_has_torchaos_codes():
-    from rnn_lab.optim.adamw import Adam8bit, AdamRule
     from rnn_lab.optim.batch import Signals
     from torchao.optim.adam import single_param_adam
     from torchao.optim.subclass_8bit import OptimState8bit

@@ -8,7 +8,7 @@ from rnn_lab.modelspec import model_spec
 from rnn_lab.optim import gram
 from rnn_lab.optim.factories import muon
 from rnn_lab.optim.muon import MuonRule
-from rnn_lab.optim.newton_schulz import flops, orthogonalise
+from rnn_lab.optim.newton_schulz import POLAR_EXPRESS, flops, orthogonalise
 from rnn_lab.registry import registry
 from rnn_lab.train.optimizers import GatedOptimizer, current_lr
 from torch import nn
@@ -29,6 +29,15 @@ def test_singular_values_come_near_one():
     s = singular_values("polar_express")
     assert s.max() < 1.2 and s.min() > 0.8
     assert singular_values("ns", dtype=torch.bfloat16).max() < 1.3
+
+
+def test_polar_express_begins_at_a_norm_of_just_below_one():
+    u = torch.randn(1, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    U, s, V = torch.linalg.svd(u, full_matrices=False)
+    x = s / (1.01 * s.norm() + 1e-6)
+    for a, b, c in POLAR_EXPRESS:
+        x = a * x + b * x**3 + c * x**5
+    torch.testing.assert_close(orthogonalise(u, 5, "polar_express"), (U * x) @ V, rtol=0, atol=1e-10)
 
 
 def test_tall_is_wide_transposed_and_zeros_stay_zeros():

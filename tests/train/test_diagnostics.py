@@ -81,6 +81,17 @@ def test_limits_are_those_of_bytes():
     assert set(fired({"galore/energy": at((300,), 0.9), "galore/energy_stale": at((300,), 0.5)})) == {"D-GALORE-RANK"}
 
 
+def test_a_refresh_is_shared_out_over_its_period():
+    for spent, ids in ((900.0, set()), (1100.0, {"D-GALORE-SLOW"})):
+        found = fired({"galore/refresh_ms": at((300,), spent)}, cfg=config(optimizer={"name": "galore_muon"}))
+        assert set(found) == ids  # every 200 steps of 100 ms, of which 5 % may go there
+
+
+def test_a_loss_rises_above_what_it_was_after_the_warm_up():
+    rising = {"loss": lambda step: 1.0 if step <= 100 else 2.5}
+    assert not fired(rising, warmup_steps=200) and set(fired(rising, warmup_steps=90)) == {"D-DIVERGE"}
+
+
 def test_the_warm_up_is_left_out_and_muon_is_told_softly():
     assert not fired({"grad_norm": 6.0}, warmup_steps=250)
     assert fired({"grad_norm": 6.0})["D-GNORM-HI"].finding.severity == "warning"

@@ -234,6 +234,16 @@ def test_narrow_models_are_not_filtered_unless_asked(tiny, tmp_path):
     assert "Collider is off" in seen.notes[0] and "collider_sparsity" not in seen.lines[0]
 
 
+@pytest.mark.parametrize(
+    "warmup", [{"schedule": {"type": "constant", "warmup": 2}}, {"optimizer": {"warmup_steps": 2}}]
+)
+def test_filtering_begins_after_the_warm_up(tiny, tmp_path, warmup):
+    sections = {"optimizer": {"name": "adamw"}, **warmup}
+    seen = Recorder()
+    run(tiny(train={"steps": 4}, objective={"use_collider": True, "collider_min_dim": 0}, **sections), tmp_path, seen)
+    assert [line["collider_sparsity"] > 0 for line in seen.lines] == [False, False, True, True]
+
+
 def test_excess_scores_by_a_run(tiny, tmp_path):
     run(tiny(train={"steps": 2}), tmp_path / "reference")
     values = {"use_collider": True, "collider_min_dim": 0, "collider_scorer": "excess"}

@@ -163,6 +163,7 @@ def test_random_scores_follow_from_seed_step_row_and_position():
     assert torch.equal(scores[4:], random_scores(like[:4], 3, k, 4))
     assert not torch.equal(scores, random_scores(like, 3, k + 1, 0))
     assert not torch.equal(scores, random_scores(like, 4, k, 0))
+    assert not torch.isin(scores, random_scores(like, 4, k - 1, 0)).any(), "seed and step are no sum"
     assert scores.min() >= 0 and scores.max() < 1 and scores.mean().item() == pytest.approx(0.5, abs=0.02)
     assert scores.unique().numel() == scores.numel()
 

@@ -84,7 +84,7 @@ def decisions(model: nn.Module, kind: Kind, cfg: OptimizerSection) -> dict[str, 
         if not route.pieces:
             found[name] = _aux(route, cfg, route.reason)
         elif kind in ("muon", "muon8bit"):
-            found[name] = Decision(route, (None,) * len(route.pieces), _muon(cfg), route.reason)
+            found[name] = _by_muon(route, (None,) * len(route.pieces), cfg, route.reason)
         else:
             found[name] = _projected(route, kind, cfg)
     return found
@@ -124,13 +124,19 @@ def _projected(route: Route, kind: Kind, cfg: OptimizerSection) -> Decision:
         if any(rank is None for rank, _ in ranked):
             return replace(_aux(route, cfg, reason), rule="AdamW")
         return Decision(route, tuple(rank for rank, _ in ranked), "GaLore-AdamW", reason)
-    projected = any(rank is not None for rank, _ in ranked)
-    rule = f"GaLore-{_muon(cfg)}" if projected else _muon(cfg)
-    return Decision(route, tuple(rank for rank, _ in ranked), rule, reason)
+    return _by_muon(route, tuple(rank for rank, _ in ranked), cfg, reason)
 
 
-def _muon(cfg: OptimizerSection) -> str:
-    return "8-bit Muon" if cfg.bits == 8 else "Muon"
+def _by_muon(route: Route, ranks: tuple[int | None, ...], cfg: OptimizerSection, reason: str) -> Decision:
+    """Muon, in 8 bits where the momentum of a matrix is not too small for it, projected where it has a rank."""
+    kept = [(rank or piece.shape[1]) * piece.shape[2] for piece, rank in zip(route.pieces, ranks, strict=True)]
+    little = cfg.bits == 8 and min(kept) < MIN_NUMEL
+    if little:
+        some = "some " if max(kept) >= MIN_NUMEL else ""
+        reason += f", {some}momentum in fp32: fewer than {MIN_NUMEL} values"
+    rule = "8-bit Muon" if cfg.bits == 8 and max(kept) >= MIN_NUMEL else "Muon"
+    projected = any(rank is not None for rank in ranks)
+    return Decision(route, ranks, f"GaLore-{rule}" if projected else rule, reason)
 
 
 def _aux(route: Route, cfg: OptimizerSection, reason: str) -> Decision:

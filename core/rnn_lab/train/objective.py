@@ -204,14 +204,15 @@ def over_kept(values_BT: Tensor, held: TokenFilter | None) -> Tensor:
 def random_scores(like_BT: Tensor, seed: int, step: Tensor | None, first_row: int) -> Tensor:
     """Uniform scores `[B, T]` that follow from seed, step, row and position: no generator, so any resume repeats them.
 
-    Two rounds of a 64-bit mixing function (splitmix64's) of the four.
+    Rounds of a 64-bit mixing function (splitmix64's) of the four; one of the seed alone, so that seed 43 at step 2 is
+    not seed 42 at step 3.
     """
     B, T = like_BT.shape
     device = like_BT.device
     row = torch.arange(first_row, first_row + B, device=device)[:, None] * (1 << 20)
     x = row + torch.arange(T, device=device)
     k = torch.zeros((), dtype=torch.int64, device=device) if step is None else step.long()
-    x = _mixed(x + _mixed(k + seed % (1 << 62)))
+    x = _mixed(x + _mixed(k + _mixed(torch.full_like(k, seed % (1 << 62)))))
     return _shifted(x, 11).double() * 2.0**-53
 
 
