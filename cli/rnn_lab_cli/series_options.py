@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rnn_lab_cli.fit_options import apply, budget_options, override_option
+from rnn_lab_cli.fit_options import apply, budget_options, not_empty, override_option
 from rnn_lab_cli.names import complete_executor
 from rnn_lab_cli.output import json_option
 
@@ -29,7 +29,7 @@ _common = (
                  help="Runs at once; default: on the CPU one per core, elsewhere as many as there is room for."),
     click.option("--stall", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES",
                  help="A run without a sign of life for so long has hung; default: the protocol's."),
-    click.option("--out", metavar="DIR", help="Folder of the series."),
+    click.option("--out", metavar="DIR", callback=not_empty, help="Folder of the series."),
     click.option("--resume", is_flag=True, help="Go on with the series in DIR; finished runs are left alone."),
     click.option("--dry-run", is_flag=True, help="Show every run and its command, and start nothing."),
     click.option("--quiet", is_flag=True, help="No progress."),

@@ -57,6 +57,22 @@ def test_out_in_the_way(fit, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "command", [["bench", "e3", "--tiny"], ["protocol", "run", "micro"], ["fit", "-o", "model.name=e61"]]
+)
+def test_out_of_a_suite_or_series_in_the_way(rnn_lab, tmp_path, command):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300), "/proc/nix/below"):
+        refused(rnn_lab(*command, "--out", str(out)), f"--out {out}: cannot write there")
+    assert (tmp_path / "file").read_text() == "x"
+    refused(rnn_lab(*command, "--out", ""), "--out", "empty")
+
+
+@pytest.mark.parametrize("out", ["/proc/nix", "/etc/passwd/nix"])
+def test_out_of_a_suite_to_take_up_that_is_not_there(rnn_lab, out):
+    refused(rnn_lab("bench", "e3", "--tiny", "--resume", "--out", out), out)
+
+
+@pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("[train]\nstepz = 3", ("train.stepz", "run.toml", "'steps'")),
