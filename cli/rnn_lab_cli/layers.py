@@ -6,7 +6,7 @@ from typing import Any
 from rnn_lab.config import Layer, parse_override
 from rnn_lab.e3.files import read_layers, tables_of
 from rnn_lab.registry import Registry
-from rnn_lab.strict import Typed
+from rnn_lab.typed import Typed
 
 from rnn_lab_cli.output import note
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ParallelSection, ScheduleSection
 from rnn_lab.strict import StrictModel as StrictModel
-from rnn_lab.strict import Typed
+from rnn_lab.typed import Typed
 
 M = TypeVar("M", bound=BaseModel)
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbgt]?)\s*$", re.IGNORECASE)

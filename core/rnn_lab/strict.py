@@ -5,13 +5,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 
+from rnn_lab.typed import Typed
+
 _NUMBERS = {int: "an integer", float: "a number", bool: "true or false"}
-
-
-class Typed(str):
-    """Text of a command line, where a number has no other form; in a file it would be a number in quotes."""
-
-    __slots__ = ()
 
 
 class StrictModel(BaseModel):

@@ -28,8 +28,8 @@ def resume(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **optio
     number of --gpus, whatever it had before.
     """
     from rnn_lab.config import TrainSection, validate
-    from rnn_lab.strict import Typed
     from rnn_lab.train.rundir import RunDir
+    from rnn_lab.typed import Typed
 
     given = {key: Typed(options[key]) for key in ("steps", "tokens", "minutes") if options[key] is not None}
     origins = {f"train.{key}": f"option --{key}" for key in given}

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from rnn_lab.config import StrictModel, read_toml, validate
 from rnn_lab.errors import ConfigError
-from rnn_lab.strict import Typed
+from rnn_lab.typed import Typed
 
 
 class Spec(StrictModel):
