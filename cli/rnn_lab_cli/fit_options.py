@@ -10,6 +10,19 @@ from rnn_lab_cli.output import json_option
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+
+def not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The value of an option; an empty one is no name, nor does it mean the default.
+
+    Raises:
+        click.BadParameter: it is empty.
+
+    """
+    if value == "":
+        raise click.BadParameter("it is empty: name a folder, or leave the option out.", ctx, param)
+    return value
+
+
 model_options = (
     click.option("--target", metavar="N", help="Parameters to size the model to, such as 100M."),
     click.option("--depth", metavar="N", help="Number of layers."),
@@ -64,7 +77,7 @@ _options = (
     click.option("--eval-every", metavar="N", help="Steps between validations; default: only at the end."),
     click.option("--strict/--no-strict", default=None, help="End the run at a diagnostic of severity error."),
     *rank_options,
-    click.option("--out", metavar="DIR", help="Folder of the run; default: runs/MODEL-TIME."),
+    click.option("--out", metavar="DIR", callback=not_empty, help="Folder of the run; default: runs/MODEL-TIME."),
     click.option("--config", metavar="FILE", help="TOML file with [model], [data], [train], ... tables."),
     override_option,
     click.option(

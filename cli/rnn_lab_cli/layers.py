@@ -6,6 +6,7 @@ from typing import Any
 from rnn_lab.config import Layer, parse_override
 from rnn_lab.e3.files import read_layers, tables_of
 from rnn_lab.registry import Registry
+from rnn_lab.typed import Typed
 
 from rnn_lab_cli.output import note
 
@@ -70,9 +71,9 @@ def config_layers(
     for option, value in options.items():
         if option in OPTION_KEYS and value is not None:
             section, _, key = OPTION_KEYS[option].partition(".")
-            stronger.append(Layer(f"option --{option.replace('_', '-')}", {section: {key: value}}))
+            stronger.append(_of_option(option, section, key, value))
     for name, value in fields.items():
-        stronger.append(Layer(f"option --{name.replace('_', '-')}", {"model": {name: value}}))
+        stronger.append(_of_option(name, "model", name, value))
     stronger += [Layer("-o", parse_override(text)) for text in overrides]
     if config is not None:
         read = read_layers(config, tables_of(stronger))
@@ -80,6 +81,13 @@ def config_layers(
             note(f"warning: {text}")
         layers += read.layers
     return layers + stronger
+
+
+def _of_option(option: str, section: str, key: str, value: Any) -> Layer:
+    """The layer of one option; the configuration reads a number out of its text."""
+    return Layer(
+        f"option --{option.replace('_', '-')}", {section: {key: Typed(value) if isinstance(value, str) else value}}
+    )
 
 
 def protocol_layer(name: str, found: Registry) -> Layer:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rnn_lab_cli.fit_options import apply, budget_options, override_option
+from rnn_lab_cli.fit_options import apply, budget_options, not_empty, override_option
 from rnn_lab_cli.names import complete_executor
 from rnn_lab_cli.output import json_option
 
@@ -25,11 +25,11 @@ _common = (
     click.option("-x", "executor_options", multiple=True, metavar="KEY=VALUE",
                  help="Option of the executor, see docs/scale.md; repeatable."),
     click.option("--gpus", metavar="IDS", help="GPUs to use, `0,1`, or `none` for the CPU; default: all."),
-    click.option("--slots", type=click.IntRange(1, 4096),
-                 help="Runs at once; default: on the CPU one per core, elsewhere as many as there is room for."),
+)  # fmt: skip
+_rest = (
     click.option("--stall", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES",
                  help="A run without a sign of life for so long has hung; default: the protocol's."),
-    click.option("--out", metavar="DIR", help="Folder of the series."),
+    click.option("--out", metavar="DIR", callback=not_empty, help="Folder of the series."),
     click.option("--resume", is_flag=True, help="Go on with the series in DIR; finished runs are left alone."),
     click.option("--dry-run", is_flag=True, help="Show every run and its command, and start nothing."),
     click.option("--quiet", is_flag=True, help="No progress."),
@@ -39,12 +39,17 @@ _common = (
 
 def series_options(command: C) -> C:
     """Everything that a command which runs a series takes, what selects its runs aside."""
-    return apply(command, (*budget_options, *_common))
+    return apply(command, (*budget_options, *_common, _slots("one per core"), *_rest))
 
 
-def series_options_without_budget(command: C) -> C:
-    """The same for a command that has budgets of its own."""
-    return apply(command, _common)
+def suite_options(command: C) -> C:
+    """The same for a command that has budgets of its own, and runs whose speeds are compared."""
+    return apply(command, (*_common, _slots("one"), *_rest))
+
+
+def _slots(on_cpu: str) -> Callable[[C], C]:
+    told = f"Runs at once; default: on the CPU {on_cpu}, elsewhere as many as there is room for."
+    return click.option("--slots", type=click.IntRange(1, 4096), help=told)
 
 
 def setting_of(out: "Path", options: Mapping[str, Any]) -> "Setting":

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from rnn_lab.errors import ConfigError, did_you_mean
 from rnn_lab.sections import DiagnosticsSection, LoaderSection, ObjectiveSection, ParallelSection, ScheduleSection
 from rnn_lab.strict import StrictModel as StrictModel
+from rnn_lab.typed import Typed
 
 M = TypeVar("M", bound=BaseModel)
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmbgt]?)\s*$", re.IGNORECASE)
@@ -258,6 +259,8 @@ def parse_override(text: str, *, option: str = "-o") -> dict[str, Any]:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{option} {key}: not a usable value: {error}") from error
+    if isinstance(parsed, str):
+        parsed = Typed(parsed)
     for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)

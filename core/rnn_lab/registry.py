@@ -30,6 +30,7 @@ from rnn_lab.discovery.distributions import is_own
 from rnn_lab.discovery.isolation import confined
 from rnn_lab.discovery.modeldoc import ModelDoc, read_model_doc
 from rnn_lab.errors import ConfigError, PluginError, did_you_mean
+from rnn_lab.typed import Typed
 
 if TYPE_CHECKING:
     from rnn_lab.layer import Layer
@@ -121,7 +122,7 @@ class Registry:
             return self.models[key], {}
         if key in self.aliases:
             model, fields = self.aliases[key]
-            return self.models[model], dict(fields)
+            return self.models[model], {key: Typed(text) for key, text in fields.items()}
         known = [*self.models, *self.aliases]
         raise ConfigError(
             f"unknown model {name!r}.{did_you_mean(key, known)} See `rnn-lab list-models`."

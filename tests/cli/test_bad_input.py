@@ -57,12 +57,39 @@ def test_out_in_the_way(fit, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "command", [["bench", "e3", "--tiny"], ["protocol", "run", "micro"], ["fit", "-o", "model.name=e61"]]
+)
+def test_out_of_a_suite_or_series_in_the_way(rnn_lab, tmp_path, command):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300), "/proc/nix/below"):
+        refused(rnn_lab(*command, "--out", str(out)), f"--out {out}: cannot write there")
+    assert (tmp_path / "file").read_text() == "x"
+    refused(rnn_lab(*command, "--out", ""), "--out", "empty")
+
+
+@pytest.mark.parametrize("out", ["/proc/nix", "/etc/passwd/nix"])
+def test_out_of_a_suite_to_take_up_that_is_not_there(rnn_lab, out):
+    refused(rnn_lab("bench", "e3", "--tiny", "--resume", "--out", out), out)
+
+
+@pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("[train]\nstepz = 3", ("train.stepz", "run.toml", "'steps'")),
         ("[trian]\nsteps = 3", ("[trian]", "'train'")),
         ('[train]\nclip = "much"', ("train.clip = 'much'", "run.toml")),
         ("[train]\nclip = []", ("train.clip = []",)),
+        ('[train]\nclip = "0.5"', ("train.clip = '0.5'", "expected a number, without quotes")),
+        ("[train]\ngrad_accum = true", ("train.grad_accum = True", "expected an integer")),
+        ('[train]\ncarry_state = "yes"', ("train.carry_state = 'yes'", "expected true or false, without quotes")),
+        ("[train]\ncheckpoint_every = true", ("train.checkpoint_every = True", "expected an integer")),
+        ('[optimizer]\nbetas = [0.9, "0.99"]', ("optimizer.betas", "expected a number, without quotes")),
+        ("[optimizer]\ngalore_rank = true", ("optimizer.galore_rank = True", "expected an integer")),
+        ('[model]\nexpansion = "2"', ("model.expansion = '2'", "without quotes")),
+        ('[training]\nuse_mtp = "yes"', ("training.use_mtp = 'yes'", "expected true or false, without quotes")),
+        ('[training]\nlearning_rate = "0.02"', ("learning_rate = '0.02'", "expected a number, without quotes")),
+        ("[training]\ngalore_rank = true", ("training.galore_rank", "expected an integer or 'auto'")),
+        ('[training]\nwarmup_steps = "3"', ("training.warmup_steps", "without quotes")),
         ("[train]\nminutes = 1e300", ("train.minutes",)),
         ("[train]\ntokens = 1e300", ("train.tokens",)),
         ("[train]\ntokens = inf", ("train.tokens",)),

@@ -195,3 +195,11 @@ def test_quiet_and_json_keep_progress_off_stdout(rnn_lab, corpus, tmp_path, flag
     out = str(tmp_path / "r")
     done = rnn_lab("fit", "--model", "e61", *TINY, "--steps", "1", "--data", str(corpus), "--out", out, flag)
     assert done.code == 0 and "step 1 " not in done.out
+
+
+def test_text_of_the_command_line_becomes_numbers(rnn_lab, corpus):
+    text = ("train.carry_state=yes", "train.clip='0.25'", 'optimizer.galore_rank="8"', "optimizer.lr=1e-2")
+    more = [word for each in text for word in ("-o", each)]
+    told = rnn_lab("fit", "--model", "e61", *TINY, "--data", str(corpus), "--dry-run", "--json", *more).json["config"]
+    assert told["train"]["carry_state"]["value"] is True and told["train"]["clip"]["value"] == 0.25
+    assert told["optimizer"]["galore_rank"]["value"] == 8 and told["optimizer"]["lr"]["value"] == 0.01

@@ -108,3 +108,8 @@ def test_output_on_a_terminal_is_a_table(rnn_lab, monkeypatch):
     assert "\t" not in text and "───" in text
     assert output.cell(1234567, pretty=True) == "1,234,567" and output.cell(None, pretty=True) == "-"
     assert output.cell(0.5, pretty=True) == "0.5000" and output.cell(12345.6, pretty=False) == "12346"
+
+
+def test_help_says_how_many_runs_a_cpu_takes_at_once(rnn_lab):
+    for command, told in ((("bench", "e3"), "on the CPU one,"), (("protocol", "run"), "on the CPU one per core,")):
+        assert told in " ".join(rnn_lab(*command, "--help").out.split())

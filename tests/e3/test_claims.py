@@ -65,6 +65,16 @@ def test_two_seeds_give_no_verdict(seeds, verdict):
         assert claim.verdict == verdict and ("a verdict takes 3" in claim.reason) == (seeds < 3)
 
 
+def test_claims_smaller_than_the_noise_of_their_seeds_are_told():
+    loud = row("MTP_Only", e_data=paired([1.0, 1.3, 1.6], ratio=True), delta=paired([-0.6, 0.0, 0.6]))
+    found, calm = verdicts(suite(mtp_only=loud)), verdicts(suite(mtp_only=row("MTP_Only", gain=1.2)))
+    for name in ("C1", "C1 (loss)"):
+        assert (
+            "D-NOISE: 3 seeds detect" in found[name, "Baseline"].reason and "seeds = " in found[name, "Baseline"].reason
+        )
+        assert "D-NOISE" not in calm[name, "Baseline"].reason
+
+
 def test_quality_is_kept_by_the_upper_bound():
     found = paired([0.0, 0.008, 0.016])
     assert found.value < MARGIN < found.upper and better(found) is False

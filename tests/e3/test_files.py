@@ -210,6 +210,17 @@ def test_checkpointing_lowers_what_activations_are_expected_to_take():
     assert needed_bytes(saving.resolved.config, saving.spec) < needed_bytes(plain.resolved.config, plain.spec) / 3
 
 
+def test_activations_have_the_dtype_that_the_run_will_have():
+    own = {"model": {"dim": 64, "depth": 8}, "train": {"device": "cpu"}}
+    auto, fp32, bf16 = (
+        plan_run([*read_layers("e3/baseline", own).layers, Layer("-o", own), Layer("-o", {"train": {"dtype": dtype}})],
+                 registry())
+        for dtype in ("auto", "fp32", "bf16")
+    )  # fmt: skip
+    taken = [needed_bytes(plan.resolved.config, plan.spec) for plan in (auto, fp32, bf16)]
+    assert taken[0] == taken[1] == 2 * taken[2]
+
+
 def test_a_setting_that_this_version_lacks_is_refused_by_name(written, monkeypatch):
     from rnn_lab.e3 import translate
 

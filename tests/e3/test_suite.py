@@ -22,6 +22,9 @@ def test_the_baseline_is_always_there_and_first():
         chosen("ful", False)
     with pytest.raises(ConfigError, match="twice"):
         chosen("full,full", False)
+    for empty in ("", ",,", " , "):
+        with pytest.raises(ConfigError, match="names no configuration"):
+            chosen(empty, False)
 
 
 def test_what_was_asked_for_is_in_the_files(tmp_path):

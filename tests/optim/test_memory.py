@@ -6,6 +6,7 @@ import pytest
 import torch
 from rnn_lab.config import Layer, OptimizerSection
 from rnn_lab.optim.memory_model import VARIANTS, memory_table
+from rnn_lab.optim.plan import wider_rank
 from rnn_lab.optim.state_bytes import measured, predicted
 from rnn_lab.registry import registry
 from rnn_lab.train.run import plan_run
@@ -140,3 +141,12 @@ def test_the_page_is_json():
     page = memory_table(small(), OptimizerSection(name="of_a_plugin"))
     assert page["configured"]["state"] is None and page["routing"] == []
     json.dumps(page, allow_nan=False)
+
+
+def test_a_wider_rank_saves_in_every_projected_matrix():
+    def wider(**changes):
+        return wider_rank(small(dim=64, wide=96), OptimizerSection(name="galore_muon", galore_min_dim=16, **changes))
+
+    assert wider(galore_rank=8) == 16
+    assert wider() == wider(galore_rank=20) == 31  # a quarter of 64, and 32 of 64 x 64 would save nothing
+    assert wider(galore_rank=31) is None and wider_rank(small(), OptimizerSection(name="muon")) is None

@@ -23,7 +23,7 @@ def config(**sections):
 
 def fired(columns, steps=300, cfg=None, **facts):
     """Ids that hold at the last of `steps` lines whose columns are functions of the step, and their findings."""
-    watch = Watch(rules_of(registry()), Facts(cfg=cfg or config(), **facts), lambda text: None)
+    watch = Watch(rules_of(registry()), Facts(cfg=cfg or config(), **{"wider": 512, **facts}), lambda text: None)
     line = {}
     for step in range(1, steps + 1):
         given = {name: value(step) if callable(value) else value for name, value in columns.items()}
@@ -61,6 +61,18 @@ CASES = {
     ),
     "D-ENTROPY": ({"entropy": 0.01}, {}, "is 0.01 nats", "objective.entropy_weight = 0.01"),
 }  # fmt: skip
+
+
+def test_a_larger_rank_is_one_that_still_saves():
+    found = fired({"galore/energy": at((300,), 0.4)}, cfg=config(optimizer={"name": "galore_muon"}), wider=None)
+    assert found["D-GALORE-RANK"].finding.suggestion == "optimizer.galore_update_freq = 100"
+
+
+def test_adaptive_subspaces_may_be_refreshed_four_times_as_often():
+    slow, fixed = {"galore/refresh_ms": at((300,), 600.0)}, {"name": "galore_muon"}
+    assert not fired(slow, cfg=config(optimizer=fixed))
+    found = fired(slow, cfg=config(optimizer={**fixed, "galore_adaptive": True}))
+    assert "may take 12%" in found["D-GALORE-SLOW"].finding.message
 
 
 @pytest.mark.parametrize("name", CASES)

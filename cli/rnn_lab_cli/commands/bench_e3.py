@@ -13,7 +13,7 @@ from rnn_lab.registry import registry
 
 from rnn_lab_cli.names import complete_model
 from rnn_lab_cli.output import note
-from rnn_lab_cli.series_options import overrides_of, series_options_without_budget
+from rnn_lab_cli.series_options import overrides_of, suite_options
 
 if TYPE_CHECKING:
     from rnn_lab.e3.suite import Asked
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option("--tiny", is_flag=True, help="64 wide, 2 layers, 60 steps of 8 x 64 bytes: minutes on a CPU.")
 @click.option("--instead", multiple=True, metavar="CONFIG=MODEL", help="Train MODEL in one configuration, for tests.")
-@series_options_without_budget
+@suite_options
 @click.pass_context
 def e3(ctx: click.Context, /, **options: Any) -> None:
     """Train the five configurations of the E3 suite, and judge what was claimed of them.

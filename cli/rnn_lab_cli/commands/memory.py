@@ -32,16 +32,18 @@ def memory(
 ) -> None:  # fmt: skip
     """Predict what training MODEL takes besides activations: weights, gradients, state of each optimizer.
 
-    Counted on the meta device from shapes alone, to the byte. Reductions are against Muon and against AdamW, both with
-    fp32 state. Weights and gradients are fp32, as training keeps them. With --gpus also what each of N GPUs holds and
-    sends in a step, by parallel.mode.
+    Counted on the meta device from shapes alone, to the byte, with the heads of multi-token prediction. Reductions are
+    against Muon and against AdamW, both with fp32 state. Weights and gradients are fp32, as training keeps them. With
+    --gpus also what each of N GPUs holds and sends in a step, by parallel.mode.
     """
     import torch
     from rnn_lab.config import resolve
     from rnn_lab.modelspec import model_spec
     from rnn_lab.optim.memory_model import memory_table
     from rnn_lab.parallel.costs import costs
+    from rnn_lab.train.heads import attach_heads
     from rnn_lab.train.run import optimizer_defaults
+    from rnn_lab.train.setup import matched
 
     found = registry()
     layers = config_layers(
@@ -50,11 +52,11 @@ def memory(
     note_preset(preset, found)
     asked = resolve(layers).config.optimizer
     resolved = resolve([*optimizer_defaults(asked, found), *layers])
-    spec = model_spec(resolved.config.model, found, resolved.origins)
+    resolved, spec = matched(resolved, model_spec(resolved.config.model, found, resolved.origins))
     if config:
         note_advice(resolved.config, spec)
     with torch.device("meta"):
-        built = spec.build()
+        built = attach_heads(spec.build(), resolved.config.objective)
     page = {"model": spec.name, "config": spec.table(), **memory_table(built, resolved.config.optimizer)}
     if gpus is not None:
         run = resolved.config

@@ -29,8 +29,9 @@ def resume(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **optio
     """
     from rnn_lab.config import TrainSection, validate
     from rnn_lab.train.rundir import RunDir
+    from rnn_lab.typed import Typed
 
-    given = {key: options[key] for key in ("steps", "tokens", "minutes") if options[key] is not None}
+    given = {key: Typed(options[key]) for key in ("steps", "tokens", "minutes") if options[key] is not None}
     origins = {f"train.{key}": f"option --{key}" for key in given}
     checked = validate(TrainSection, given, prefix="train.", origins=origins)
     extend = {key: getattr(checked, key) for key in given}

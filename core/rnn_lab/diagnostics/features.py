@@ -69,10 +69,11 @@ def _weak_subspace(window: Window) -> str | None:
 
 
 def _larger_subspace(window: Window) -> str:
-    cfg, fresh = window.facts.cfg.optimizer, window.line.get("galore/energy")
-    rank = "512" if cfg.galore_rank is None else f"{2 * cfg.galore_rank}"
+    cfg, fresh, wider = window.facts.cfg.optimizer, window.line.get("galore/energy"), window.facts.wider
     often = f"optimizer.galore_update_freq = {max(1, cfg.galore_update_freq // 2)}"
-    return often if fresh is not None and fresh >= ENERGY else f"optimizer.galore_rank = {rank}; {often}"
+    if wider is None or (fresh is not None and fresh >= ENERGY):
+        return often
+    return f"optimizer.galore_rank = {wider}; {often}"
 
 
 def _saves_nothing(window: Window) -> str | None:
@@ -84,10 +85,13 @@ def _saves_nothing(window: Window) -> str | None:
 
 def _slow_refresh(window: Window) -> str | None:
     spent, step = window.line.get("galore/refresh_ms"), window.mean("step_ms", 100)
-    every = window.facts.cfg.optimizer.galore_update_freq
+    cfg = window.facts.cfg.optimizer
+    # Adaptive subspaces may be lost, and so refreshed, at every look, four times a period.
+    every = max(1, cfg.galore_update_freq // 4) if cfg.galore_adaptive else cfg.galore_update_freq
     if spent is None or not step or spent / every <= SLOW * step:
         return None
-    return f"refreshing subspaces takes {spent / every / step:.0%} of the step on average ({spent:.0f} ms each time)"
+    takes = "may take" if cfg.galore_adaptive else "takes"
+    return f"refreshing subspaces {takes} {spent / every / step:.0%} of the step on average ({spent:.0f} ms each time)"
 
 
 def _off_target(window: Window) -> str | None:

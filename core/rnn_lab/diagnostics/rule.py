@@ -34,6 +34,7 @@ class Facts:
         memory: bytes of the device, or None where that is no limit.
         needs: bytes that the run takes at least, by what for.
         unsaved: share of Muon's parameters whose projection would save nothing; None without GaLore.
+        wider: a larger rank than GaLore's that still saves; None where there is none.
         backward: seconds of backward through one product, dense and filtered; None where not measured.
 
     """
@@ -45,6 +46,7 @@ class Facts:
     memory: int | None = None
     needs: Mapping[str, int] = field(default_factory=dict)
     unsaved: float | None = None
+    wider: int | None = None
     backward: tuple[float, float] | None = None
 
 

@@ -174,7 +174,7 @@ def noise(detectable: float, claimed: float, seeds: int, step: int = 0) -> Findi
 
     Args:
         detectable: the smallest effect that it can detect, 2.8 sd / sqrt(n).
-        claimed: the effect that is claimed, in the same unit.
+        claimed: the effect that is claimed, in the same unit: of ratios, in logarithms.
         seeds: pairs of runs.
         step: where the runs were compared.
 

@@ -4,6 +4,7 @@ import os
 
 from rnn_lab.config import RunConfig
 from rnn_lab.modelspec import ModelSpec
+from rnn_lab.train.device import pick_device, pick_dtype
 
 SAVED_PER_BLOCK = 12
 """Tensors of the residual stream's size that a block keeps for backward: a rough figure for families of this lab."""
@@ -40,14 +41,12 @@ def needed_bytes(cfg: RunConfig, spec: ModelSpec) -> int:
     kept = SAVED_PER_BLOCK * spec.lm_cfg.depth
     if cfg.train.checkpoint_every is not None:
         kept = spec.lm_cfg.depth + SAVED_PER_BLOCK * cfg.train.checkpoint_every
-    return stream * kept * (4 if cfg.train.dtype == "fp32" else 2)
+    return stream * kept * pick_dtype(cfg.train.dtype, pick_device(cfg.train.device)).itemsize
 
 
 def _memory(cfg: RunConfig) -> int | None:
     """Bytes of the device that the run would use."""
     import torch
-
-    from rnn_lab.train.device import pick_device
 
     device = pick_device(cfg.train.device)
     if device.type == "cuda":

@@ -8,9 +8,11 @@ the claim's whole per cent.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any
 
 from rnn_lab.comparison.efficiency import CLAIM, Gain, judge
+from rnn_lab.diagnostics.training import noise
 from rnn_lab.e3.measure import Paired, Row
 from rnn_lab.e3.suite import ABLATIONS, BASELINE, CONFIGS
 from rnn_lab.errors import ConfigError
@@ -127,7 +129,7 @@ def _gain(head: tuple[str, str, str, str], formula: str, row: Row) -> Claim:
         return Claim(*head, formula, measured, "none", "inconclusive", "one seed shows no spread")
     if (few := _few(found)) is not None:
         return Claim(*head, formula, measured, bounds(found), "inconclusive", few)
-    said = f"{judged.n} paired seeds{'; ' + judged.rider if judged.rider else ''}"
+    said = f"{judged.n} paired seeds{'; ' + judged.rider if judged.rider else ''}" + _noisy(found, log(CLAIM), "; ")
     return Claim(*head, formula, measured, bounds(found), judged.verdict, said)
 
 
@@ -135,6 +137,12 @@ def _few(found: Paired) -> str | None:
     """Why seeds are too few for a verdict, or None."""
     n = len(found.values)
     return None if n >= SEEDS else f"{n} paired seeds: a verdict takes {SEEDS}"
+
+
+def _noisy(found: Paired, claimed: float, before: str = "") -> str:
+    """D-NOISE where seeds cannot show an effect as small as the claimed one; nothing otherwise."""
+    told = None if found.detectable is None else noise(found.detectable, claimed, len(found.values))
+    return "" if told is None else f"{before}{told.id}: {told.message}: {told.suggestion}"
 
 
 def _better_loss(head: tuple[str, str, str, str], formula: str, row: Row, base: Row) -> Claim:
@@ -148,7 +156,9 @@ def _better_loss(head: tuple[str, str, str, str], formula: str, row: Row, base: 
     verdict = "verified" if low >= BETTER_LOSS else "refuted" if high < BETTER_LOSS else "inconclusive"
     few = _few(found)
     interval = f"{percent(low)} to {percent(high)}, one-sided 95 % each"
-    return Claim(*head, formula, measured, interval, verdict if few is None else "inconclusive", few or "")
+    if few is not None:
+        return Claim(*head, formula, measured, interval, "inconclusive", few)
+    return Claim(*head, formula, measured, interval, verdict, _noisy(found, BETTER_LOSS * of.value))
 
 
 def _state(

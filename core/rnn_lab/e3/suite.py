@@ -78,13 +78,16 @@ def chosen(configs: str | None, ablations: bool) -> list[str]:
     """Stems or paths for `--configs` and `--ablations`; the baseline is always among them and comes first.
 
     Raises:
-        ConfigError: one is neither, or is named twice.
+        ConfigError: one is neither, or is named twice, or `configs` names none.
 
     """
     known = {**CONFIGS, **ABLATIONS}
     labels = {label.lower(): stem for stem, label in known.items()}
-    found = [] if configs else list(CONFIGS)
-    for text in filter(None, (part.strip() for part in (configs or "").split(","))):
+    found = list(CONFIGS) if configs is None else []
+    named = [part.strip() for part in (configs or "").split(",") if part.strip()]
+    if configs is not None and not named:
+        raise ConfigError(f"--configs {configs!r}: names no configuration. Known: {', '.join(known)}")
+    for text in named:
         stem = labels.get(text.lower(), text)
         if stem not in known and not text.endswith(".toml"):
             raise ConfigError(
@@ -110,7 +113,7 @@ def write_suite(folder: Path, asked: Asked, overrides: Sequence[str] = ()) -> Pa
         The protocol's file.
 
     Raises:
-        ConfigError: a file says something unfit, or another suite is there.
+        ConfigError: a file says something unfit, another suite is there, or the folder cannot be written.
 
     """
     unknown = sorted(asked.instead.keys() - set(asked.configs))
@@ -127,6 +130,15 @@ def write_suite(folder: Path, asked: Asked, overrides: Sequence[str] = ()) -> Pa
         translate(parse(tables, str(source)), str(source))
         texts[f"{Path(stem).stem}.toml"] = tomli_w.dumps(tables)
     texts[PROTOCOL] = tomli_w.dumps(protocol(folder.resolve(), asked))
+    try:
+        _write_all(folder, texts)
+    except OSError as error:
+        raise ConfigError(f"--out {folder.parent}: cannot write there: {error.strerror}") from error
+    return folder / PROTOCOL
+
+
+def _write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Files by name; those that are there must say the same."""
     for name, text in texts.items():
         path = folder / name
         if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -134,7 +146,6 @@ def write_suite(folder: Path, asked: Asked, overrides: Sequence[str] = ()) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
-    return folder / PROTOCOL
 
 
 def plan_suite(folder: Path, asked: Asked, found: Registry, overrides: Sequence[str] = ()) -> SeriesPlan:

@@ -110,11 +110,16 @@ class SeriesDir:
         """Refuse a folder that cannot take a new series, before the plan is made.
 
         Raises:
-            ConfigError: it holds something.
+            ConfigError: it holds something, or cannot be looked into.
         """
-        if (path / "series.json").exists():
+        try:
+            begun = (path / "series.json").exists()
+            occupied = path.is_dir() and any(entry.name not in (".lock", SUITE) for entry in path.iterdir())
+        except OSError as error:
+            raise ConfigError(f"--out {path}: cannot write there: {error.strerror}") from error
+        if begun:
             raise ConfigError(f"{path} is already a series: add --resume to go on with it, or choose another --out")
-        if path.is_dir() and any(entry.name not in (".lock", SUITE) for entry in path.iterdir()):
+        if occupied:
             raise ConfigError(f"{path} is not empty: choose another --out")
 
     @classmethod

@@ -116,6 +116,18 @@ def unsaved_share(model: nn.Module, cfg: OptimizerSection) -> float | None:
     return unsaved / total if total else None
 
 
+def wider_rank(model: nn.Module, cfg: OptimizerSection) -> int | None:
+    """Twice the largest rank in use, or as much as saves in every projected matrix; None where that is no larger."""
+    kind = next((each for each in KINDS if each == cfg.name), None)
+    if kind is None or not kind.startswith("galore"):
+        return None
+    pieces = [piece for route in routes(model, cfg.muon_heads).values() for piece in route.pieces]
+    used = [(rank, *piece.shape[1:]) for piece in pieces if (rank := rank_of(piece, cfg)[0]) is not None]
+    now = max((rank for rank, _, _ in used), default=0)
+    wider = min((min(2 * now, (m * n - 1) // (m + n)) for _, m, n in used), default=0)
+    return wider if wider > now else None
+
+
 def _projected(route: Route, kind: Kind, cfg: OptimizerSection) -> Decision:
     ranked = [rank_of(piece, cfg) for piece in route.pieces]
     reason = ", ".join(dict.fromkeys((route.reason, *(why for _, why in ranked))))

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from rnn_lab.config import StrictModel, read_toml, validate
 from rnn_lab.errors import ConfigError
+from rnn_lab.typed import Typed
 
 
 class Spec(StrictModel):
@@ -109,7 +110,7 @@ def parse_spec(text: str) -> tuple[str, Spec]:
     low, high, *log = value.split(":")
     if log not in ([], ["log"]):
         raise ConfigError(f"-s {text}: {shown}")
-    return name, validate(Spec, {"low": low, "high": high, "log": bool(log)}, prefix=f"-s {name}: ")
+    return name, validate(Spec, {"low": Typed(low), "high": Typed(high), "log": bool(log)}, prefix=f"-s {name}: ")
 
 
 def read_space(path: Path) -> dict[str, Spec]:

@@ -5,7 +5,7 @@ import torch
 from rnn_lab.config import RunConfig
 from rnn_lab.diagnostics.rule import Facts
 from rnn_lab.lm import LM, VOCAB
-from rnn_lab.optim.plan import unsaved_share
+from rnn_lab.optim.plan import unsaved_share, wider_rank
 from rnn_lab.optim.routed import RoutedOptimizer
 from rnn_lab.optim.state_bytes import measured, predicted
 from rnn_lab.train.budget import Budget
@@ -27,6 +27,7 @@ def facts_of(cfg: RunConfig, model: LM, optimizer: torch.optim.Optimizer, step: 
         memory=torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
         needs=_needs(cfg, model, optimizer),
         unsaved=unsaved_share(model, cfg.optimizer),
+        wider=wider_rank(model, cfg.optimizer),
         backward=step.backward_seconds,
     )
 
