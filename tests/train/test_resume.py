@@ -13,6 +13,7 @@ import torch
 from rnn_lab.errors import CheckpointError, ConfigError, RnnLabError
 from rnn_lab.parallel.world import World
 from rnn_lab.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from rnn_lab.train.loop import Trainer
 from rnn_lab.train.rundir import RunDir, list_checkpoints
 
 from tests.facts import facts
@@ -126,8 +127,21 @@ def test_a_signal_in_the_middle_of_agreeing_is_not_lost(tiny, tmp_path, monkeypa
 
     monkeypatch.setattr(World, "agree", interrupted)
     result = run(tiny(train={"steps": 50}), tmp_path / "r")
-    assert (result["status"], times) == ("interrupted", [None, None, None, signal.SIGTERM])
+    assert (result["status"], times[:4]) == ("interrupted", [None, None, None, signal.SIGTERM])
     assert list_checkpoints(tmp_path / "r" / "checkpoints")[-1][0] == result["steps"] == 3
+
+
+def test_a_signal_behind_the_last_step_is_not_lost(tiny, tmp_path, monkeypatch):
+    """While the last checkpoint is written: the validation that would follow is left out."""
+    save = Trainer.save
+
+    def interrupted(trainer):
+        signal.raise_signal(signal.SIGTERM)
+        save(trainer)
+
+    monkeypatch.setattr(Trainer, "save", interrupted)
+    result = run(tiny(train={"steps": 3}), tmp_path / "r")
+    assert (result["status"], result["steps"]) == ("interrupted", 3)
 
 
 def test_a_finished_run_asks_for_a_longer_budget(tiny, tmp_path):

@@ -165,6 +165,7 @@ class Trainer:
             self._collect(0)
             if self.step > self._saved_step:
                 self.save()
+        _, self.stop_signal = self.world.agree(True, self._asked)  # also behind the last step
         if self.stop_signal is None:
             self.world.together(lambda: self.watch.look("end"))
         self.memory_of_ranks = self.world.everyone(peak_memory_bytes(self.device))
