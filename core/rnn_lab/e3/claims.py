@@ -129,8 +129,8 @@ def _gain(head: tuple[str, str, str, str], formula: str, row: Row) -> Claim:
         return Claim(*head, formula, measured, "none", "inconclusive", "one seed shows no spread")
     if (few := _few(found)) is not None:
         return Claim(*head, formula, measured, bounds(found), "inconclusive", few)
-    said = f"{judged.n} paired seeds{'; ' + judged.rider if judged.rider else ''}" + _noisy(found, log(CLAIM), "; ")
-    return Claim(*head, formula, measured, bounds(found), judged.verdict, said)
+    said = filter(None, (f"{judged.n} paired seeds", judged.rider, _noisy(found, log(CLAIM))))
+    return Claim(*head, formula, measured, bounds(found), judged.verdict, "; ".join(said))
 
 
 def _few(found: Paired) -> str | None:
@@ -139,10 +139,10 @@ def _few(found: Paired) -> str | None:
     return None if n >= SEEDS else f"{n} paired seeds: a verdict takes {SEEDS}"
 
 
-def _noisy(found: Paired, claimed: float, before: str = "") -> str:
+def _noisy(found: Paired, claimed: float) -> str:
     """D-NOISE where seeds cannot show an effect as small as the claimed one; nothing otherwise."""
     told = None if found.detectable is None else noise(found.detectable, claimed, len(found.values))
-    return "" if told is None else f"{before}{told.id}: {told.message}: {told.suggestion}"
+    return "" if told is None else f"{told.id}: {told.message}: {told.suggestion}"
 
 
 def _better_loss(head: tuple[str, str, str, str], formula: str, row: Row, base: Row) -> Claim:

@@ -113,10 +113,22 @@ __device__ __forceinline__ void write_one(const Args& a, const Place& p, const I
 using Values = float[V];
 __device__ __forceinline__ void fetch(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t);
 
-// Where part k of a column's sums begins. Neither the stores of a warp, to four even or four odd columns at once, nor its
-// loads, of 64 bytes from each of two neighbours at once, meet a bank twice.
-__device__ __forceinline__ float* column_of(float* partial, int k, int column) {
-    return partial + (k * NT + column / 8) * 2 * ODD + column % 8 / 2 * PAIR + column % 2 * ODD;
+// What step t reads, for all groups, into stage n; a commit also where there is no such step.
+__device__ __forceinline__ void fetch_step(const Args& a, const Place& p, char* shared, i64 n, i64 t) {
+#pragma unroll
+    for (int f = 0; f < F; ++f)
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const Item o(a, p, f, i);
+            if (o.exists && t >= 0 && t < a.T) fetch(a, p, o, stage_of(shared, f, n), i, t);
+        }
+    commit();
+}
+
+// Where part k of a column's sums begins among those of its group. Neither the stores of a warp, to four even or four odd
+// columns at once, nor its loads, of 64 bytes from each of two neighbours at once, meet a bank twice.
+__device__ __forceinline__ int column_of(int k, int column) {
+    return (k * NT + column / 8) * 2 * ODD + column % 8 / 2 * PAIR + column % 2 * ODD;
 }
 
 // Fragments of the matrices: of a warp, KW steps of K by MT tiles of 16 rows.
@@ -147,7 +159,7 @@ struct Matrix {
         for (int k = 0; k < KR; ++k) step(c[k % CHAINS], b + k * NT * 256, held[k]);
         rest<KS>(c, b + KR * NT * 256, kept);
         rest<KW - KR - KS>(c, b + (KR + KS) * NT * 256, far);
-        float* to = column_of(partial, p.warp % WK, p.lane % 4 * 2) + p.warp / WK * MT * 16 + p.lane / 4;
+        float* to = partial + column_of(p.warp % WK, p.lane % 4 * 2) + p.warp / WK * MT * 16 + p.lane / 4;
 #pragma unroll
         for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -193,15 +205,15 @@ __device__ __forceinline__ void total(const float* partial, int row, int column,
 #pragma unroll
     for (int k = 0; k < WK; ++k) {
         float part[V];
-        load<float>(column_of(const_cast<float*>(partial), k, column) + row, part);
+        load<float>(partial + column_of(k, column) + row, part);
 #pragma unroll
         for (int v = 0; v < V; ++v) sum[v] = k ? sum[v] + part[v] : part[v];
     }
 }
 
 // Of one group, messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16]. A block's own
-// part is PARTS stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), or, where BULK, the block its
-// stretches when all of them are there; the block's own part then never travels.
+// part is PARTS stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), or, where BULK, the
+// block its stretches when all of them are there; the block's own part then never travels.
 struct Exchange {
     static constexpr int SLICE = U * N * 2, PARTS = K / D;
     static constexpr int ARRIVING = WIRE_BYTES - (BULK ? PARTS * SLICE : 0);

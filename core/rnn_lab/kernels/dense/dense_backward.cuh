@@ -46,21 +46,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
                 for (int v = 0; v < V; ++v) d[f][i][j][v] = o.inside ? a.start[state_place(a, p, o, j) + v] : 0.0f;
             last_state(a, p, o, s[f][i]);
         }
-    const auto ahead = [&](i64 n) {
-        const i64 t = a.T - 1 - n;
-#pragma unroll
-        for (int f = 0; f < F; ++f)
-#pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                const Item o(a, p, f, i);
-                if (o.exists && t >= 0) fetch(a, p, o, stage_of(shared, f, n), i, t);
-            }
-        commit();
-    };
-    for (i64 n = 0; n < STAGES - 1; ++n) ahead(n);
+    for (i64 n = 0; n < STAGES - 1; ++n) fetch_step(a, p, shared, n, a.T - 1 - n);
     for (i64 n = 0; n < a.T; ++n) {
         const i64 t = a.T - 1 - n;
-        ahead(n + STAGES - 1);
+        fetch_step(a, p, shared, n + STAGES - 1, t - (STAGES - 1));
 #pragma unroll
         for (int f = 0; f < F; ++f) {
             const Exchange exchange{shared, p.rank, f};

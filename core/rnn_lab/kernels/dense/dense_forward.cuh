@@ -51,19 +51,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
         }
         exchange.sent(0);
     }
-    const auto ahead = [&](i64 t) {
-#pragma unroll
-        for (int f = 0; f < F; ++f)
-#pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                const Item o(a, p, f, i);
-                if (o.exists && t < a.T) fetch(a, p, o, stage_of(shared, f, t), i, t);
-            }
-        commit();
-    };
-    for (i64 t = 0; t < STAGES - 1; ++t) ahead(t);
+    for (i64 t = 0; t < STAGES - 1; ++t) fetch_step(a, p, shared, t, t);
     for (i64 t = 0; t < a.T; ++t) {
-        ahead(t + STAGES - 1);
+        fetch_step(a, p, shared, t + STAGES - 1, t + STAGES - 1);
 #pragma unroll
         for (int f = 0; f < F; ++f) {
             const Exchange exchange{shared, p.rank, f};
