@@ -51,7 +51,7 @@ print(*[row["name"] for row in json.load(sys.stdin)])')}; do
     linear) kernels h100-kernels-linear-peers --op gated_delta_rule --op ssd --model $GDN --model mamba2:dim=672,n_state=64 ;;
     tanh) limited "$PYTHON" bench/tanh.py --json "$OUT/h100-tanh.json" ;;
     dense)
-      RNN_LAB_KERNELS=dense tests tests/gpu/test_dense.py -x
+      tests tests/gpu/test_dense.py -x
       limited "$PYTHON" bench/dense.py 2>&1 | tee "$OUT/dense.txt"
       limited "$PYTHON" bench/dense.py --bulk --only dense 2>&1 | tee "$OUT/dense-bulk.txt"
       limited "$PYTHON" bench/dense.py --every-plan --widths 1024 2>&1 | tee "$OUT/dense-plans.txt"

@@ -1,5 +1,7 @@
 """Dense recurrences in clusters, on a GPU that has them: widths, batches, lengths and cells pairwise against fp64."""
 
+from functools import partial
+
 import pytest
 import torch
 from rnn_lab.kernels.certificates import LIMITS, evaluate
@@ -22,20 +24,16 @@ CASES = [
 ]
 CASES += [(name, 5, T, 512) for name in NAMES for T in LENGTHS if (name, T) not in {(c[0], c[2]) for c in CASES}]
 """Every two of width, batch, length and cell meet."""
+TOO_LARGE = {("gru", 2048), ("lstm", 1280), ("lstm", 1536), ("lstm", 2048)}
+"""Gradients of three or four products at once are more than a block's shared memory: these run as a captured loop."""
 
 
 TIMED = ("inputs", "queries", "gates")
 
 
-@pytest.fixture(autouse=True)
-def asked_for(monkeypatch):
-    monkeypatch.setenv("RNN_LAB_KERNELS", "dense")
-
-
-def expect(args):
+def expect(args, run=run_dense):
     """The first two and the last two sequences, and gradients of a loss over those, which a loop in fp64 can follow."""
     cell, h, streams, reset = args
-    assert refuses_dense(*args) is None
     B = h.shape[0]
     picked = torch.tensor(sorted({0, min(1, B - 1), max(0, B - 2), B - 1}), device=h.device)
     some = streams._replace(**{n: tuple(x[picked] for x in getattr(streams, n)) for n in TIMED})
@@ -46,7 +44,7 @@ def expect(args):
             return x.index_copy(0, picked, own)
 
         parts = {n: tuple(map(whole, getattr(streams, n), getattr(some, n))) for n in TIMED}
-        y, last = run_dense(cell, whole(h, h_some), some._replace(**parts), reset)
+        y, last = run(cell, whole(h, h_some), some._replace(**parts), reset)
         return y[picked], last[picked]
 
     want, want_gradients = evaluate(reference, small, torch.float64)
@@ -60,12 +58,22 @@ def expect(args):
 
 @pytest.mark.parametrize(("name", "B", "T", "D"), CASES)
 def test_pairwise(name, B, T, D):
-    expect(call(name, B, T, D, reset=(B + T) % 2 == 1, device="cuda"))
+    args = call(name, B, T, D, reset=(B + T) % 2 == 1, device="cuda")
+    if (name, D) in TOO_LARGE:
+        assert "no room on the chip" in refuses_dense(*args)
+        record = {}
+        expect(args, partial(RECURRENCE, record))
+        assert record["recurrence"].backend == "graph"
+    else:
+        assert refuses_dense(*args) is None
+        expect(args)
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_every_cell(name):
-    expect(call(name, 33, 40, 256, reset=True, device="cuda"))
+    args = call(name, 33, 40, 256, reset=True, device="cuda")
+    assert refuses_dense(*args) is None
+    expect(args)
 
 
 def test_every_pair_is_there():

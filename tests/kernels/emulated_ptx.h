@@ -68,7 +68,7 @@ inline Fibre fibres[THREADS];
 inline ucontext_t home;
 inline Group blocks[BLOCKS], cluster;
 inline Group warps[THREADS / 32];
-inline float exchanged[THREADS];
+inline unsigned long long exchanged[THREADS];
 inline unsigned votes[THREADS / 32];
 inline void (*work)();
 
@@ -159,10 +159,11 @@ inline void run(unsigned grid, int count, int size, bool reversed, void (*kernel
 
 inline void __syncthreads() { emulated::meet(emulated::blocks[emulated::current / emulated::in_block]); }
 inline void __syncwarp() { emulated::meet(emulated::warp()); }
-inline float __shfl_xor_sync(unsigned, float x, int mask) {
-    emulated::exchanged[emulated::current] = x;
+template <class E> inline E __shfl_xor_sync(unsigned, E x, int mask) {
+    std::memcpy(&emulated::exchanged[emulated::current], &x, sizeof x);
     __syncwarp();
-    const float other = emulated::exchanged[emulated::current ^ mask];
+    E other;
+    std::memcpy(&other, &emulated::exchanged[emulated::current ^ mask], sizeof other);
     __syncwarp();
     return other;
 }

@@ -78,29 +78,21 @@ __device__ __forceinline__ void await(Barrier* barrier, int parity) {
     }
 }
 
-// A word to the same place in another block's shared memory, and its bytes to the same barrier there.
-__device__ __forceinline__ void store_async(char* to, Word word, Barrier* barrier, int rank) {
+// One word or two to the same place in another block's shared memory, and their bytes to the same barrier there.
+template <int WORDS>
+__device__ __forceinline__ void store_async(char* to, const Word (&words)[WORDS], Barrier* barrier, int rank) {
     unsigned there, signal;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(signal) : "r"(shared_address(barrier)), "r"(rank));
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(there), "l"(word),
-                 "r"(signal)
-                 : "memory");
+    if constexpr (WORDS == 1)
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(there),
+                     "l"(words[0]), "r"(signal)
+                     : "memory");
+    else
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [%0], {%1, %2}, [%3];" ::"r"(there),
+                     "l"(words[0]), "l"(words[1]), "r"(signal)
+                     : "memory");
 }
-
-// A stretch of this block's shared memory to the same place in another block's, and its bytes to the barrier there.
-__device__ __forceinline__ void copy_bulk(char* from, int bytes, Barrier* barrier, int rank) {
-    unsigned there, signal;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(from)), "r"(rank));
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(signal) : "r"(shared_address(barrier)), "r"(rank));
-    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     there),
-                 "r"(shared_address(from)), "r"(bytes), "r"(signal)
-                 : "memory");
-}
-
-// What this thread has stored in shared memory is there for copies in bulk behind the next barrier.
-__device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #else
 
@@ -109,9 +101,7 @@ __device__ __forceinline__ void cluster_meet() { asm volatile("trap;"); }
 __device__ __forceinline__ void begin(Barrier*) { asm volatile("trap;"); }
 __device__ __forceinline__ void expect(Barrier*, int) {}
 __device__ __forceinline__ void await(Barrier*, int) {}
-__device__ __forceinline__ void store_async(char*, Word, Barrier*, int) {}
-__device__ __forceinline__ void copy_bulk(char*, int, Barrier*, int) {}
-__device__ __forceinline__ void fence_async() {}
+template <int WORDS> __device__ __forceinline__ void store_async(char*, const Word (&)[WORDS], Barrier*, int) {}
 
 #endif
 

@@ -12,9 +12,6 @@
 // part of n + 1 after message n was whole, so that every peer had sent its part of n; a peer sends that behind the
 // __syncthreads after which none of its threads reads message n - 1. For the same reason partial sums of one step are
 // not overwritten before all have read them: the next product needs what their readers send.
-//
-// Asynchronous copies of message n that still read this block's part of it would be overtaken by n + 2: they had arrived
-// before the peers sent n + 1, and with that before this block sends n + 2.
 
 namespace recurrence {
 
@@ -60,7 +57,8 @@ struct Place {
 // V units of one sequence.
 struct Item {
     int row, local, unit;  // sequence within the group; unit within the block and of all
-    i64 b;
+    int group;
+    i64 b;  // sequence of all, where it is one of the first group's
     bool exists, valid, inside;  // is one of the block's; is a sequence's; is no padding either
 
     __device__ __forceinline__ Item(const Args& a, const Place& p, int group, int i) {
@@ -69,26 +67,48 @@ struct Item {
         row = tile % NT * 8 + at / 4 % 8;
         local = tile / NT * 16 + at % 4 * V;
         unit = p.rank * U + local;
-        b = p.first + group * N + row;
+        this->group = group;
+        b = p.first + row;
         exists = ITEMS % THREADS == 0 || at < ITEMS;
-        valid = exists && b < a.B;
+        valid = exists && sequence() < a.B;
         inside = valid && (WIDTH == D || unit < WIDTH);
     }
+
+    __device__ __forceinline__ i64 sequence() const { return b + group * N; }
 
     // Whether unit v of the item is one of the state: a last item may have others beside it, whose inputs are zeros and
     // whose results may be anything. Nothing of them may reach the matrices.
     __device__ __forceinline__ bool has(int v) const { return inside && (REAL == WIDTH || unit + v < REAL); }
 };
 
-// Where an item is in a stream.
+// Where an item is in a stream: what is a thread's own, and what all of them add to it at this step of this group.
 __device__ __forceinline__ i64 in_place(const Args& a, const Place& p, const Item& o, int j, i64 t) {
-    return a.in_first[j] + o.b * a.in_b[j] + t * a.in_t[j] + p.head * a.in_h[j] + o.unit;
+    const i64 own = a.in_first[j] + o.b * a.in_b[j] + p.head * a.in_h[j] + o.unit;
+    return own + (o.group * N * a.in_b[j] + t * a.in_t[j]);
 }
 __device__ __forceinline__ i64 out_place(const Args& a, const Place& p, const Item& o, int j, i64 t) {
-    return a.out_first[j] + o.b * a.out_b[j] + t * a.out_t[j] + p.head * a.out_h[j] + o.unit;
+    const i64 own = a.out_first[j] + o.b * a.out_b[j] + p.head * a.out_h[j] + o.unit;
+    return own + (o.group * N * a.out_b[j] + t * a.out_t[j]);
 }
 __device__ __forceinline__ i64 state_place(const Args& a, const Place& p, const Item& o, int slot) {
-    return ((o.b * a.H + p.head) * S + slot) * WIDTH + o.unit;
+    return ((o.sequence() * a.H + p.head) * S + slot) * WIDTH + o.unit;
+}
+
+// What a thread has of its items from one step to the next, in shared memory: KEPT arrays of V numbers each, and behind
+// them what it sums by weight. In registers it would take their room from the matrices, more with every group.
+constexpr int KEPT = FORWARD ? S : 2 * S + NW;
+__device__ __forceinline__ char* kept_place(char* shared, int group, int i, int j) {
+    return shared + KEPT_AT + ((group * KEPT + j) * ITEMS + i * THREADS + int(threadIdx.x)) * V * 4;
+}
+using Values = float[V];
+template <int COUNT> __device__ __forceinline__ void read_kept(char* shared, int group, int i, int first, Values* x) {
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) load<float>(kept_place(shared, group, i, first + j), x[j]);
+}
+template <int COUNT>
+__device__ __forceinline__ void keep(char* shared, int group, int i, int first, const Values* x) {
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) store(reinterpret_cast<float*>(kept_place(shared, group, i, first + j)), x[j]);
 }
 
 // Streams come through a ring in shared memory of which every thread has its own part, STAGES - 1 steps ahead.
@@ -110,12 +130,11 @@ __device__ __forceinline__ void write_one(const Args& a, const Place& p, const I
     store(static_cast<E*>(a.out[J]) + out_place(a, p, o, J, t), x);
 }
 
-using Values = float[V];
 __device__ __forceinline__ void fetch(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t);
 
 // What step t reads, for all groups, into stage n; a commit also where there is no such step.
 __device__ __forceinline__ void fetch_step(const Args& a, const Place& p, char* shared, i64 n, i64 t) {
-#pragma unroll
+#pragma unroll 1
     for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
@@ -212,11 +231,8 @@ __device__ __forceinline__ void total(const float* partial, int row, int column,
 }
 
 // Of one group, messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16]. A block's own
-// part is PARTS stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), or, where BULK, the
-// block its stretches when all of them are there; the block's own part then never travels.
+// part is as many stretches as there are products. Every thread sends its own words as soon as it has them (st.async).
 struct Exchange {
-    static constexpr int SLICE = U * N * 2, PARTS = K / D;
-    static constexpr int ARRIVING = WIRE_BYTES - (BULK ? PARTS * SLICE : 0);
     char* shared;
     int rank, group;
 
@@ -232,29 +248,24 @@ struct Exchange {
         static_assert(V == 4, "a word");
         const Word word = rounded(x[0], x[1]) | Word(rounded(x[2], x[3])) << 32;
         char* to = buffer(n) + ((k / 16 * NT + row / 8) * 8 + row % 8) * 32 + k % 16 * 2;
-        if constexpr (BULK) {
-            *reinterpret_cast<Word*>(to) = word;
-        } else {
+        if constexpr (PAIRS) {
+            // Two lanes side by side have each other's word: each sends both, to every second block.
+            const Word other = __shfl_xor_sync(~0u, word, 1);
+            const int odd = threadIdx.x % 2;
+            const Word both[2] = {odd ? other : word, odd ? word : other};
 #pragma unroll
-            for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
-        }
-    }
-
-    // All threads, behind the last `send` of message n.
-    __device__ __forceinline__ void sent(i64 n) const {
-        if constexpr (BULK) {
-            fence_async();
-            __syncthreads();
-            const int c = threadIdx.x / PARTS + 1, part = threadIdx.x % PARTS;
-            if (c < C)
-                copy_bulk(buffer(n) + (part * C + rank) * SLICE, SLICE, barrier(n), (rank + c) % C);
+            for (int c = 0; c < C; c += 2) store_async(to - odd * 8, both, barrier(n), (rank + c + odd) % C);
+        } else {
+            const Word one[1] = {word};
+#pragma unroll
+            for (int c = 0; c < C; ++c) store_async(to, one, barrier(n), (rank + c) % C);
         }
     }
 
     // Message n, when it is whole.
     __device__ __forceinline__ const char* receive(i64 n) const {
         await(barrier(n), int(n >> 1 & 1));
-        if (threadIdx.x == 0) expect(barrier(n), ARRIVING);  // message n + 2
+        if (threadIdx.x == 0) expect(barrier(n), WIRE_BYTES);  // message n + 2
         return buffer(n);
     }
 };
@@ -265,13 +276,13 @@ __device__ __forceinline__ void begin_exchanges(char* shared, int rank) {
         for (int n = 0; n < 2 * F; ++n) {
             const Exchange exchange{shared, rank, n / 2};
             begin(exchange.barrier(n));
-            expect(exchange.barrier(n), Exchange::ARRIVING);
+            expect(exchange.barrier(n), WIRE_BYTES);
         }
     cluster_meet();
 }
 
 __device__ __forceinline__ bool begins(const Args& a, const Item& o, i64 t) {
-    return RESET && o.valid && t < a.T && a.reset[o.b * a.T + t];
+    return RESET && o.valid && t < a.T && a.reset[o.sequence() * a.T + t];
 }
 
 // Weights without a matrix: a block's units of each in shared memory.

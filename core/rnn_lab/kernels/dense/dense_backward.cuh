@@ -21,36 +21,36 @@ __device__ __forceinline__ void adjoint_of_first(int v, const Values* h, const V
 __device__ __forceinline__ void write(const Args& a, const Place& p, const Item& o, i64 t, const Values* dx);
 __device__ __forceinline__ void save(const Args& a, const Place& p, const Item& o, i64 t, const Values* dp);
 
-// Where a thread sums the gradient by weight j of its item i.
-__device__ __forceinline__ int sum_place(int group, int j, int i) {
-    return ((group * NW + j) * ITEMS + i * THREADS + threadIdx.x) * V;
-}
+// Places among what a thread keeps: the adjoint of the state after a step, that state, gradients by weights.
+constexpr int ADJOINT = 0, STATE = S, SUMS = 2 * S;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_constant__ Args a) {
     char* const shared = dynamic_shared();
-    float* const sums = reinterpret_cast<float*>(shared + SUMS_AT);  // gradients by weights, [F][NW][ITEMS][V]
     const Place p(a);
     const Matrix matrix(a, p, shared);
     load_weights(a, p, shared);
-    for (int i = threadIdx.x; i < F * NW * ITEMS * V; i += THREADS) sums[i] = 0.0f;
     begin_exchanges(shared, p.rank);
-    float d[F][OWN][S][V], s[F][OWN][S][V];  // adjoint of the state after a step, and that state
-#pragma unroll
+#pragma unroll 1
     for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const Item o(a, p, f, i);
+            if (!o.exists) continue;
+            float d[S][V], s[S][V], sums[NW + 1][V] = {};
 #pragma unroll
             for (int j = 0; j < S; ++j)
 #pragma unroll
-                for (int v = 0; v < V; ++v) d[f][i][j][v] = o.inside ? a.start[state_place(a, p, o, j) + v] : 0.0f;
-            last_state(a, p, o, s[f][i]);
+                for (int v = 0; v < V; ++v) d[j][v] = o.inside ? a.start[state_place(a, p, o, j) + v] : 0.0f;
+            last_state(a, p, o, s);
+            keep<S>(shared, f, i, ADJOINT, d);
+            keep<S>(shared, f, i, STATE, s);
+            keep<NW>(shared, f, i, SUMS, sums);
         }
     for (i64 n = 0; n < STAGES - 1; ++n) fetch_step(a, p, shared, n, a.T - 1 - n);
     for (i64 n = 0; n < a.T; ++n) {
         const i64 t = a.T - 1 - n;
         fetch_step(a, p, shared, n + STAGES - 1, t - (STAGES - 1));
-#pragma unroll
+#pragma unroll 1
         for (int f = 0; f < F; ++f) {
             const Exchange exchange{shared, p.rank, f};
             float* const partial = partial_of(shared, f);
@@ -70,7 +70,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
                 const Item o(a, p, f, i);
                 if (!o.exists) continue;
                 float x[NX + 1][V], w[NW + 1][V], h[S][V], before[S][V], sent[G][V], dy[NY][V], q[V] = {};
-                float dx[NX + 1][V], dw[NW + 1][V], dp[G][V], dh[S][V];
+                float d[S][V], s[S][V], dx[NX + 1][V], dw[NW + 1][V], dp[G][V], dh[S][V], sums[NW + 1][V];
+                read_kept<S>(shared, f, i, ADJOINT, d);
+                read_kept<S>(shared, f, i, STATE, s);
                 inputs(stage, i, x);
                 states(stage, i, h);
                 products(stage, i, sent);
@@ -82,10 +84,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
 #pragma unroll
                     for (int j = 0; j < S; ++j) {
                         before[j][v] = fresh[i] ? 0.0f : h[j][v];
-                        if (later[i]) d[f][i][j][v] = 0.0f;
+                        if (later[i]) d[j][v] = 0.0f;
                     }
                     if (later[i]) q[v] = 0.0f;
-                    adjoint(v, Known{before, s[f][i], sent, x, w, dy}, d[f][i], q, Found{dh, dp, dx, dw});
+                    adjoint(v, Known{before, s, sent, x, w, dy}, d, q, Found{dh, dp, dx, dw});
 #pragma unroll
                     for (int g = 0; g < G; ++g)
                         if (!o.has(v)) dp[g][v] = 0.0f;
@@ -94,27 +96,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
                 for (int g = 0; g < G; ++g) exchange.send(n, g * D + o.unit, o.row, dp[g]);
                 if (o.inside) write(a, p, o, t, dx);
                 if (o.inside) save(a, p, o, t, dp);
+                keep<S>(shared, f, i, ADJOINT, dh);
+                keep<S>(shared, f, i, STATE, h);
+                read_kept<NW>(shared, f, i, SUMS, sums);
 #pragma unroll
-                for (int j = 0; j < NW; ++j) {
-                    float* at = sums + sum_place(f, j, i);
-                    float sum[V];
-                    load<float>(at, sum);
+                for (int j = 0; j < NW; ++j)
 #pragma unroll
-                    for (int v = 0; v < V; ++v) sum[v] += dw[j][v];
-                    store(at, sum);
-                }
-#pragma unroll
-                for (int j = 0; j < S; ++j)
-#pragma unroll
-                    for (int v = 0; v < V; ++v) {
-                        s[f][i][j][v] = h[j][v];
-                        d[f][i][j][v] = dh[j][v];
-                    }
+                    for (int v = 0; v < V; ++v) sums[j][v] += dw[j][v];
+                keep<NW>(shared, f, i, SUMS, sums);
             }
-            exchange.sent(n);
         }
     }
-#pragma unroll
+#pragma unroll 1
     for (int f = 0; f < F; ++f) {
         const Exchange exchange{shared, p.rank, f};
         float* const partial = partial_of(shared, f);
@@ -125,21 +118,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
             const Item o(a, p, f, i);
             if (!o.inside) continue;
             const bool fresh = begins(a, o, 0);
-            float q[V], dh[S][V];
+            float q[V], d[S][V], s[S][V], dh[S][V], sums[NW + 1][V];
+            read_kept<S>(shared, f, i, ADJOINT, d);
+            read_kept<S>(shared, f, i, STATE, s);
+            read_kept<NW>(shared, f, i, SUMS, sums);
             total(partial, o.local, o.row, q);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
-                adjoint_of_first(v, s[f][i], q, dh);
+                adjoint_of_first(v, s, q, dh);
 #pragma unroll
-                for (int j = 0; j < S; ++j)
-                    a.stop[state_place(a, p, o, j) + v] = fresh ? 0.0f : d[f][i][j][v] + dh[j][v];
+                for (int j = 0; j < S; ++j) a.stop[state_place(a, p, o, j) + v] = fresh ? 0.0f : d[j][v] + dh[j][v];
             }
 #pragma unroll
-            for (int j = 0; j < NW; ++j) {
-                float sum[V];
-                load<float>(sums + sum_place(f, j, i), sum);
-                store(a.dw + ((j * a.B + o.b) * a.H + p.head) * WIDTH + o.unit, sum);
-            }
+            for (int j = 0; j < NW; ++j)
+                store(a.dw + ((j * a.B + o.sequence()) * a.H + p.head) * WIDTH + o.unit, sums[j]);
         }
     }
     cluster_meet();  // no block leaves while its shared memory may be written

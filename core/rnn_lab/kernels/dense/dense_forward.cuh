@@ -34,27 +34,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     const Matrix matrix(a, p, shared);
     load_weights(a, p, shared);
     begin_exchanges(shared, p.rank);
-    float h[F][OWN][S][V];
-#pragma unroll
+#pragma unroll 1
     for (int f = 0; f < F; ++f) {
         const Exchange exchange{shared, p.rank, f};
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const Item o(a, p, f, i);
             if (!o.exists) continue;
+            float h[S][V];
 #pragma unroll
             for (int s = 0; s < S; ++s)
 #pragma unroll
-                for (int v = 0; v < V; ++v) h[f][i][s][v] = o.inside ? a.start[state_place(a, p, o, s) + v] : 0.0f;
-            if (o.inside) save(a, p, o, -1, h[f][i]);
-            hand_on(a, p, o, exchange, 0, begins(a, o, 0), h[f][i]);
+                for (int v = 0; v < V; ++v) h[s][v] = o.inside ? a.start[state_place(a, p, o, s) + v] : 0.0f;
+            if (o.inside) save(a, p, o, -1, h);
+            hand_on(a, p, o, exchange, 0, begins(a, o, 0), h);
+            keep<S>(shared, f, i, 0, h);
         }
-        exchange.sent(0);
     }
     for (i64 t = 0; t < STAGES - 1; ++t) fetch_step(a, p, shared, t, t);
     for (i64 t = 0; t < a.T; ++t) {
         fetch_step(a, p, shared, t + STAGES - 1, t + STAGES - 1);
-#pragma unroll
+#pragma unroll 1
         for (int f = 0; f < F; ++f) {
             const Exchange exchange{shared, p.rank, f};
             float* const partial = partial_of(shared, f);
@@ -69,39 +69,40 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             for (int i = 0; i < OWN; ++i) {
                 const Item o(a, p, f, i);
                 if (!o.exists) continue;
-                float x[NX + 1][V], w[NW + 1][V], products[G][V], s[S][V], y[NY][V];
+                float h[S][V], x[NX + 1][V], w[NW + 1][V], products[G][V], s[S][V], y[NY][V];
+                read_kept<S>(shared, f, i, 0, h);
                 inputs(stage, i, x);
                 weights_of(shared, o, w);
 #pragma unroll
                 for (int g = 0; g < G; ++g) total(partial, g * U + o.local, o.row, products[g]);
 #pragma unroll
-                for (int v = 0; v < V; ++v) update(v, h[f][i], products, x, w, s);
+                for (int v = 0; v < V; ++v) update(v, h, products, x, w, s);
 #pragma unroll
                 for (int j = 0; j < S; ++j)
 #pragma unroll
                     for (int v = 0; v < V; ++v) {
                         if (!o.has(v)) s[j][v] = 0.0f;
-                        h[f][i][j][v] = s[j][v];
+                        h[j][v] = s[j][v];
                     }
-                if (t + 1 < a.T) hand_on(a, p, o, exchange, t + 1, fresh[i], h[f][i]);
+                if (t + 1 < a.T) hand_on(a, p, o, exchange, t + 1, fresh[i], h);
+                keep<S>(shared, f, i, 0, h);
 #pragma unroll
                 for (int v = 0; v < V; ++v) output(v, s, x, w, y);
                 if (o.inside) write(a, p, o, t, y);
                 if (o.inside) save(a, p, o, t, s);
             }
-            if (t + 1 < a.T) exchange.sent(t + 1);
         }
     }
-#pragma unroll
+#pragma unroll 1
     for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const Item o(a, p, f, i);
+            if (!o.inside) continue;
+            float h[S][V];
+            read_kept<S>(shared, f, i, 0, h);
 #pragma unroll
-            for (int s = 0; s < S; ++s)
-#pragma unroll
-                for (int v = 0; v < V; ++v)
-                    if (o.inside) a.stop[state_place(a, p, o, s) + v] = h[f][i][s][v];
+            for (int s = 0; s < S; ++s) store(a.stop + state_place(a, p, o, s), h[s]);
         }
     cluster_meet();  // no block leaves while its shared memory may be written
 }

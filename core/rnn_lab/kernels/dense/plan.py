@@ -18,7 +18,7 @@ STAGES = (4, 2)
 """Steps of inputs that may be in shared memory; all but one are on their way."""
 ROWS = (8, 16, 24, 32, 40, 48, 64)
 """Sequences of a group: columns of the product, by 8."""
-GROUPS = (1, 2)
+GROUPS = (1, 2, 3, 4)
 """Groups that a cluster may walk in turn: with two, one is multiplied while the other's messages travel."""
 RESIDENT = {8: 15, 16: 7}
 """Clusters of each size that fit on an H100 with 132 multiprocessors at once (measured)."""
@@ -33,8 +33,8 @@ NARROWEST = 128
 LARGEST_BATCH = 1024
 """Sequences up to which all batches are asked for the ways that planning may choose."""
 
-BULK = False
-"""Whether blocks send by the copy engine; which of both is faster is not measured yet."""
+PAIRS = True
+"""Whether two lanes send their words together."""
 
 CLOCK = 1755e6
 TENSOR = 6.5
@@ -69,8 +69,7 @@ class Plan:
 
     `cluster` blocks; `groups` of `rows` sequences. Warps are `across` groups of matrix rows by `along` parts of the
     sum; of the steps of 16 of its part, a warp has `held` in registers and `kept` in shared memory. `stages` steps of
-    inputs are in shared memory. `bulk` says that blocks send what they have by the copy engine, instead of each thread
-    its words.
+    inputs are in shared memory. `pairs` says that two lanes send their words together.
     """
 
     problem: Problem
@@ -79,7 +78,7 @@ class Plan:
     across: int
     stages: int
     groups: int = 1
-    bulk: bool = False
+    pairs: bool = True
     held: int = 0
     kept: int = 0
 
@@ -148,7 +147,7 @@ class Plan:
             "PARTIAL": groups * self.partial,
             "RING": groups * self.stages * self.ring,
             "WEIGHTS": problem.weights * self.units * 4,
-            "SUMS": 0 if problem.forward else groups * problem.weights * self.items * UNITS * 4,
+            "KEPT": groups * self.items * UNITS * 4 * self.between,
             "BARRIER": groups * 16,
             "MATRIX": self.kept * WARPS * self.tiles * 512,
         }
@@ -162,6 +161,12 @@ class Plan:
     def partial(self) -> int:
         """Bytes of a group's partial sums: eight columns with gaps between them, see column_of in dense.cuh."""
         return self.along * self.rows * ((self.matrix_rows + 23) // 32 * 32 + 12) * 4
+
+    @property
+    def between(self) -> int:
+        """Numbers of a unit that wait from one step to the next: states; backward their adjoints too, and sums."""
+        problem = self.problem
+        return problem.parts if problem.forward else 2 * problem.parts + problem.weights
 
     @property
     def ring(self) -> int:
@@ -184,10 +189,8 @@ class Plan:
         columns, problem = self.rows // 8, self.problem
         sums = 4 * self.tiles * columns * (2 if self.tiles * columns < 3 else 1)
         multiply = sums + 2 * columns + 4 * self.tiles * self.unrolled
-        items = self.groups * self.own
-        state = UNITS * items * problem.parts * (1 if problem.forward else 2)
-        further = (items - 1) * (OF_ITEM if problem.forward else OF_ITEM_BACK)
-        return FIXED + max(multiply, UNITS * problem.live) + state + further
+        further = (self.own - 1) * (OF_ITEM if problem.forward else OF_ITEM_BACK)
+        return FIXED + max(multiply, UNITS * problem.live) + further
 
     @property
     def far(self) -> int:
@@ -226,7 +229,7 @@ def plans(problem: Problem) -> tuple[Plan, ...]:
     """Every cluster size and number of sequences that fits, spread best over warps, registers and shared memory."""
     found = []
     for cluster, rows, groups in product(RESIDENT, ROWS, GROUPS):
-        ways = chain.from_iterable(_spread(Plan(problem, cluster, rows, 1, stages, groups, BULK)) for stages in STAGES)
+        ways = chain.from_iterable(_spread(Plan(problem, cluster, rows, 1, stages, groups, PAIRS)) for stages in STAGES)
         fitting = [plan for plan in map(filled, ways) if plan is not None]
         if fitting:
             found.append(min(fitting, key=lambda plan: plan.microseconds))
