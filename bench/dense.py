@@ -95,21 +95,21 @@ def kernels(bound: Bound) -> str:
 
 def every_plan(B: int, D: int) -> Iterator[str]:
     """Each way that both directions fit in: what its kernels take, and microseconds per step as predicted."""
-    ways = product(RESIDENT.items(), ROWS, GROUPS, (False, True))
-    for (cluster, room), rows, groups, pairs in ways:
-        restrict({cluster: room}, (rows,), (groups,), pairs)
+    ways = product(RESIDENT.items(), ROWS, GROUPS)
+    for (cluster, room), rows, groups in ways:
+        restrict({cluster: room}, (rows,), (groups,))
         if not all(dense_plan.plans(form.problem) for form in forms(D)):
             continue
         bound = bind(run_dense, arguments(B, STEPS, D, torch.bfloat16))
         bound.forward_backward()
-        yield f"{'pairs' if pairs else 'words'}: {kernels(bound)}; plan {predicted(B, D)}"
+        yield f"{kernels(bound)}; plan {predicted(B, D)}"
 
 
 def together(B: int, D: int) -> Iterator[str]:
     """One to four forward passes on streams of their own, under one graph, by sequences of a cluster."""
     streams = [torch.cuda.Stream() for _ in range(4)]
     for rows in (8, 16, 32):
-        restrict(RESIDENT, (rows,), (1,), dense_plan.PAIRS)
+        restrict(RESIDENT, (rows,), (1,))
         bounds = [bind(run_dense, arguments(B, STEPS, D, torch.bfloat16)) for _ in streams]
         for count in range(1, len(streams) + 1):
             pairs = list(zip(streams, bounds, strict=True))[:count]
@@ -129,9 +129,9 @@ def at_once(pairs: Sequence[tuple[torch.cuda.Stream, Bound]]) -> None:
         current.wait_stream(stream)
 
 
-def restrict(resident: dict[int, int], rows: tuple[int, ...], groups: tuple[int, ...], pairs: bool) -> None:
+def restrict(resident: dict[int, int], rows: tuple[int, ...], groups: tuple[int, ...]) -> None:
     """Planning chooses among these."""
-    dense_plan.RESIDENT, dense_plan.ROWS, dense_plan.GROUPS, dense_plan.PAIRS = resident, rows, groups, pairs
+    dense_plan.RESIDENT, dense_plan.ROWS, dense_plan.GROUPS = resident, rows, groups
     for function in (dense_plan.plans, dense_plan.choose, dense_plan.choices):
         function.cache_clear()
 
@@ -161,13 +161,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Dense recurrences beside cuDNN.")
     parser.add_argument("--widths", type=numbers, default=[512, 768, 1024, 1280, 1536, 2048])
     parser.add_argument("--batches", type=numbers, default=[32, 256])
-    parser.add_argument("--pairs", action="store_true", help="words in pairs")
     parser.add_argument("--groups", type=numbers, default=list(GROUPS), help="sequences' groups of a cluster")
     parser.add_argument("--every-plan", action="store_true", help="our kernels alone, spread in every way")
     parser.add_argument("--together", action="store_true", help="several forward passes at once")
     parser.add_argument("--only", default="", help="names that contain this")
     options = parser.parse_args()
-    restrict(RESIDENT, ROWS, tuple(options.groups), options.pairs)
+    restrict(RESIDENT, ROWS, tuple(options.groups))
     sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, T {STEPS}\n")
     for B, D in product(options.batches, options.widths):
         alone = every_plan if options.every_plan else together if options.together else None

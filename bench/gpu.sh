@@ -53,7 +53,6 @@ print(*[row["name"] for row in json.load(sys.stdin)])')}; do
     dense)
       tests tests/gpu/test_dense.py -x
       limited "$PYTHON" bench/dense.py 2>&1 | tee "$OUT/dense.txt"
-      limited "$PYTHON" bench/dense.py --bulk --only dense 2>&1 | tee "$OUT/dense-bulk.txt"
       limited "$PYTHON" bench/dense.py --every-plan --widths 1024 2>&1 | tee "$OUT/dense-plans.txt"
       limited "$PYTHON" bench/dense.py --together --widths 1024 --batches 32 2>&1 | tee "$OUT/dense-together.txt" ;;
     series)

@@ -74,15 +74,15 @@ inline void expect(Barrier* barrier, int bytes) {
 inline void await(Barrier* barrier, int parity) {
     emulated::wait(&emulated::phases_of(emulated::own_block(), barrier).ended, parity, true);
 }
-template <int WORDS> inline void store_async(char* to, const Word (&words)[WORDS], Barrier* barrier, int rank) {
+inline void store_async(char* to, Word word, Barrier* barrier, int rank) {
     using namespace emulated;
     const auto there = [&](auto* own) { return reinterpret_cast<decltype(own)>((char*)own - dynamic_shared() + memory_of(rank)); };
-    if (uintptr_t(to) % (8 * WORDS)) fail("a store that is not aligned");
+    if (uintptr_t(to) % 8) fail("a store that is not aligned");
     Phases& p = phases_of(rank, there(barrier));
-    if (p.length + WORDS > ON_THEIR_WAY) fail("more stores than the emulation has room for");
-    std::memset(there(to), 0xff, 8 * WORDS);
-    for (int i = 0; i < WORDS; ++i) p.words[p.length++] = {there(to) + 8 * i, words[i]};
-    p.bytes -= 8 * WORDS;
+    if (p.length == ON_THEIR_WAY) fail("more stores than the emulation has room for");
+    std::memset(there(to), 0xff, 8);
+    p.words[p.length++] = {there(to), word};
+    p.bytes -= 8;
     end_phase(p);
 }
 

@@ -68,7 +68,7 @@ inline Fibre fibres[THREADS];
 inline ucontext_t home;
 inline Group blocks[BLOCKS], cluster;
 inline Group warps[THREADS / 32];
-inline unsigned long long exchanged[THREADS];
+inline float exchanged[THREADS];
 inline unsigned votes[THREADS / 32];
 inline void (*work)();
 
@@ -159,11 +159,10 @@ inline void run(unsigned grid, int count, int size, bool reversed, void (*kernel
 
 inline void __syncthreads() { emulated::meet(emulated::blocks[emulated::current / emulated::in_block]); }
 inline void __syncwarp() { emulated::meet(emulated::warp()); }
-template <class E> inline E __shfl_xor_sync(unsigned, E x, int mask) {
-    std::memcpy(&emulated::exchanged[emulated::current], &x, sizeof x);
+inline float __shfl_xor_sync(unsigned, float x, int mask) {
+    emulated::exchanged[emulated::current] = x;
     __syncwarp();
-    E other;
-    std::memcpy(&other, &emulated::exchanged[emulated::current ^ mask], sizeof other);
+    const float other = emulated::exchanged[emulated::current ^ mask];
     __syncwarp();
     return other;
 }

@@ -78,20 +78,14 @@ __device__ __forceinline__ void await(Barrier* barrier, int parity) {
     }
 }
 
-// One word or two to the same place in another block's shared memory, and their bytes to the same barrier there.
-template <int WORDS>
-__device__ __forceinline__ void store_async(char* to, const Word (&words)[WORDS], Barrier* barrier, int rank) {
+// A word to the same place in another block's shared memory, and its bytes to the same barrier there.
+__device__ __forceinline__ void store_async(char* to, Word word, Barrier* barrier, int rank) {
     unsigned there, signal;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(signal) : "r"(shared_address(barrier)), "r"(rank));
-    if constexpr (WORDS == 1)
-        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(there),
-                     "l"(words[0]), "r"(signal)
-                     : "memory");
-    else
-        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [%0], {%1, %2}, [%3];" ::"r"(there),
-                     "l"(words[0]), "l"(words[1]), "r"(signal)
-                     : "memory");
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(there), "l"(word),
+                 "r"(signal)
+                 : "memory");
 }
 
 #else
@@ -101,7 +95,7 @@ __device__ __forceinline__ void cluster_meet() { asm volatile("trap;"); }
 __device__ __forceinline__ void begin(Barrier*) { asm volatile("trap;"); }
 __device__ __forceinline__ void expect(Barrier*, int) {}
 __device__ __forceinline__ void await(Barrier*, int) {}
-template <int WORDS> __device__ __forceinline__ void store_async(char*, const Word (&)[WORDS], Barrier*, int) {}
+__device__ __forceinline__ void store_async(char*, Word, Barrier*, int) {}
 
 #endif
 

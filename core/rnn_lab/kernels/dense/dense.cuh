@@ -248,18 +248,8 @@ struct Exchange {
         static_assert(V == 4, "a word");
         const Word word = rounded(x[0], x[1]) | Word(rounded(x[2], x[3])) << 32;
         char* to = buffer(n) + ((k / 16 * NT + row / 8) * 8 + row % 8) * 32 + k % 16 * 2;
-        if constexpr (PAIRS) {
-            // Two lanes side by side have each other's word: each sends both, to every second block.
-            const Word other = __shfl_xor_sync(~0u, word, 1);
-            const int odd = threadIdx.x % 2;
-            const Word both[2] = {odd ? other : word, odd ? word : other};
 #pragma unroll
-            for (int c = 0; c < C; c += 2) store_async(to - odd * 8, both, barrier(n), (rank + c + odd) % C);
-        } else {
-            const Word one[1] = {word};
-#pragma unroll
-            for (int c = 0; c < C; ++c) store_async(to, one, barrier(n), (rank + c) % C);
-        }
+        for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
     }
 
     // Message n, when it is whole.

@@ -33,9 +33,6 @@ NARROWEST = 128
 LARGEST_BATCH = 1024
 """Sequences up to which all batches are asked for the ways that planning may choose."""
 
-PAIRS = True
-"""Whether two lanes send their words together."""
-
 CLOCK = 1755e6
 TENSOR = 6.5
 """Clocks of one 16 x 8 x 16 product on one of four tensor cores."""
@@ -69,7 +66,7 @@ class Plan:
 
     `cluster` blocks; `groups` of `rows` sequences. Warps are `across` groups of matrix rows by `along` parts of the
     sum; of the steps of 16 of its part, a warp has `held` in registers and `kept` in shared memory. `stages` steps of
-    inputs are in shared memory. `pairs` says that two lanes send their words together.
+    inputs are in shared memory.
     """
 
     problem: Problem
@@ -78,7 +75,6 @@ class Plan:
     across: int
     stages: int
     groups: int = 1
-    pairs: bool = True
     held: int = 0
     kept: int = 0
 
@@ -229,7 +225,7 @@ def plans(problem: Problem) -> tuple[Plan, ...]:
     """Every cluster size and number of sequences that fits, spread best over warps, registers and shared memory."""
     found = []
     for cluster, rows, groups in product(RESIDENT, ROWS, GROUPS):
-        ways = chain.from_iterable(_spread(Plan(problem, cluster, rows, 1, stages, groups, PAIRS)) for stages in STAGES)
+        ways = chain.from_iterable(_spread(Plan(problem, cluster, rows, 1, stages, groups)) for stages in STAGES)
         fitting = [plan for plan in map(filled, ways) if plan is not None]
         if fitting:
             found.append(min(fitting, key=lambda plan: plan.microseconds))

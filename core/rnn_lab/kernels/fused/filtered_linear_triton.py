@@ -57,7 +57,7 @@ def input_kernel(
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for _ in range(0, M, INNER):
         columns = tl.load(w, mask=k[None, :] < K, other=0.0)
-        total = tl.dot(operand(tl.load(g), DTYPE), operand(columns, DTYPE), total)
+        total = tl.dot(operand(tl.load(g), DTYPE), operand(columns, DTYPE), total, input_precision="ieee")
         g += INNER
         w += INNER * K
     inside = (n < N)[:, None] & (k < K)[None, :]
@@ -85,7 +85,7 @@ def weight_kernel(
         row = tl.load(kept_ptr + n, mask=n < stop, other=0)
         g = tl.load(g_ptr + row[:, None] * M + m[None, :], mask=(n < stop)[:, None] & (m < M)[None, :], other=0.0)
         x = tl.load(x_ptr + row[:, None] * K + k[None, :], mask=(n < stop)[:, None] & (k < K)[None, :], other=0.0)
-        total = tl.dot(tl.trans(operand(g, DTYPE)), operand(x, DTYPE), total)
+        total = tl.dot(tl.trans(operand(g, DTYPE)), operand(x, DTYPE), total, input_precision="ieee")
     inside = (m < M)[:, None] & (k < K)[None, :]
     place = part.to(tl.int64) * M * K + m[:, None] * K + k[None, :]
     tl.store(dw_ptr + place, total, mask=inside)

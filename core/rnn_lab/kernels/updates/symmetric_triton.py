@@ -47,7 +47,7 @@ def symmetric_kernel(
         inside = (start + at < n)[None, :]
         one = tl.load(rows, mask=(i < m)[:, None] & inside, other=0.0)
         two = tl.load(columns, mask=(j < m)[:, None] & inside, other=0.0)
-        total = tl.dot(operand(one, DTYPE), tl.trans(operand(two, DTYPE)), total)
+        total = tl.dot(operand(one, DTYPE), tl.trans(operand(two, DTYPE)), total, input_precision="ieee")
         rows += INNER
         columns += INNER
     total = total * alpha
