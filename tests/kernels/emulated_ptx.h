@@ -129,24 +129,13 @@ inline void wait(const unsigned* counter, unsigned before, bool parity) {
     fibres[own].counter = nullptr;
 }
 
-inline unsigned arrive(Group& group) {
+inline void meet(Group& group) {
     const unsigned round = group.round;
     if (++group.arrived == group.size) {
         group.arrived = 0;
         ++group.round;
     }
-    return round;
-}
-inline void meet(Group& group) {
-    const unsigned round = arrive(group);
     wait(&group.round, round, false);
-}
-
-constexpr int NAMED = 8;
-inline Group named[BLOCKS][NAMED];  // barriers of a block besides __syncthreads
-inline Group& barrier_of(int barrier, int count) {
-    if (barrier < 1 || barrier >= NAMED || count != in_block) fail("a barrier that there is not");
-    return named[current / in_block][barrier];
 }
 
 inline void begin() {
@@ -217,8 +206,6 @@ template <int BYTES> void copy_async(void* to, const void* from, bool valid) {
     if (own.length == 512) fail("more copies than the emulation has room for");
     own.copies[own.length++] = {to, valid ? from : nullptr, BYTES, own.commits};
 }
-inline void arrive_at(int barrier, int threads) { emulated::arrive(emulated::barrier_of(barrier, threads)); }
-inline void meet_at(int barrier, int threads) { emulated::meet(emulated::barrier_of(barrier, threads)); }
 inline void commit() { ++emulated::queues[emulated::current].commits; }
 template <int AHEAD> void arrived() {
     auto& own = emulated::queues[emulated::current];
@@ -249,8 +236,6 @@ inline void emulated::run(unsigned grid, int count, int size, bool reversed, voi
         std::memset(recurrence::shared, 0xff, sizeof recurrence::shared / BLOCKS * size);
         cluster = {threads};
         for (int i = 0; i < size; ++i) blocks[i] = {count};
-        for (auto& barriers : named)
-            for (Group& barrier : barriers) barrier = {count};
         for (int w = 0; w < threads / 32; ++w) warps[w] = {32};
         for (int i = 0; i < threads; ++i) {
             ucontext_t& context = fibres[i].context;

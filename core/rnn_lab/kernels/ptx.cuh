@@ -60,15 +60,6 @@ template <int BYTES> __device__ __forceinline__ void copy_async(void* to, const 
     }
 }
 
-// A barrier of the block besides __syncthreads, for so many threads: those that arrive go on, those that meet wait for all
-// and see what the others wrote before.
-__device__ __forceinline__ void arrive_at(int barrier, int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void meet_at(int barrier, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // All but the newest `AHEAD` commits of this thread have arrived; others see them behind a barrier.

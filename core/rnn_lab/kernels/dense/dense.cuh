@@ -1,7 +1,5 @@
 // Recurrence with products of the state and resident matrices: one cluster of C blocks walks F groups of N sequences
-// through time, in turns: turn s is step s / F of group s % F. A turn is a product, by all warps, and what is done with
-// its result, the element-wise part and what is sent. Of several groups two teams, each half of a block's warps, take the
-// latter by turns: while one team is at turn s, the other multiplies for s + 1, and messages of the others travel.
+// through time, in turn: while messages of one group travel the other is multiplied.
 //
 // What is printed before this text (kernels.dense.cuda): sizes and places in shared memory. After it: the functions
 // that are declared here without a body. A block owns U units of the state and the M rows of the matrices that these
@@ -12,16 +10,14 @@
 // bf16 to every block of the cluster, into one of two buffers. A reader waits on its own mbarrier for the buffer's
 // bytes and nothing else. Message n + 1 overwrites message n - 1, and no reader of that is left: a thread sends its
 // part of n + 1 after message n was whole, so that every peer had sent its part of n; a peer sends that behind the
-// barrier after which none of its threads reads message n - 1. For the same reason partial sums of one step are
+// __syncthreads after which none of its threads reads message n - 1. For the same reason partial sums of one step are
 // not overwritten before all have read them: the next product needs what their readers send.
 
 namespace recurrence {
 
 constexpr int WARPS = WM * WK, THREADS = 32 * WARPS;
 constexpr int ITEMS = U / V * N;                        // of a block and group: V units of one sequence
-constexpr int TEAMS = F > 1 ? 2 : 1, LAG = TEAMS - 1;   // turns between a product and what is done with it
-constexpr int TEAM = THREADS / TEAMS;                   // threads
-constexpr int OWN = (ITEMS + TEAM - 1) / TEAM;          // items of a thread
+constexpr int OWN = (ITEMS + THREADS - 1) / THREADS;    // of a thread
 constexpr int M = FORWARD ? G * U : U, K = FORWARD ? D : G * D;
 constexpr int MT = M / 16 / WM, KW = K / 16 / WK, NT = N / 8;  // tiles of a warp
 constexpr int CHAINS = MT * NT < 3 ? 2 : 1;             // sums that do not wait for each other
@@ -47,28 +43,14 @@ struct Args {
 
 // Where a thread works.
 struct Place {
-    int rank, warp, lane, team;
+    int rank, warp, lane;
     i64 head, first;  // first sequence
 
     __device__ __forceinline__ explicit Place(const Args& a)
-        : rank(cluster_rank()), warp(threadIdx.x / 32), lane(threadIdx.x % 32), team(int(threadIdx.x) / TEAM) {
+        : rank(cluster_rank()), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
         const i64 cluster = blockIdx.x / C;
         head = cluster / a.parts;
         first = cluster % a.parts * F * N;
-    }
-};
-
-// A thread's place in its team: every item of a group is that of one thread of either.
-__device__ __forceinline__ int in_team() { return threadIdx.x % TEAM; }
-
-// A step of a group; backward steps are counted from the last.
-struct Turn {
-    i64 n = 0;
-    int f = 0;
-
-    __device__ __forceinline__ void advance(int turns) {
-        f += turns;
-        if (f >= F) f -= F, ++n;
     }
 };
 
@@ -81,13 +63,13 @@ struct Item {
 
     __device__ __forceinline__ Item(const Args& a, const Place& p, int group, int i) {
         // A warp has 16 units of 8 sequences: 256 bytes side by side on the wire.
-        const int at = in_team() + i * TEAM, tile = at / 32;
+        const int at = threadIdx.x + i * THREADS, tile = at / 32;
         row = tile % NT * 8 + at / 4 % 8;
         local = tile / NT * 16 + at % 4 * V;
         unit = p.rank * U + local;
         this->group = group;
         b = p.first + row;
-        exists = ITEMS % TEAM == 0 || at < ITEMS;
+        exists = ITEMS % THREADS == 0 || at < ITEMS;
         valid = exists && sequence() < a.B;
         inside = valid && (WIDTH == D || unit < WIDTH);
     }
@@ -116,7 +98,7 @@ __device__ __forceinline__ i64 state_place(const Args& a, const Place& p, const 
 // them what it sums by weight. In registers it would take their room from the matrices, more with every group.
 constexpr int KEPT = FORWARD ? S : 2 * S + NW;
 __device__ __forceinline__ char* kept_place(char* shared, int group, int i, int j) {
-    return shared + KEPT_AT + ((group * KEPT + j) * ITEMS + i * TEAM + in_team()) * V * 4;
+    return shared + KEPT_AT + ((group * KEPT + j) * ITEMS + i * THREADS + int(threadIdx.x)) * V * 4;
 }
 using Values = float[V];
 template <int COUNT> __device__ __forceinline__ void read_kept(char* shared, int group, int i, int first, Values* x) {
@@ -129,19 +111,19 @@ __device__ __forceinline__ void keep(char* shared, int group, int i, int first, 
     for (int j = 0; j < COUNT; ++j) store(reinterpret_cast<float*>(kept_place(shared, group, i, first + j)), x[j]);
 }
 
-// Streams come through a ring in shared memory of which every thread has its own part, STAGES - 1 of its turns ahead.
-__device__ __forceinline__ char* stage_of(const Place& p, char* shared, int stage) {
-    return shared + RING_AT + (p.team * STAGES + stage) * RING_BYTES;
+// Streams come through a ring in shared memory of which every thread has its own part, STAGES - 1 steps ahead.
+__device__ __forceinline__ char* stage_of(char* shared, int group, i64 n) {
+    return shared + RING_AT + (int(n % STAGES) * F + group) * RING_BYTES;
 }
 template <class E, int J, int OFFSET>
 __device__ __forceinline__ void fetch_one(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t) {
     const E* from = static_cast<const E*>(a.in[J]);
-    char* to = stage + OFFSET + (i * TEAM + in_team()) * V * int(sizeof(E));
+    char* to = stage + OFFSET + (i * THREADS + threadIdx.x) * V * int(sizeof(E));
     copy_async<V * sizeof(E)>(to, o.inside ? from + in_place(a, p, o, J, t) : from, o.inside);
 }
 template <class E, int OFFSET>
 __device__ __forceinline__ void read_one(const char* stage, int i, float (&x)[V]) {
-    load<E>(stage + OFFSET + (i * TEAM + in_team()) * V * int(sizeof(E)), x);
+    load<E>(stage + OFFSET + (i * THREADS + threadIdx.x) * V * int(sizeof(E)), x);
 }
 template <class E, int J>
 __device__ __forceinline__ void write_one(const Args& a, const Place& p, const Item& o, i64 t, const float (&x)[V]) {
@@ -150,44 +132,16 @@ __device__ __forceinline__ void write_one(const Args& a, const Place& p, const I
 
 __device__ __forceinline__ void fetch(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t);
 
-// The turns of a thread's team: what they read, in stages of the ring.
-struct Ring {
-    Turn coming;
-    int reading = 0, fetching = 0;
-
-    __device__ __forceinline__ void next(const Args& a, const Place& p, char* shared) {
-        const i64 t = FORWARD ? coming.n : a.T - 1 - coming.n;
+// What step t reads, for all groups, into stage n; a commit also where there is no such step.
+__device__ __forceinline__ void fetch_step(const Args& a, const Place& p, char* shared, i64 n, i64 t) {
+#pragma unroll 1
+    for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            const Item o(a, p, coming.f, i);
-            if (o.exists && coming.n < a.T) fetch(a, p, o, stage_of(p, shared, fetching), i, t);
+            const Item o(a, p, f, i);
+            if (o.exists && t >= 0 && t < a.T) fetch(a, p, o, stage_of(shared, f, n), i, t);
         }
-        commit();  // also where there is no such turn
-        coming.advance(TEAMS);
-        if (++fetching == STAGES) fetching = 0;
-    }
-    __device__ __forceinline__ Ring(const Args& a, const Place& p, char* shared) {
-        coming.advance(p.team);
-        for (int stage = 0; stage < STAGES - 1; ++stage) next(a, p, shared);
-    }
-    // The oldest stage, when what it holds is there.
-    __device__ __forceinline__ const char* take(const Place& p, char* shared) {
-        arrived<STAGES - 1>();
-        const char* stage = stage_of(p, shared, reading);
-        if (++reading == STAGES) reading = 0;
-        return stage;
-    }
-};
-
-// Of a turn's partial sums: the team that does not use them goes on, the one that does waits for all.
-__device__ __forceinline__ void multiplied(const Place& p, const Turn& turn, int team) {
-    if (TEAMS > 1 && team != p.team) arrive_at(1 + turn.f, THREADS);
-}
-__device__ __forceinline__ void await_product(const Turn& turn) {
-    if (TEAMS > 1)
-        meet_at(1 + turn.f, THREADS);
-    else
-        __syncthreads();
+    commit();
 }
 
 // Where part k of a column's sums begins among those of its group. Neither the stores of a warp, to four even or four odd

@@ -30,7 +30,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
     const Matrix matrix(a, p, shared);
     load_weights(a, p, shared);
     begin_exchanges(shared, p.rank);
-    for (int f = p.team; f < F; f += TEAMS)
+#pragma unroll 1
+    for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const Item o(a, p, f, i);
@@ -45,40 +46,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
             keep<S>(shared, f, i, STATE, s);
             keep<NW>(shared, f, i, SUMS, sums);
         }
-    Ring ring(a, p, shared);
-    Turn now, ahead;
-    for (i64 turn = -LAG; now.n < a.T; ++turn) {
-        const bool own = TEAMS == 1 || (turn >= 0 && turn % TEAMS == p.team);
-        const i64 n = now.n, t = a.T - 1 - n;
-        bool fresh[OWN], later[OWN];  // whether a document begins at this step, and at the one after
-        if (own) {
-            ring.next(a, p, shared);
+    for (i64 n = 0; n < STAGES - 1; ++n) fetch_step(a, p, shared, n, a.T - 1 - n);
+    for (i64 n = 0; n < a.T; ++n) {
+        const i64 t = a.T - 1 - n;
+        fetch_step(a, p, shared, n + STAGES - 1, t - (STAGES - 1));
+#pragma unroll 1
+        for (int f = 0; f < F; ++f) {
+            const Exchange exchange{shared, p.rank, f};
+            float* const partial = partial_of(shared, f);
+            bool fresh[OWN], later[OWN];  // whether a document begins at this step, and at the one after
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
-                const Item o(a, p, now.f, i);
+                const Item o(a, p, f, i);
                 fresh[i] = begins(a, o, t);
                 later[i] = begins(a, o, t + 1);
             }
-        }
-        if (ahead.n < a.T) {
-            const Exchange exchange{shared, p.rank, ahead.f};
-            if (ahead.n) matrix.multiply(p, exchange.receive(ahead.n - 1), partial_of(shared, ahead.f));
-            multiplied(p, ahead, (turn + LAG) % TEAMS);
-            ahead.advance(1);
-        }
-        if (own) {
-            const Exchange exchange{shared, p.rank, now.f};
-            const float* const partial = partial_of(shared, now.f);
-            await_product(now);
-            const char* stage = ring.take(p, shared);
+            if (n) matrix.multiply(p, exchange.receive(n - 1), partial);
+            __syncthreads();
+            arrived<STAGES - 1>();
+            const char* stage = stage_of(shared, f, n);
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
-                const Item o(a, p, now.f, i);
+                const Item o(a, p, f, i);
                 if (!o.exists) continue;
                 float x[NX + 1][V], w[NW + 1][V], h[S][V], before[S][V], sent[G][V], dy[NY][V], q[V] = {};
                 float d[S][V], s[S][V], dx[NX + 1][V], dw[NW + 1][V], dp[G][V], dh[S][V], sums[NW + 1][V];
-                read_kept<S>(shared, now.f, i, ADJOINT, d);
-                read_kept<S>(shared, now.f, i, STATE, s);
+                read_kept<S>(shared, f, i, ADJOINT, d);
+                read_kept<S>(shared, f, i, STATE, s);
                 inputs(stage, i, x);
                 states(stage, i, h);
                 products(stage, i, sent);
@@ -102,17 +96,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
                 for (int g = 0; g < G; ++g) exchange.send(n, g * D + o.unit, o.row, dp[g]);
                 if (o.inside) write(a, p, o, t, dx);
                 if (o.inside) save(a, p, o, t, dp);
-                keep<S>(shared, now.f, i, ADJOINT, dh);
-                keep<S>(shared, now.f, i, STATE, h);
-                read_kept<NW>(shared, now.f, i, SUMS, sums);
+                keep<S>(shared, f, i, ADJOINT, dh);
+                keep<S>(shared, f, i, STATE, h);
+                read_kept<NW>(shared, f, i, SUMS, sums);
 #pragma unroll
                 for (int j = 0; j < NW; ++j)
 #pragma unroll
                     for (int v = 0; v < V; ++v) sums[j][v] += dw[j][v];
-                keep<NW>(shared, now.f, i, SUMS, sums);
+                keep<NW>(shared, f, i, SUMS, sums);
             }
         }
-        if (turn >= 0) now.advance(1);
     }
 #pragma unroll 1
     for (int f = 0; f < F; ++f) {
@@ -123,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const Item o(a, p, f, i);
-            if (!o.inside || f % TEAMS != p.team) continue;
+            if (!o.inside) continue;
             const bool fresh = begins(a, o, 0);
             float q[V], d[S][V], s[S][V], dh[S][V], sums[NW + 1][V];
             read_kept<S>(shared, f, i, ADJOINT, d);

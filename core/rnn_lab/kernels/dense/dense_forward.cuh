@@ -34,7 +34,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     const Matrix matrix(a, p, shared);
     load_weights(a, p, shared);
     begin_exchanges(shared, p.rank);
-    for (int f = p.team; f < F; f += TEAMS) {
+#pragma unroll 1
+    for (int f = 0; f < F; ++f) {
         const Exchange exchange{shared, p.rank, f};
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
@@ -50,34 +51,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             keep<S>(shared, f, i, 0, h);
         }
     }
-    Ring ring(a, p, shared);
-    Turn now, ahead;
-    for (i64 turn = -LAG; now.n < a.T; ++turn) {
-        const bool own = TEAMS == 1 || (turn >= 0 && turn % TEAMS == p.team);
-        const i64 t = now.n;
-        bool fresh[OWN];
-        if (own) {
-            ring.next(a, p, shared);
+    for (i64 t = 0; t < STAGES - 1; ++t) fetch_step(a, p, shared, t, t);
+    for (i64 t = 0; t < a.T; ++t) {
+        fetch_step(a, p, shared, t + STAGES - 1, t + STAGES - 1);
+#pragma unroll 1
+        for (int f = 0; f < F; ++f) {
+            const Exchange exchange{shared, p.rank, f};
+            float* const partial = partial_of(shared, f);
+            bool fresh[OWN];
 #pragma unroll
-            for (int i = 0; i < OWN; ++i) fresh[i] = begins(a, Item(a, p, now.f, i), t + 1);
-        }
-        if (ahead.n < a.T) {
-            const Exchange exchange{shared, p.rank, ahead.f};
-            matrix.multiply(p, exchange.receive(ahead.n), partial_of(shared, ahead.f));
-            multiplied(p, ahead, (turn + LAG) % TEAMS);
-            ahead.advance(1);
-        }
-        if (own) {
-            const Exchange exchange{shared, p.rank, now.f};
-            const float* const partial = partial_of(shared, now.f);
-            await_product(now);
-            const char* stage = ring.take(p, shared);
+            for (int i = 0; i < OWN; ++i) fresh[i] = begins(a, Item(a, p, f, i), t + 1);
+            matrix.multiply(p, exchange.receive(t), partial);
+            __syncthreads();
+            arrived<STAGES - 1>();
+            const char* stage = stage_of(shared, f, t);
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
-                const Item o(a, p, now.f, i);
+                const Item o(a, p, f, i);
                 if (!o.exists) continue;
                 float h[S][V], x[NX + 1][V], w[NW + 1][V], products[G][V], s[S][V], y[NY][V];
-                read_kept<S>(shared, now.f, i, 0, h);
+                read_kept<S>(shared, f, i, 0, h);
                 inputs(stage, i, x);
                 weights_of(shared, o, w);
 #pragma unroll
@@ -92,17 +85,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
                         h[j][v] = s[j][v];
                     }
                 if (t + 1 < a.T) hand_on(a, p, o, exchange, t + 1, fresh[i], h);
-                keep<S>(shared, now.f, i, 0, h);
+                keep<S>(shared, f, i, 0, h);
 #pragma unroll
                 for (int v = 0; v < V; ++v) output(v, s, x, w, y);
                 if (o.inside) write(a, p, o, t, y);
                 if (o.inside) save(a, p, o, t, s);
             }
         }
-        if (turn >= 0) now.advance(1);
     }
-    __syncthreads();
-    for (int f = p.team; f < F; f += TEAMS)
+#pragma unroll 1
+    for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
             const Item o(a, p, f, i);

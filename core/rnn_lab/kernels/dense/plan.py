@@ -18,16 +18,16 @@ STAGES = (4, 2)
 """Steps of inputs that may be in shared memory; all but one are on their way."""
 ROWS = (8, 16, 24, 32, 40, 48, 64)
 """Sequences of a group: columns of the product, by 8."""
-GROUPS = (1, 3, 4)
-"""Groups that a cluster may walk in turns: of three and more one is multiplied, one ends its step, others travel."""
+GROUPS = (1, 2, 3, 4)
+"""Groups that a cluster may walk in turn: with two, one is multiplied while the other's messages travel."""
 RESIDENT = {8: 15, 16: 7}
 """Clusters of each size that fit on an H100 with 132 multiprocessors at once (measured)."""
 MULTIPROCESSORS = 132
 SHARED = 227 * 1024
 """Bytes of shared memory that a block may have on Hopper."""
 REGISTERS = 255
-FIXED, OF_TURNS, OF_ITEM, OF_ITEM_BACK = 60, 10, 22, 28
-"""Registers of addresses and the like; where groups take turns; of each further item, forward and backward."""
+FIXED, OF_ITEM, OF_ITEM_BACK = 60, 22, 28
+"""Registers of addresses and the like; of those of each further item, forward and backward."""
 WIDEST = 2048
 NARROWEST = 128
 LARGEST_BATCH = 1024
@@ -130,14 +130,9 @@ class Plan:
         return self.units // UNITS * self.rows
 
     @property
-    def teams(self) -> int:
-        """Parts of a block's warps that end steps by turns."""
-        return 2 if self.groups > 1 else 1
-
-    @property
     def own(self) -> int:
         """Items of a thread and group."""
-        return -(-self.items * self.teams // self.threads)
+        return -(-self.items // self.threads)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -146,7 +141,7 @@ class Plan:
         sizes = {
             "WIRE": groups * 2 * self.message * self.rows * 2,
             "PARTIAL": groups * self.partial,
-            "RING": self.teams * self.stages * self.ring,
+            "RING": groups * self.stages * self.ring,
             "WEIGHTS": problem.weights * self.units * 4,
             "KEPT": groups * self.items * UNITS * 4 * self.between,
             "BARRIER": groups * 16,
@@ -191,7 +186,7 @@ class Plan:
         sums = 4 * self.tiles * columns * (2 if self.tiles * columns < 3 else 1)
         multiply = sums + 2 * columns + 4 * self.tiles * self.unrolled
         further = (self.own - 1) * (OF_ITEM if problem.forward else OF_ITEM_BACK)
-        return FIXED + OF_TURNS * (self.groups > 1) + max(multiply, UNITS * problem.live) + further
+        return FIXED + max(multiply, UNITS * problem.live) + further
 
     @property
     def far(self) -> int:
