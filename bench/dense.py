@@ -23,6 +23,7 @@ from rnn_lab.bench.timing import Spread, time_eager, time_graph
 from rnn_lab.kernels.certificates import evaluate
 from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.dense.cuda import Form
+from rnn_lab.kernels.dense.engine import kernel as dense_kernel
 from rnn_lab.kernels.dense.engine import planned
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_dense, run_dense, run_graph
@@ -100,9 +101,11 @@ def every_plan(B: int, D: int) -> Iterator[str]:
         restrict({cluster: room}, (rows,), (groups,))
         if not all(dense_plan.plans(form.problem) for form in forms(D)):
             continue
-        bound = bind(run_dense, arguments(B, STEPS, D, torch.bfloat16))
-        bound.forward_backward()
-        yield f"{kernels(bound)}; plan {predicted(B, D)}"
+        for way, dense_plan.BULK in (("words", max(GROUPS) + 1), ("bulk", 1)):
+            dense_kernel.cache_clear()
+            bound = bind(run_dense, arguments(B, STEPS, D, torch.bfloat16))
+            bound.forward_backward()
+            yield f"{way}: {kernels(bound)}; plan {predicted(B, D)}"
 
 
 def together(B: int, D: int) -> Iterator[str]:

@@ -86,6 +86,16 @@ inline void store_async(char* to, Word word, Barrier* barrier, int rank) {
     end_phase(p);
 }
 
+inline void copy_bulk(char* from, int bytes, Barrier* barrier, int rank) {
+    if (uintptr_t(from) % 16 || bytes % 16) emulated::fail("a copy in bulk that is not aligned");
+    for (int i = 0; i < bytes; i += 8) {
+        Word word;
+        std::memcpy(&word, from + i, 8);
+        store_async(from + i, word, barrier, rank);
+    }
+}
+inline void fence_async() {}
+
 inline void mma(float (&c)[4], const uint4& a, const uint2& b) {
     using namespace emulated;
     lanes[current] = {a, b};

@@ -102,10 +102,19 @@ def test_clusters_of_sixteen_many_of_them_and_many_sequences(name, cluster, rows
     ("e1", 8, 8, 2, 3), ("e63", 8, 8, 3, 21), ("lstm", 8, 8, 4, 29), ("gru", 8, 16, 2, 27), ("e63", 16, 8, 2, 17),
     ("rates", 8, 24, 2, 30),
 ])  # fmt: skip
-def test_groups_of_sequences_in_turn(name, cluster, rows, groups, B, monkeypatch):
-    """Whole groups, one that is empty, one that is not full; biases summed in each."""
+@pytest.mark.parametrize("bulk", [1, 9])
+def test_groups_of_sequences_in_turn(name, cluster, rows, groups, B, bulk, monkeypatch):
+    """Whole groups, one that is empty, one that is not full; biases summed in each; both ways to send."""
+    monkeypatch.setattr(dense_plan, "BULK", bulk)
     only(monkeypatch, cluster, rows, groups)
     expect_reference(call(name, B, 5, 256 if cluster == 16 else 128, reset=True))
+
+
+@pytest.mark.parametrize(("name", "cluster", "rows"), [("gru", 8, 16), ("e63", 16, 8)])
+def test_sent_by_the_copy_engine(name, cluster, rows, monkeypatch):
+    monkeypatch.setattr(dense_plan, "BULK", 1)
+    only(monkeypatch, cluster, rows)
+    expect_reference(call(name, 3, 9, 256, reset=True))
 
 
 @pytest.mark.parametrize(("held", "kept"), [(0, 0), (0, 2), (1, 0), (1, 2)])
@@ -183,10 +192,11 @@ def test_a_group_hides_the_way_of_the_other():
 
 @pytest.mark.parametrize(("good", "bad", "noticed"), [
     ("await(barrier(n), int(n >> 1 & 1));", "", "second arrival"),
-    ("if (threadIdx.x == 0) expect(barrier(n), WIRE_BYTES);  // message n + 2", "", "never comes"),
+    ("if (threadIdx.x == 0) expect(barrier(n), ARRIVING);  // message n + 2", "", "never comes"),
     ("(group * 2 + int(n & 1)) * WIRE_BYTES", "group * 2 * WIRE_BYTES", "differs"),
-    ("rank + c) % C", "rank + c + (c == 0)) % C", "never comes|differs"),
+    ("rank + c) % C", "rank + c + (c == 1)) % C", "never comes|differs"),
     ("__syncthreads();", "", "differs"),
+    ("(part * C + rank) * SLICE", "rank * SLICE", "never comes|differs"),
     ("arrived<STAGES - 1>();", "arrived<STAGES>();", "differs"),
     ("sequence() < a.B;", "true;", "outside"),
     ("group * PARTIAL;", "0;", "differs"),

@@ -12,6 +12,9 @@
 // part of n + 1 after message n was whole, so that every peer had sent its part of n; a peer sends that behind the
 // __syncthreads after which none of its threads reads message n - 1. For the same reason partial sums of one step are
 // not overwritten before all have read them: the next product needs what their readers send.
+//
+// Asynchronous copies of message n that still read this block's part of it would be overtaken by n + 2: they had arrived
+// before the peers sent n + 1, and with that before this block sends n + 2.
 
 namespace recurrence {
 
@@ -134,7 +137,7 @@ __device__ __forceinline__ void fetch(const Args& a, const Place& p, const Item&
 
 // What step t reads, for all groups, into stage n; a commit also where there is no such step.
 __device__ __forceinline__ void fetch_step(const Args& a, const Place& p, char* shared, i64 n, i64 t) {
-#pragma unroll 1
+#pragma unroll
     for (int f = 0; f < F; ++f)
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
@@ -231,8 +234,12 @@ __device__ __forceinline__ void total(const float* partial, int row, int column,
 }
 
 // Of one group, messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16]. A block's own
-// part is as many stretches as there are products. Every thread sends its own words as soon as it has them (st.async).
+// part is PARTS stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), which is soonest
+// there, or, where BULK, the copy engine the block's stretches when all of them are there, which keeps no thread busy; the
+// block's own part then never travels.
 struct Exchange {
+    static constexpr int SLICE = U * N * 2, PARTS = K / D;
+    static constexpr int ARRIVING = WIRE_BYTES - (BULK ? PARTS * SLICE : 0);
     char* shared;
     int rank, group;
 
@@ -248,14 +255,29 @@ struct Exchange {
         static_assert(V == 4, "a word");
         const Word word = rounded(x[0], x[1]) | Word(rounded(x[2], x[3])) << 32;
         char* to = buffer(n) + ((k / 16 * NT + row / 8) * 8 + row % 8) * 32 + k % 16 * 2;
+        if constexpr (BULK) {
+            *reinterpret_cast<Word*>(to) = word;
+        } else {
 #pragma unroll
-        for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
+            for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
+        }
+    }
+
+    // All threads, behind the last `send` of message n.
+    __device__ __forceinline__ void sent(i64 n) const {
+        if constexpr (BULK) {
+            fence_async();
+            __syncthreads();
+            const int c = threadIdx.x / PARTS + 1, part = threadIdx.x % PARTS;
+            if (c < C)
+                copy_bulk(buffer(n) + (part * C + rank) * SLICE, SLICE, barrier(n), (rank + c) % C);
+        }
     }
 
     // Message n, when it is whole.
     __device__ __forceinline__ const char* receive(i64 n) const {
         await(barrier(n), int(n >> 1 & 1));
-        if (threadIdx.x == 0) expect(barrier(n), WIRE_BYTES);  // message n + 2
+        if (threadIdx.x == 0) expect(barrier(n), ARRIVING);  // message n + 2
         return buffer(n);
     }
 };
@@ -266,7 +288,7 @@ __device__ __forceinline__ void begin_exchanges(char* shared, int rank) {
         for (int n = 0; n < 2 * F; ++n) {
             const Exchange exchange{shared, rank, n / 2};
             begin(exchange.barrier(n));
-            expect(exchange.barrier(n), WIRE_BYTES);
+            expect(exchange.barrier(n), Exchange::ARRIVING);
         }
     cluster_meet();
 }

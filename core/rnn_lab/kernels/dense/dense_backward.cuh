@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
     for (i64 n = 0; n < a.T; ++n) {
         const i64 t = a.T - 1 - n;
         fetch_step(a, p, shared, n + STAGES - 1, t - (STAGES - 1));
-#pragma unroll 1
+#pragma unroll
         for (int f = 0; f < F; ++f) {
             const Exchange exchange{shared, p.rank, f};
             float* const partial = partial_of(shared, f);
@@ -105,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
                     for (int v = 0; v < V; ++v) sums[j][v] += dw[j][v];
                 keep<NW>(shared, f, i, SUMS, sums);
             }
+            exchange.sent(n);
         }
     }
 #pragma unroll 1

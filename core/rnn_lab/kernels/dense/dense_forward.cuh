@@ -50,11 +50,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             hand_on(a, p, o, exchange, 0, begins(a, o, 0), h);
             keep<S>(shared, f, i, 0, h);
         }
+        exchange.sent(0);
     }
     for (i64 t = 0; t < STAGES - 1; ++t) fetch_step(a, p, shared, t, t);
     for (i64 t = 0; t < a.T; ++t) {
         fetch_step(a, p, shared, t + STAGES - 1, t + STAGES - 1);
-#pragma unroll 1
+#pragma unroll
         for (int f = 0; f < F; ++f) {
             const Exchange exchange{shared, p.rank, f};
             float* const partial = partial_of(shared, f);
@@ -91,6 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
                 if (o.inside) write(a, p, o, t, y);
                 if (o.inside) save(a, p, o, t, s);
             }
+            if (t + 1 < a.T) exchange.sent(t + 1);
         }
     }
 #pragma unroll 1

@@ -20,6 +20,8 @@ ROWS = (8, 16, 24, 32, 40, 48, 64)
 """Sequences of a group: columns of the product, by 8."""
 GROUPS = (1, 2, 3, 4)
 """Groups that a cluster may walk in turn: with two, one is multiplied while the other's messages travel."""
+BULK = 5
+"""Groups from which on blocks send by the copy engine, instead of each thread its words: slower for one and for two."""
 RESIDENT = {8: 15, 16: 7}
 """Clusters of each size that fit on an H100 with 132 multiprocessors at once (measured)."""
 MULTIPROCESSORS = 132
@@ -34,12 +36,16 @@ LARGEST_BATCH = 1024
 """Sequences up to which all batches are asked for the ways that planning may choose."""
 
 CLOCK = 1755e6
-TENSOR = 6.5
+TENSOR = 4.1
 """Clocks of one 16 x 8 x 16 product on one of four tensor cores."""
-SHARED_RATE, FAR_RATE, INGEST_RATE = 128, 24, 48
-"""Bytes per clock of a multiprocessor: from shared memory, from L2 while all read, from other blocks."""
-ONE_WAY, EPILOGUE, PER_ITEM = 550, 250, 120
-"""Clocks from a sent word to a reader that goes on; of the element-wise part; of each further item of a thread."""
+SHARED_RATE, FAR_RATE, SEND_RATE = 128, 23, 19
+"""Bytes per clock of a multiprocessor: from shared memory, from L2 while all read, to other blocks and from them."""
+ONE_WAY, EPILOGUE, PER_ITEM = 610, 30, 125
+"""Clocks from the last word to a reader that goes on; of the element-wise part; of each further item of a thread.
+
+These figures are fitted to what 42 kernels took on an H100, within 9 % (docs/performance.md); that for words to other
+blocks alone is measured by bench.latencies too, at 18 to 21 bytes per clock.
+"""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,11 @@ class Plan:
     def steps(self) -> int:
         """Steps of 16 of a warp's sum."""
         return self.message // 16 // self.along
+
+    @property
+    def bulk(self) -> bool:
+        """Whether blocks send by the copy engine."""
+        return self.groups >= BULK
 
     @property
     def sequences(self) -> int:
@@ -201,11 +212,10 @@ class Plan:
         tensor = self.matrix_rows / 16 * steps * columns / 4 * TENSOR
         near = (256 * self.across * steps * columns + self.kept * fragment) / SHARED_RATE
         sums = 2 * self.along * self.rows * self.matrix_rows * 4 / SHARED_RATE
-        multiply = max(tensor, near, self.far * fragment / FAR_RATE)
-        ingest = self.message * self.rows * 2 / INGEST_RATE
-        work, travel = multiply + sums + EPILOGUE + PER_ITEM * (self.own - 1), ingest + ONE_WAY
-        clocks = max(work + travel, self.groups * work, self.groups * ingest)
-        return clocks / CLOCK * 1e6
+        multiply = max(tensor + near, self.far * fragment / FAR_RATE)
+        send = self.message * self.rows * 2 / SEND_RATE
+        work = multiply + sums + send + EPILOGUE + PER_ITEM * (self.own - 1)
+        return max(work + ONE_WAY, self.groups * work) / CLOCK * 1e6
 
     def rounds(self, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> int:
         """How often the GPU is filled."""
