@@ -328,7 +328,7 @@ def test_the_plan_follows_the_batch():
 
 
 @pytest.mark.parametrize(("name", "d"), [("e1", 768), ("e1", 1024), ("e1", 1536), ("e63", 1024), ("gru", 512),
-                                         ("lstm", 768)])  # fmt: skip
+                                         ("lstm", 768), ("lstm-one-bias", 768), ("both-parts", 1024)])  # fmt: skip
 @pytest.mark.parametrize("forward", [True, False])
 def test_compiles_for_the_registers_there_are(name, d, forward):
     """Nothing spills, for any plan that a batch may get."""
