@@ -1,24 +1,26 @@
 """Peers load only when they are measured, and what keeps one from loading is a reason."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rnn_lab.bench.shells import foreign_model
 from rnn_lab.config import ModelSection
 from rnn_lab.discovery import libraries
-from rnn_lab.discovery.libraries import MissingLibrary, load, load_gated_delta_rule, refuses_tile
+from rnn_lab.discovery.libraries import MissingLibrary, load, load_flashrnn, load_gated_delta_rule, refuses_tile
 from rnn_lab.modelspec import model_spec
 from rnn_lab.registry import registry
 from torch import nn
 
-LIBRARIES = {"fla", "mamba_ssm", "brokenlib"}
+LIBRARIES = {"fla", "flashrnn", "mamba_ssm", "brokenlib"}
 
 
 def forget():
     """Take the libraries out of sys.modules; what was there."""
     load.cache_clear()
     load_gated_delta_rule.cache_clear()
+    load_flashrnn.cache_clear()
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in LIBRARIES}
 
 
@@ -84,6 +86,27 @@ def test_fla_gets_the_right_tile_where_it_refuses(installed, hopper, above, chan
     assert refuses_tile() == changed
     chunk = load("fla.ops.gated_delta_rule.chunk")
     assert chunk.chunk_bwd_dqkwg() == (32 if changed else 128)
+
+
+def test_flashrnn_asks_torch_about_the_gpu(installed, monkeypatch):
+    inner = "from .query import get_gpu_info\ndef plan(): return get_gpu_info(0)"
+    installed(
+        {
+            "flashrnn/__init__.py": "from .flashrnn import flashrnn",
+            "flashrnn/flashrnn/__init__.py": "from .flashrnn import plan as flashrnn",
+            "flashrnn/flashrnn/query.py": "def get_gpu_info(device_id): raise OSError('does not compile')",
+            "flashrnn/flashrnn/flashrnn.py": inner,
+        }
+    )
+    told = SimpleNamespace(
+        multi_processor_count=132, regs_per_multiprocessor=65536, shared_memory_per_block_optin=232448
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: told)
+    found = load_flashrnn().flashrnn()
+    assert found == {
+        "maxThreadsPerBlock": 1024, "multiProcessorCount": 132, "regsPerMultiprocessor": 65536,
+        "sharedMemPerBlockOptin": 232448,
+    }  # fmt: skip
 
 
 def test_a_foreign_block_trains_in_our_shell(monkeypatch):

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from rnn_lab.config import Layer
+from rnn_lab.cuda_graphs import capture
 from rnn_lab.data.batches import ContiguousStreams
 from rnn_lab.data.corpus import open_split
 from rnn_lab.errors import Diverged, GraphUnavailable
@@ -183,6 +184,22 @@ def test_a_capture_works_after_one_that_failed(make, tmp_path, monkeypatch):
         assert start(make("auto"), tmp_path / "failed")["graph"]["used"] is False
     assert start(make("on"), tmp_path / "works")["graph"]["used"] is True
     assert figures(tmp_path / "works") == pytest.approx(figures(tmp_path / "failed"), rel=2e-3)
+
+
+def test_a_capture_that_fails_leaves_random_numbers_and_memory_as_they_were():
+    def waits():
+        torch.rand(3, device="cuda").sum().item()
+
+    torch.manual_seed(0)
+    want = torch.rand(5, device="cuda")
+    torch.manual_seed(0)
+    with pytest.raises(Exception, match="captur"):
+        capture(waits)
+    assert torch.equal(torch.rand(5, device="cuda"), want)
+    torch.cuda.empty_cache()
+    graph = capture(lambda: torch.rand(2, device="cuda"))
+    graph.replay()
+    torch.cuda.synchronize()
 
 
 def test_a_growing_state_is_not_captured(make, tmp_path):

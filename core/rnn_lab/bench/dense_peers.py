@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rnn_lab.bench.calls import Bound, bind
 from rnn_lab.bench.cases import Case, needs_cuda, random, tensors
 from rnn_lab.bench.implementation import Implementation, reference, yardstick
-from rnn_lab.discovery.libraries import load
+from rnn_lab.discovery.libraries import load, load_flashrnn
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.cell import Cell, Streams
 from rnn_lab.tensors import relative_error
@@ -165,7 +165,7 @@ def _flashrnn_inputs(gates: int, case: Case) -> tuple[Tensor, ...]:
 
 
 def _flashrnn(function: str, backend: str, Wx: Tensor, R: Tensor, b: Tensor) -> Any:
-    states, _ = load("flashrnn").flashrnn(Wx, R, b, function=function, backend=backend, dtype="bfloat16")
+    states, _ = load_flashrnn().flashrnn(Wx, R, b, function=function, backend=backend, dtype="bfloat16")
     return states[0]
 
 

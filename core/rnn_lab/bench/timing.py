@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from rnn_lab.cuda_graphs import capture
+
 Call = Callable[[], object]
 LEAST, MOST = 3, 200
 """Timed calls of one measurement."""
@@ -109,11 +111,7 @@ def captured(calls: Sequence[Call]) -> Captured:
         for call in dict.fromkeys(calls):
             call()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return Captured(graph, tuple(calls))
+    return Captured(capture(lambda: [call() for call in calls]), tuple(calls))
 
 
 def _repeats(ms: float, seconds: float) -> int:

@@ -60,6 +60,32 @@ def refuses_tile() -> bool:
     return bool(refuses)
 
 
+@cache
+def load_flashrnn() -> Any:
+    """FlashRNN, told about the GPU by torch: its own query is an extension that CUDA 13 no longer compiles.
+
+    Raises:
+        MissingLibrary: as load.
+
+    """
+    found = load("flashrnn")
+    load("flashrnn.flashrnn.flashrnn").get_gpu_info = _gpu_info
+    return found
+
+
+def _gpu_info(device_id: int) -> dict[str, int]:
+    """What FlashRNN plans with, by the names of cudaDeviceProp."""
+    import torch
+
+    properties: Any = torch.cuda.get_device_properties(device_id)
+    return {
+        "maxThreadsPerBlock": 1024,
+        "multiProcessorCount": properties.multi_processor_count,
+        "regsPerMultiprocessor": properties.regs_per_multiprocessor,
+        "sharedMemPerBlockOptin": properties.shared_memory_per_block_optin,
+    }
+
+
 def _without_mamba1() -> None:
     """Register mamba-ssm's packages bare: importing them otherwise needs a CUDA extension that only Mamba-1 uses."""
     if "mamba_ssm" in sys.modules or find_spec("selective_scan_cuda") is not None:

@@ -7,15 +7,15 @@ step k while later ones run. A step that is not finite halts the optimizer on th
 it changes nothing.
 """
 
-import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rnn_lab.cuda_graphs import capture
 from rnn_lab.data.batches import Sampler
 from rnn_lab.errors import GraphUnavailable
 from rnn_lab.lm import LM
@@ -56,33 +56,7 @@ class CudaQueue:
 
     def capture(self, body: Callable[[], None]) -> Replay:
         """See Queue."""
-        gc.collect()  # so that no graph of old is destroyed in the midst of a capture, which would spoil it
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        try:
-            # thread_local: what another thread does meanwhile, a tracker's for one, must not spoil the capture.
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                body()
-        except BaseException:
-            self._leave(pool)
-            _end_of_random_capture(self.device)
-            raise
-        return graph
-
-    def _leave(self, pool: Any) -> None:
-        """Close and free the memory pool that a failed capture leaves open, as torch does not.
-
-        While one is open, freeing cached memory is an internal error of torch's allocator.
-        """
-        with suppress(AttributeError, RuntimeError):  # torch renamed them, or closed the pool after all
-            torch._C._cuda_endAllocateToPool(self.stream.device_index, pool)
-            torch._C._cuda_releasePool(self.stream.device_index, pool)
-
-
-def _end_of_random_capture(device: torch.device) -> None:
-    """Give the device's generator a state of the same seed that is not in a capture, as a failed one leaves it."""
-    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    fresh = torch.Generator(device).manual_seed(generator.initial_seed())
-    generator.graphsafe_set_state(fresh.clone_state())
+        return capture(body, self.stream)
 
 
 def queue_of(device: torch.device) -> Queue | None:

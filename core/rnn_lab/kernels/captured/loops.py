@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rnn_lab.cuda_graphs import capture
 from rnn_lab.kernels.captured.step_graphs import FUSED, Step, part, saving, step_of
 from rnn_lab.kernels.cell import Cell, Streams
 from rnn_lab.kernels.recurrence import run_by
@@ -196,11 +197,7 @@ class Loop:
         with torch.cuda.stream(stream):
             work()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        pool = _pools.setdefault(self.h.device, torch.cuda.graph_pool_handle())
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            work()
-        return graph
+        return capture(work, pool=_pools.setdefault(self.h.device, torch.cuda.graph_pool_handle()))
 
 
 def _loop(cell: Cell, h: Tensor, xs: list[Tensor], weights: list[Tensor], kind: Kind, reset_BT: Tensor | None) -> Loop:

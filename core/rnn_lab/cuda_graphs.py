@@ -1,0 +1,54 @@
+"""Capturing CUDA graphs, and what a capture that fails leaves behind in torch."""
+
+import gc
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+
+def capture(
+    body: Callable[[], object], stream: torch.cuda.Stream | None = None, pool: Any = None
+) -> torch.cuda.CUDAGraph:
+    """A graph of what `body` launches.
+
+    Args:
+        body: runs once, on `stream`, without anything being computed.
+        stream: of the capture; default: one of torch's own.
+        pool: memory that is shared with other graphs; default: a pool of this graph alone.
+
+    Raises:
+        Exception: what stood in the way; device, allocator and random numbers are as before.
+
+    """
+    gc.collect()  # so that no graph of old is destroyed in the midst of a capture, which would spoil it
+    graph, memory = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
+    try:
+        # thread_local: what another thread does meanwhile, a tracker's for one, must not spoil the capture.
+        with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+            body()
+    except BaseException:
+        device = torch.cuda.current_device() if stream is None else stream.device_index
+        if pool is None:
+            _leave(device, memory)
+        _end_of_random_capture(device)
+        raise
+    return graph
+
+
+def _leave(device: int, pool: Any) -> None:
+    """Close and free the memory pool that a failed capture leaves open, as torch does not.
+
+    While one is open, freeing cached memory is an internal error of torch's allocator.
+    """
+    with suppress(AttributeError, RuntimeError):  # torch renamed them, or closed the pool after all
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+
+
+def _end_of_random_capture(device: int) -> None:
+    """Give the device's generator a state of the same seed that is not in a capture, as a failed one leaves it."""
+    generator = torch.cuda.default_generators[device]
+    fresh = torch.Generator(torch.device("cuda", device)).manual_seed(generator.initial_seed())
+    generator.graphsafe_set_state(fresh.clone_state())
