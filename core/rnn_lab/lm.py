@@ -24,6 +24,7 @@ from rnn_lab.layer import Layer, State
 from rnn_lab.remat import Blocks, Remat
 from rnn_lab.spectral import prepare_together
 from rnn_lab.token_filter import linear
+from rnn_lab.wavefront import Wavefront
 
 VOCAB = 256
 """Every byte is a token."""
@@ -60,8 +61,8 @@ class LM(nn.Module):
         self.cfg, self.layer_cls, self.layer_cfg = cfg, layer_cls, layer_cfg
         self.heads: nn.Module | None = None
         """What training adds to predict further ahead: train.heads. No part of the model's size, nor of its use."""
-        self.remat: Remat | None = None
-        """What backward computes again instead of keeping it."""
+        self.walk: Remat | Wavefront | None = None
+        """How training goes through the layers, where not one after the other with everything kept."""
         self.backends: dict[str, Choice] = {}
         """What ran, per operation around the layers, in the last pass."""
         # Without a weight of ours, nn.Embedding draws one, which on the meta device makes torch import dynamo.
@@ -99,8 +100,8 @@ class LM(nn.Module):
         stream_BTD: Tensor = self.embedding(tokens_BT.long())
         y_BTD = stream_BTD if self.cfg.shell == "e74" else None
         run: Blocks = self.blocks
-        if self.remat is not None and self.training and torch.is_grad_enabled():
-            run = self.remat.of(run)
+        if self.walk is not None and self.training and torch.is_grad_enabled():
+            run = self.walk.of(run)
         stream_BTD, y_BTD, new = run(range(self.cfg.depth), stream_BTD, y_BTD, states, reset_BT)
         stream_BTD, x_BTD = self.add_and_norm(self.final_norm, stream_BTD, y_BTD)
         return stream_BTD, x_BTD, new

@@ -80,6 +80,8 @@ CASES = [
     {"name": "e61", "optimizer": {"name": "adamw", "warmup_steps": 0}, "sections": AHEAD, "dtype": "bf16"},
     {"name": "e61", "sections": {"objective": AHEAD["objective"]}, "carry_state": True, "grad_accum": 2},
     {"name": "e61", "checkpoint_every": 1, "checkpoint_chunk": 16},
+    {"name": "e61", "wavefront": 3, "carry_state": True, "grad_accum": 2},
+    {"name": "e1", "wavefront": 4, "dtype": "bf16", "model": {"dim": 128, "expansion": 1.0, "depth": 3}},
 ]
 
 
@@ -92,6 +94,18 @@ def test_a_graph_trains_as_eager_steps_do(make, tmp_path, case):
     assert figures(tmp_path / "graph") == pytest.approx(figures(tmp_path / "eager"), rel=2e-3)
     buckets = result["clock"]["buckets"]
     assert sum(buckets.values()) == pytest.approx(result["clock"]["total"]) and buckets["train"] > 0
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("e61", "fp32"), ("e1", "bf16"), ("e74", "bf16")])
+def test_layers_on_several_chunks_at_once_train_as_one_after_the_other(make, tmp_path, name, dtype):
+    model = {"e1": {"dim": 128, "expansion": 1.0}, "e74": {"n_state": 16}}.get(name, {}) | {"depth": 6}
+    case = {"name": name, "dtype": dtype, "model": model, "seq_len": 128, "steps": 30}
+    start(make("on", **case), tmp_path / "plain")
+    result = start(make("on", **case, wavefront=4), tmp_path / "waves")
+    assert result["graph"]["used"] is True
+    assert figures(tmp_path / "waves") == pytest.approx(
+        figures(tmp_path / "plain"), rel=2e-3 if dtype == "fp32" else 0.02
+    )
 
 
 def test_a_layer_that_replays_graphs_of_its_own_keeps_the_step_out_of_one(make, tmp_path):

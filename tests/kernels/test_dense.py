@@ -218,7 +218,7 @@ def test_operation():
     xs = [x[:, :, None].requires_grad_() for x in (*streams.inputs, *streams.gates)]
     ws = [torch.empty(0), torch.rand(1, 128, requires_grad=True), torch.rand(1, 128, requires_grad=True)]
     matrices = streams.weights[0][None, None].requires_grad_()
-    args = (made.text, h[:, None, None].requires_grad_(), xs, ws, matrices, None, True, True)
+    args = (made.text, h[:, None, None].requires_grad_(), xs, ws, matrices, None, True, True, 1)
     torch.library.opcheck(dense._forward, args, test_utils=("test_schema", "test_faketensor"))
 
 

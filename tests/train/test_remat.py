@@ -26,14 +26,14 @@ def test_gradients_are_the_same(name):
 
     plain = found()
     for remat in (Remat(1), Remat(2, 5)):
-        model.remat = remat
+        model.walk = remat
         assert_equal(plain, found(), atol=1e-9)
 
 
 def test_less_is_kept():
     def kept(remat):
         model, sizes = model_of(depth=6), []
-        model.remat = remat
+        model.walk = remat
         with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
             model.loss(windows(T=64))
         return sum(sizes)
@@ -45,7 +45,7 @@ def test_less_is_kept():
 def test_a_filter_survives_being_computed_again(name, recurrent):
     def found(remat):
         model = model_of(name, depth=3)
-        model.remat = remat
+        model.walk = remat
         made = Objective(ObjectiveSection(use_collider=True, collider_recurrent=recurrent))
         return gradients(model, made(model, windows(), None, None, filtering=True).objective)
 

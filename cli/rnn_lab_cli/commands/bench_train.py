@@ -39,11 +39,17 @@ MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "e74", "e88", "mamb
     "--kernels", type=click.Choice(["auto", "reference"]),
     help="reference: plain loops; default: RNN_LAB_KERNELS, else auto.",
 )  # fmt: skip
+@click.option(
+    "--wavefront",
+    type=click.IntRange(2, 64),
+    metavar="N",
+    help="Chunks of time that layers are at work on at once.",
+)
 @bench_options
 def train(
     models: tuple[str, ...], presets: tuple[str, ...], target: str | None, batch_size: int | None,
-    seq_len: int | None, steps: int | None, graph: str, kernels: str | None, limit: float, device: str, dtype: str,
-    as_json: bool, out: str | None,
+    seq_len: int | None, steps: int | None, graph: str, kernels: str | None, wavefront: int | None, limit: float,
+    device: str, dtype: str, as_json: bool, out: str | None,
 ) -> None:  # fmt: skip
     """Measure whole training steps: forward, backward, clipping and optimizer on batches that are on the device.
 
@@ -61,7 +67,7 @@ def train(
     asked = sections(models if models or presets else usual, presets, size, found)
     setting = TrainSetting(
         batch_size or (32 if cuda else 2), seq_len or (512 if cuda else 16), steps or (20 if cuda else 3), precision,
-        chosen, graph, kernels or dispatch.setting(), limit=limit if cuda else None,
+        chosen, graph, kernels or dispatch.setting(), wavefront=wavefront, limit=limit if cuda else None,
     )  # fmt: skip
     finish(bench_train(asked, setting, progress(out)), out, as_json, _show)
 

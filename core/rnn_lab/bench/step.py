@@ -16,7 +16,10 @@ from rnn_lab.train.step import TrainStep
 Step = Callable[[Tensor], Tensor]
 
 
-def make_step(model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, like_BT1: Tensor, graph: bool) -> Step:
+def make_step(
+    model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, like_BT1: Tensor, graph: bool,
+    wavefront: int | None = None,
+) -> Step:  # fmt: skip
     """A function that trains on a batch of windows `[B, T + 1]` and gives the step's record without waiting for it.
 
     Args:
@@ -25,13 +28,14 @@ def make_step(model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, l
         dtype: of the autocast.
         like_BT1: a batch of the shape and dtype of all others.
         graph: whether forward, backward, clip and update are one CUDA graph.
+        wavefront: chunks of time that layers work on at once; see wavefront.Wavefront.
 
     Raises:
         GraphUnavailable: a layer of the model cannot be captured.
 
     """
     B, T = like_BT1.shape[0], like_BT1.shape[1] - 1
-    compute = TrainStep(model, optimizer, TrainSection(batch_size=B, seq_len=T, steps=1), dtype)
+    compute = TrainStep(model, optimizer, TrainSection(batch_size=B, seq_len=T, steps=1, wavefront=wavefront), dtype)
     batch_BT1 = like_BT1.clone()
     record = torch.zeros(4, dtype=torch.float64, device=batch_BT1.device)
 

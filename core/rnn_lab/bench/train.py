@@ -38,7 +38,8 @@ class TrainSetting:
     """Batch, budget and how the step is run.
 
     `graph` is auto, on or off; `kernels` a value of RNN_LAB_KERNELS; a slow model is timed for `seconds`, however
-    few steps these are; `limit` is how many seconds a row may take in a process of its own, None: in this one.
+    few steps these are; `wavefront` is train.wavefront; `limit` is how many seconds a row may take in a process of its
+    own, None: in this one.
     """
 
     batch: int
@@ -49,6 +50,7 @@ class TrainSetting:
     graph: str = "auto"
     kernels: str = "auto"
     seconds: float = 15.0
+    wavefront: int | None = None
     limit: float | None = None
 
     @property
@@ -63,6 +65,7 @@ class TrainSetting:
         return {
             "batch": self.batch, "seq_len": self.seq_len, "steps": self.steps, "graph": self.graph,
             "kernels": self.kernels, "dtype": str(self.dtype).removeprefix("torch."),
+            **({"wavefront": self.wavefront} if self.wavefront else {}),
         }  # fmt: skip
 
 
@@ -154,7 +157,7 @@ def _measured(
     set_mode(optimizer, "train")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    step = make_step(model, optimizer, setting.dtype, batches[0], mode == "graph")
+    step = make_step(model, optimizer, setting.dtype, batches[0], mode == "graph", setting.wavefront)
     pending = iter(batches)
 
     def one() -> Tensor:

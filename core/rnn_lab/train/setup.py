@@ -41,6 +41,23 @@ def check(cfg: RunConfig) -> None:
         _check_layerwise(cfg)
     if cfg.train.checkpoint_chunk is not None and cfg.train.checkpoint_every is None:
         raise ConfigError("train.checkpoint_chunk needs train.checkpoint_every: how many blocks are computed again")
+    if cfg.train.wavefront is not None:
+        _check_wavefront(cfg)
+
+
+def _check_wavefront(cfg: RunConfig) -> None:
+    """Refuse what has its own way through the layers, and chunks without a byte."""
+    train = cfg.train
+    if train.checkpoint_every is not None:
+        raise ConfigError(
+            "train.wavefront and train.checkpoint_every exclude each other: one lets chunks of all layers be there at "
+            "once, the other one group of layers at a time. Leave one of them out"
+        )
+    if train.wavefront is not None and train.wavefront > train.seq_len:
+        raise ConfigError(
+            f"train.wavefront = {train.wavefront} chunks of train.seq_len = {train.seq_len} bytes would leave some "
+            "without any: take fewer"
+        )
 
 
 def check_ranks(cfg: RunConfig, ranks: int) -> None:
@@ -60,6 +77,11 @@ def check_ranks(cfg: RunConfig, ranks: int) -> None:
         raise ConfigError(
             "train.graph = on and parallel.mode = fsdp exclude each other: FSDP2 allocates and frees parameters around "
             "every block, which a graph cannot hold. Use parallel.mode = ddp, or train.graph = auto"
+        )
+    if ranks > 1 and cfg.parallel.mode == "fsdp" and train.wavefront is not None:
+        raise ConfigError(
+            "train.wavefront and parallel.mode = fsdp exclude each other: FSDP2 gathers a block's parameters for one "
+            "pass, and chunks of time pass through every block again and again. Use parallel.mode = ddp"
         )
     if train.batch_size % (ranks * train.grad_accum):
         raise ConfigError(

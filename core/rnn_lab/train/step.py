@@ -29,6 +29,7 @@ from rnn_lab.train.diagnose import first_offender
 from rnn_lab.train.objective import Objective
 from rnn_lab.train.optimizers import GatedOptimizer, current_lr
 from rnn_lab.train.schedule import Schedule, accept_schedule, follow, set_factor
+from rnn_lab.wavefront import Wavefront
 
 Carry = list[State] | None
 RECORD = 4
@@ -194,7 +195,9 @@ class TrainStep:
         self._filtering = False
         self._figures: Tensor | None = None
         if train.checkpoint_every is not None:
-            model.remat = Remat(train.checkpoint_every, train.checkpoint_chunk)
+            model.walk = Remat(train.checkpoint_every, train.checkpoint_chunk)
+        elif train.wavefront is not None:
+            model.walk = Wavefront(train.wavefront)
 
     @property
     def width(self) -> int:

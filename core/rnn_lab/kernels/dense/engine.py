@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnn_lab.kernels import beside
 from rnn_lab.kernels.cuda_jit import Kernel
 from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.dense.cuda import Form, source
-from rnn_lab.kernels.dense.plan import MULTIPROCESSORS, UNITS, Plan, choices, choose
+from rnn_lab.kernels.dense.plan import MULTIPROCESSORS, UNITS, Plan, choices, soonest
 from rnn_lab.kernels.dense.source import Program, parse
 from rnn_lab.kernels.saving import keep, kept
 from rnn_lab.kernels.triton_support import constant, tried
@@ -52,7 +53,9 @@ def run(
         tensors = (start, matrices, *flat, *vectors)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         reset = None if reset_BT is None else reset_BT.to(torch.uint8).contiguous()
-        y, last, _, _ = _forward(program.text, start.contiguous(), flat, vectors, matrices, reset, narrow, wanted)
+        y, last, _, _ = _forward(
+            program.text, start.contiguous(), flat, vectors, matrices, reset, narrow, wanted, beside.calls()
+        )
         y = y.unflatten(-1, (-1, width + lack))[..., :width]
         y = y if program.stacked else y.flatten(-2)
         return y if program.heads else y.squeeze(2), last[..., :width].reshape(h.shape)
@@ -122,8 +125,10 @@ class _Call:
     """A call of either direction."""
 
     def __init__(
-        self, program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], matrices: Tensor, reset: Tensor | None
-    ) -> None:
+        self, program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], matrices: Tensor, reset: Tensor | None,
+        calls: int,
+    ) -> None:  # fmt: skip
+        self.calls = calls
         self.program, self.xs, self.ws = parse(program), [_aligned(x) for x in xs], [w.contiguous() for w in ws]
         self.matrices, self.reset, self.width = matrices, reset, whole(self.program.width)
         self.B, self.T, self.H = h.shape[0], xs[0].shape[1], h.shape[1]
@@ -156,7 +161,7 @@ class _Call:
         self, form: Form, rows: dict[str, tuple[Any, ...]], start: Tensor, stop: Tensor, dw: Tensor | None
     ) -> None:
         """Launch a direction. The values are the fields of Args in dense.cuh; `rows` has what steps read and write."""
-        plan = planned(form, self.B, self.H, start.device)
+        plan = planned(form, self.B, self.H, start.device, self.calls)
         unused = [(None, 0, 0, 0, 0)] * (not form.reads)
         read = [*(rows[name] for name, _ in form.reads), *unused]
         written = [rows[name] for name, _ in form.writes]
@@ -195,14 +200,12 @@ def refuses(text: str, types: tuple[torch.dtype, ...]) -> str | None:
     return None
 
 
-def planned(form: Form, sequences: int, heads: int, device: torch.device) -> Plan:
-    """The way to spread a direction; a certificate asks for each that may be chosen."""
+def planned(form: Form, sequences: int, heads: int, device: torch.device, calls: int = 1) -> Plan:
+    """The way to spread a direction beside so many calls like it; a certificate asks for each that may be chosen."""
     count = _multiprocessors(device)
     found = choices(form.problem, heads, count)
     index = tried(len(found))
-    plan = choose(form.problem, sequences, heads, count) if index is None else found[index]
-    assert plan is not None
-    return plan
+    return soonest(found, sequences, heads * calls, count) if index is None else found[index]
 
 
 @cache
@@ -227,9 +230,9 @@ def _saved(x: Tensor, part: int = 0) -> tuple[Any, ...]:
 @torch.library.custom_op("rnn_lab::dense", mutates_args=())
 def _forward(
     program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], matrices: Tensor, reset: Tensor | None, narrow: bool,
-    saves: bool,
+    saves: bool, calls: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _Call(program, h, xs, ws, matrices, reset)
+    call = _Call(program, h, xs, ws, matrices, reset, calls)
     y, last, states, wires = _results(program, h, xs, narrow, saves)
     form, width = call.form(True, y.dtype, saves), call.width
     rows = {name: call.stream(name, call.xs) for name in call.program.streams}
@@ -243,7 +246,7 @@ def _forward(
 @_forward.register_fake
 def _(
     program: str, h: Tensor, xs: list[Tensor], ws: list[Tensor], matrices: Tensor, reset: Tensor | None, narrow: bool,
-    saves: bool,
+    saves: bool, calls: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _results(program, h, xs, narrow, saves)
 
@@ -264,9 +267,9 @@ def _results(
 @torch.library.custom_op("rnn_lab::dense_backward", mutates_args=())
 def _backward(
     program: str, xs: list[Tensor], ws: list[Tensor], matrices: Tensor, reset: Tensor | None, states: Tensor,
-    wires: Tensor, dy: Tensor, dlast: Tensor,
+    wires: Tensor, dy: Tensor, dlast: Tensor, calls: int,
 ) -> list[Tensor]:  # fmt: skip
-    call = _Call(program, dlast, xs, ws, matrices, reset)
+    call = _Call(program, dlast, xs, ws, matrices, reset, calls)
     made, dy, B, T, H = call.program, dy.contiguous(), call.B, call.T, call.H
     width, products = call.width, len(made.products)
     sent = _sent(made, states, wires, reset)
@@ -327,21 +330,21 @@ def _collected(program: Program, dw: Tensor, ws: list[Tensor]) -> list[Tensor]:
 @_backward.register_fake
 def _(
     program: str, xs: list[Tensor], ws: list[Tensor], matrices: Tensor, reset: Tensor | None, states: Tensor,
-    wires: Tensor, dy: Tensor, dlast: Tensor,
+    wires: Tensor, dy: Tensor, dlast: Tensor, calls: int,
 ) -> list[Tensor]:  # fmt: skip
     return [t.new_empty(t.shape) for t in (dlast, *xs, *ws, matrices)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.program, _, xs, ws, matrices, reset, _, _ = inputs
+    ctx.program, _, xs, ws, matrices, reset, _, _, ctx.calls = inputs
     keep(ctx, output[2], xs, [*ws, matrices, output[3]], reset)
 
 
 def _differentiate(ctx: Any, dy: Tensor, dlast: Tensor, *_: Tensor) -> tuple[Any, ...]:
     states, xs, rest, reset = kept(ctx)
     *ws, matrices, wires = rest
-    dh, *grads = _backward(ctx.program, xs, ws, matrices, reset, states, wires, dy, dlast)
-    return None, dh, grads[: len(xs)], grads[len(xs) : -1], grads[-1], None, None, None
+    dh, *grads = _backward(ctx.program, xs, ws, matrices, reset, states, wires, dy, dlast, ctx.calls)
+    return None, dh, grads[: len(xs)], grads[len(xs) : -1], grads[-1], None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

@@ -5,7 +5,7 @@ meet, so that those that find no room on the GPU run after the others. What a st
 docs/performance.md, and the way that is predicted to end first is taken.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, product
@@ -268,15 +268,20 @@ def filled(plan: Plan) -> Plan | None:
 @lru_cache(maxsize=1024)
 def choose(problem: Problem, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> Plan | None:
     """The plan that is predicted to end first; None where none fits."""
+    found = plans(problem)
+    return soonest(found, sequences, heads, multiprocessors) if found else None
+
+
+def soonest(found: Sequence[Plan], sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> Plan:
+    """The one of them that is predicted to end first."""
     return min(
-        plans(problem),
+        found,
         key=lambda plan: (
             plan.rounds(sequences, heads, multiprocessors) * plan.microseconds,
             plan.cluster,
             plan.sequences,
             plan.groups,
         ),
-        default=None,
     )
 
 

@@ -1,0 +1,133 @@
+"""Layers at work on several chunks of time at once: layer l on chunk c while layer l - 1 is on chunk c + 1.
+
+A recurrence waits for its own last step most of the time and leaves much of a GPU idle, above all where the batch is
+small. Layer l may begin a chunk as soon as layer l - 1 has ended it, and layer l itself the chunk before, whose last
+state it goes on from. The results are those of the plain pass; gradients by weights are summed chunk by chunk.
+
+A chunk has a CUDA stream of its own while the step is captured in a graph, and autograd goes back on the same ones.
+Outside of a capture chunks follow each other: launches from Python leave nothing to overlap, and a loop that replays
+graphs of its own has one set of buffers. Chunks are walked in waves either way, l + c = 0, 1, 2, ...
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rnn_lab.kernels.beside import beside
+from rnn_lab.layer import State
+from rnn_lab.remat import Blocks
+from rnn_lab.token_filter import active
+
+
+@dataclass(frozen=True)
+class Wavefront:
+    """How time is cut.
+
+    Attributes:
+        chunks: of time, as equal as can be.
+
+    """
+
+    chunks: int
+
+    def of(self, blocks: Blocks) -> Blocks:
+        """`blocks`, wave by wave."""
+
+        def run(
+            which: range, stream: Tensor, y: Tensor | None, states: list[State] | None, reset: Tensor | None
+        ) -> tuple[Tensor, Tensor | None, list[State]]:
+            T, depth, held = stream.shape[1], len(which), active()
+            n = min(self.chunks, T)
+            ends = [c * T // n for c in range(n + 1)]
+            streams = list(_cut(stream, ends))
+            added: list[Tensor | None] = [None] * n if y is None else list(_cut(y, ends))
+            resets = [None] * n if reset is None else _cut(reset, ends)
+            carried: list[list[State] | None]
+            carried = [None] * depth if states is None else [[state] for state in states]
+            lanes = _Lanes(n, stream.device)
+            with lanes.beside(min(n, depth)):
+                for layer, c in _waves(depth, n):
+                    before, own = carried[layer], which[layer : layer + 1]
+                    with lanes.on(c, layer, before), held.during(ends[c], ends[c + 1]) if held else nullcontext():
+                        streams[c], added[c], carried[layer] = blocks(own, streams[c], added[c], before, resets[c])
+            rest = [part for part in added if part is not None]
+            return (
+                torch.cat(streams, 1),
+                torch.cat(rest, 1) if rest else None,
+                [s for own in carried for s in own or []],
+            )
+
+        return run
+
+
+def _cut(x: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
+    """Chunks of time: views, whose gradients are put together once."""
+    found: tuple[Tensor, ...] = x.split([stop - start for start, stop in pairwise(ends)], 1)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _waves(depth: int, chunks: int) -> Iterator[tuple[int, int]]:
+    """Layers and chunks in an order in which each comes behind what it needs."""
+    for wave in range(depth + chunks - 1):
+        for c in range(max(0, wave - depth + 1), min(chunks, wave + 1)):
+            yield wave - c, c
+
+
+class _Lanes:
+    """A stream for each chunk while a graph is captured; else the current one for all.
+
+    torch hands memory on from call to call of one stream without a wait. What two lanes share must therefore live on:
+    states are marked as used by both, and a weight is rounded by each lane for itself, not once for all by autocast.
+    """
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.streams: list[torch.cuda.Stream] = []
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self.streams = _streams(n, device)
+        self.ended: dict[int, torch.cuda.Event] = {}
+        """By layer: the end of its newest chunk."""
+
+    @contextmanager
+    def beside(self, most: int) -> Iterator[None]:
+        """All lanes begin where the current stream is, and it waits for all; `most` are at work at once."""
+        if not self.streams:
+            yield
+            return
+        around, cached = torch.cuda.current_stream(), torch.is_autocast_cache_enabled()
+        for lane in self.streams:
+            lane.wait_stream(around)
+        torch.set_autocast_cache_enabled(False)
+        try:
+            with beside(most):
+                yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+        for lane in self.streams:
+            around.wait_stream(lane)
+
+    @contextmanager
+    def on(self, c: int, layer: int, states: list[State] | None) -> Iterator[None]:
+        """Chunk c of a layer, behind the chunk before it, from these states."""
+        if not self.streams:
+            yield
+            return
+        lane = self.streams[c]
+        if c:
+            lane.wait_event(self.ended[layer])
+        for state in states or []:
+            for tensor in state.values():
+                tensor.record_stream(lane)
+        with torch.cuda.stream(lane):
+            yield
+            self.ended[layer] = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.ended[layer].record(lane)
+
+
+@cache
+def _streams(n: int, device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(n)]  # type: ignore[no-untyped-call]

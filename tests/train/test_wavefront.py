@@ -1,0 +1,154 @@
+"""Layers at work on several chunks at once compute what they compute one after the other."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from rnn_lab import wavefront
+from rnn_lab.errors import ConfigError
+from rnn_lab.kernels.beside import beside, calls
+from rnn_lab.sections import ObjectiveSection
+from rnn_lab.train.objective import Objective
+from rnn_lab.wavefront import Wavefront, _waves
+
+from .conftest import run
+from .models import NAMES, assert_equal, gradients, model_of, windows
+from .test_resume import facts
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("chunks", [2, 5, 40])
+def test_gradients_are_the_same(name, chunks):
+    """Of twelve bytes: chunks of equal length, of two lengths, of one byte each."""
+    model, window = model_of(name, depth=3), windows()
+    reset = torch.zeros(4, 12, dtype=torch.bool)
+    reset[1, 7] = reset[2, 0] = True
+    states = model.loss(windows(seed=1))[1]
+    states = [{key: t.detach() for key, t in state.items()} for state in states]
+
+    def found():
+        loss, new = model.loss(window, states, reset)
+        return gradients(model, loss + sum(t.double().square().sum() for s in new for t in s.values()))
+
+    plain = found()
+    model.walk = Wavefront(chunks)
+    assert_equal(plain, found(), atol=1e-9)
+
+
+@pytest.mark.parametrize(("depth", "chunks"), [(1, 4), (5, 2), (2, 5), (3, 3)])
+def test_each_comes_behind_what_it_needs(depth, chunks):
+    seen = list(_waves(depth, chunks))
+    assert sorted(seen) == [(layer, c) for layer in range(depth) for c in range(chunks)]
+    for at, (layer, c) in enumerate(seen):
+        before = seen[:at]
+        assert (layer == 0 or (layer - 1, c) in before) and (c == 0 or (layer, c - 1) in before)
+    assert [layer + c for layer, c in seen] == sorted(layer + c for layer, c in seen)
+
+
+class FakeStream:
+    """Hears what a stream is told, in the order in which a host tells it."""
+
+    told = None
+
+    def __init__(self, name):
+        self.name = name
+
+    def wait_stream(self, other):
+        self.told.append((self.name, "waits for", other.name))
+
+    def wait_event(self, event):
+        self.told.append((self.name, "waits for", event.at))
+
+
+class FakeEvent:
+    def record(self, stream):
+        self.at = (stream.name, sum(row[:2] == (stream.name, "ran") for row in FakeStream.told))
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Lanes on a machine without a GPU, as in a capture; what streams were told."""
+    FakeStream.told = told = []
+    main = FakeStream("main")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+
+    def lanes(n, device, real=wavefront._Lanes):
+        made = real(n, device)
+        made.streams = [FakeStream(c) for c in range(n)]
+        return made
+
+    monkeypatch.setattr(wavefront, "_Lanes", lanes)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: told.append((stream.name, "keeps")))
+    return told
+
+
+def test_lanes_wait_for_the_chunk_before_and_for_nothing_else(captured):
+    model = model_of(depth=3)
+    inner, cached, at_once = model.blocks, [], []
+
+    def blocks(which, stream, y, states, reset):
+        cached.append(torch.is_autocast_cache_enabled())
+        at_once.append(calls())
+        lane = captured[-1][0] if captured[-1][1] == "keeps" else captured_lane(stream)
+        captured.append((lane, "ran", which[0]))
+        return inner(which, stream, y, states, reset)
+
+    def captured_lane(stream):
+        return 0  # the first chunk waits for no event and keeps nothing
+
+    model.blocks = blocks
+    model.walk = Wavefront(2)
+    model.loss(windows(T=12))
+    ran = [row for row in captured if row[1] == "ran"]
+    assert ran == [(0, "ran", 0), (0, "ran", 1), (1, "ran", 0), (0, "ran", 2), (1, "ran", 1), (1, "ran", 2)]
+    waits = [row for row in captured if row[1] == "waits for"]
+    assert waits[:2] == [(0, "waits for", "main"), (1, "waits for", "main")]
+    assert waits[2:-2] == [(1, "waits for", (0, 1)), (1, "waits for", (0, 2)), (1, "waits for", (0, 3))]
+    assert waits[-2:] == [("main", "waits for", 0), ("main", "waits for", 1)]
+    assert set(cached) == {False} and torch.is_autocast_cache_enabled() and set(at_once) == {2} and calls() == 1
+
+
+def test_calls_beside_each_other():
+    with beside(3):
+        assert calls() == 3
+    assert calls() == 1
+
+
+@pytest.mark.parametrize(("name", "recurrent"), [("e61", "full"), ("e1", "kept")])
+def test_a_filter_meets_its_positions(name, recurrent):
+    def found(walk):
+        model = model_of(name, depth=3)
+        model.walk = walk
+        made = Objective(ObjectiveSection(use_collider=True, collider_recurrent=recurrent))
+        return gradients(model, made(model, windows(), None, None, filtering=True).objective)
+
+    assert_equal(found(None), found(Wavefront(3)), atol=1e-12)
+
+
+def test_only_training_walks_in_waves(monkeypatch):
+    model = model_of(depth=2)
+    model.walk = Wavefront(2)
+    monkeypatch.setattr(Wavefront, "of", lambda self, blocks: pytest.fail("walked in waves"))
+    model.eval()
+    model.loss(windows())
+    model.train()
+    with torch.no_grad():
+        model.loss(windows())
+
+
+def test_a_run_with_it_is_the_run_without(tiny, tmp_path):
+    run(tiny(train={"steps": 3, "carry_state": True}), tmp_path / "a")
+    run(tiny(train={"steps": 3, "carry_state": True, "wavefront": 3}), tmp_path / "b")
+    for one, other in zip(facts(tmp_path / "a"), facts(tmp_path / "b"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("train", "reason"), [
+    ({"wavefront": 2, "checkpoint_every": 1}, "exclude each other"),
+    ({"wavefront": 60, "seq_len": 16}, "without any"),
+])  # fmt: skip
+def test_refused(tiny, train, reason):
+    with pytest.raises(ConfigError, match=reason):
+        tiny(train={"steps": 1, **train})
