@@ -9,7 +9,7 @@ Outside of a capture chunks follow each other: launches from Python leave nothin
 graphs of its own has one set of buffers. Chunks are walked in waves either way, l + c = 0, 1, 2, ...
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -53,7 +53,8 @@ class Wavefront:
             with lanes.beside(min(n, depth)):
                 for layer, c in _waves(depth, n):
                     before, own = carried[layer], which[layer : layer + 1]
-                    with lanes.on(c, layer, before), held.during(ends[c], ends[c + 1]) if held else nullcontext():
+                    read = [streams[c], added[c], *(t for state in before or [] for t in state.values())]
+                    with lanes.on(c, layer, read), held.during(ends[c], ends[c + 1]) if held else nullcontext():
                         streams[c], added[c], carried[layer] = blocks(own, streams[c], added[c], before, resets[c])
             rest = [part for part in added if part is not None]
             return (
@@ -81,8 +82,8 @@ def _waves(depth: int, chunks: int) -> Iterator[tuple[int, int]]:
 class _Lanes:
     """A stream for each chunk while a graph is captured; else the current one for all.
 
-    torch hands memory on from call to call of one stream without a wait. What two lanes share must therefore live on:
-    states are marked as used by both, and a weight is rounded by each lane for itself, not once for all by autocast.
+    torch hands memory on from call to call of one stream without a wait. What comes from another stream is therefore
+    marked as used by both, and a weight is rounded by each lane for itself, not once for all by autocast.
     """
 
     def __init__(self, n: int, device: torch.device) -> None:
@@ -111,16 +112,16 @@ class _Lanes:
             around.wait_stream(lane)
 
     @contextmanager
-    def on(self, c: int, layer: int, states: list[State] | None) -> Iterator[None]:
-        """Chunk c of a layer, behind the chunk before it, from these states."""
+    def on(self, c: int, layer: int, read: Iterable[Tensor | None]) -> Iterator[None]:
+        """Chunk c of a layer, behind the chunk before it, which reads these tensors."""
         if not self.streams:
             yield
             return
         lane = self.streams[c]
         if c:
             lane.wait_event(self.ended[layer])
-        for state in states or []:
-            for tensor in state.values():
+        for tensor in read:
+            if tensor is not None:
                 tensor.record_stream(lane)
         with torch.cuda.stream(lane):
             yield

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from rnn_lab.kernels import certificates, cuda_jit, recurrence_backends
+from rnn_lab.kernels.beside import beside
 from rnn_lab.kernels.certificates import LIMITS, evaluate
 from rnn_lab.kernels.dense import engine as dense
 from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.dense.cuda import Form, source
-from rnn_lab.kernels.dense.plan import Plan, Problem, choices, choose, plans
+from rnn_lab.kernels.dense.plan import Plan, Problem, choices, choose, plans, soonest
 from rnn_lab.kernels.dense.source import parse
 from rnn_lab.kernels.kept import _tapped
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
@@ -323,6 +324,8 @@ def test_the_plan_follows_the_batch():
     assert many.rounds(256, 8) == -(-8 * 256 // (many.sequences * dense_plan.RESIDENT[many.cluster]))
     whole = many.rounds(256, 1) * many.microseconds
     assert few.microseconds < whole < 8 * few.microseconds
+    beside = soonest(choices(problem, 1), 32, 3)
+    assert beside.sequences == 16 and beside.rounds(32, 3) == 1 < few.rounds(32, 3)
     smaller = choose(problem, 256, 1, multiprocessors=66)
     assert smaller.rounds(256, 1, 66) * smaller.microseconds > whole
 
@@ -361,3 +364,20 @@ def test_matrices_of_each_head_stand_beside_one_for_all():
     want, want_gradients = evaluate(reference, args, torch.float64)
     assert max(map(relative_error, got, want)) < LIMITS[bf16][0]
     assert max(map(relative_error, got_gradients, want_gradients)) < LIMITS[bf16][1]
+
+
+def test_calls_beside_each_other_share_the_gpu(monkeypatch):
+    """As many clusters at once as there is room for, and the same numbers."""
+    asked = []
+
+    def noted(found, sequences, heads, multiprocessors):
+        asked.append(heads)
+        return soonest(found, sequences, heads, multiprocessors)
+
+    monkeypatch.setattr(dense, "soonest", noted)
+    args = call("e63", 17, 4, 256)
+    alone = expect_reference(args)
+    with beside(3):
+        together = expect_reference(args)
+    assert asked == [1, 1, 3, 3]
+    assert relative_error(together[0][0], alone[0][0]) < 1e-3

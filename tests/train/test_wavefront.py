@@ -107,6 +107,8 @@ def test_lanes_wait_for_the_chunk_before_and_for_nothing_else(captured):
     assert waits[:2] == [(0, "waits for", "main"), (1, "waits for", "main")]
     assert waits[2:-2] == [(1, "waits for", (0, 1)), (1, "waits for", (0, 2)), (1, "waits for", (0, 3))]
     assert waits[-2:] == [("main", "waits for", 0), ("main", "waits for", 1)]
+    kept = [sum(row[:2] == (c, "keeps") for row in captured) for c in (0, 1)]
+    assert kept[1] - kept[0] == len(model.layers)  # the states of the chunk before
     assert set(cached) == {False} and torch.is_autocast_cache_enabled() and set(at_once) == {2} and calls() == 1
 
 
