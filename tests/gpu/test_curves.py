@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 STEPS, FIRST, LAST = 200, 20, 50
 MODELS = {
     "e61": ({"dim": 320}, 1e-3, 0.8),
+    "e1": ({"dim": 256, "expansion": 1.0}, 1e-3, 0.8),
     "e70": ({"dim": 128, "n_state": 32}, 1e-4, 0.95),
     "mamba2": ({"dim": 448}, 1e-3, 0.8),
 }
@@ -49,7 +50,9 @@ def losses(path, name, dtype, mode):
     return [line["loss"] for line in read_metrics(path / "metrics.jsonl")], result
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("e61", "fp32"), ("e61", "bf16"), ("e70", "bf16"), ("mamba2", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("e61", "fp32"), ("e61", "bf16"), ("e1", "bf16"), ("e70", "bf16"), ("mamba2", "bf16")]
+)
 def test_three_ways_give_one_curve(name, dtype, tmp_path, monkeypatch):
     curves = {}
     for way, (kernels, mode) in WAYS.items():

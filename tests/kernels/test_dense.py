@@ -310,9 +310,21 @@ def test_plans_hold_together(width, forward):
         assert plan.held + plan.kept + plan.far == plan.steps and min(plan.held, plan.kept, plan.far) >= 0
         assert plan.shared <= dense_plan.SHARED and plan.registers + 4 * plan.held * plan.tiles <= dense_plan.REGISTERS
     for batch in (1, 5, 32, 100, 256, 1000):
-        plan = choose(problem, batch, 1)
-        assert plan in choices(problem, 1)
+        best, plan = choose(problem, batch, 1), soonest(choices(problem, 1), batch, 1)
+        assert plan.rounds(batch, 1) * plan.microseconds <= 1.05 * best.rounds(batch, 1) * best.microseconds
         assert plan.rounds(batch, 1) * plan.sequences * dense_plan.RESIDENT[plan.cluster] >= batch
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_kernel_is_compiled_for_little(width):
+    """Without any one of them some batch would lose more than is spared."""
+    problem = Problem(True, width, 1, 1, 0, 4, 6)
+    kept = choices(problem, 1)
+    for out in kept[: len(kept) if len(kept) > 1 else 0]:
+        rest = [plan for plan in kept if plan != out]
+        took = [(soonest(menu, batch, 1), batch) for batch in range(1, 1024, 8) for menu in (rest, plans(problem))]
+        times = [plan.rounds(batch, 1) * plan.microseconds for plan, batch in took]
+        assert max(a / b for a, b in zip(times[::2], times[1::2], strict=True)) > 1.05
 
 
 def test_the_plan_follows_the_batch():

@@ -34,6 +34,8 @@ WIDEST = 2048
 NARROWEST = 128
 LARGEST_BATCH = 1024
 """Sequences up to which all batches are asked for the ways that planning may choose."""
+SPARED = 0.05
+"""Share of a call's time that another kernel, which is compiled and checked too, has to save."""
 
 CLOCK = 1755e6
 TENSOR = 4.1
@@ -287,7 +289,22 @@ def soonest(found: Sequence[Plan], sequences: int, heads: int, multiprocessors: 
 
 @lru_cache(maxsize=256)
 def choices(problem: Problem, heads: int, multiprocessors: int = MULTIPROCESSORS) -> tuple[Plan, ...]:
-    """What planning chooses for some batch, in no order that matters."""
+    """What planning chooses from, in no order that matters: as few as leave no batch SPARED slower than its best."""
     batches = range(1, LARGEST_BATCH + 1, 8)
-    found = [choose(problem, batch, heads, multiprocessors) for batch in batches]
-    return tuple(dict.fromkeys(plan for plan in found if plan is not None))
+    best = [choose(problem, batch, heads, multiprocessors) for batch in batches]
+    found = [plan for plan in dict.fromkeys(best) if plan is not None]
+    took = {
+        plan: [plan.rounds(batch, heads, multiprocessors) * plan.microseconds for batch in batches] for plan in found
+    }
+    least = [min(times) for times in zip(*took.values(), strict=True)]
+
+    def slowest(kept: Sequence[Plan]) -> float:
+        times = zip(*(took[plan] for plan in kept), strict=True)
+        return max(min(each) / limit for each, limit in zip(times, least, strict=True))
+
+    while len(found) > 1:
+        fewer = min(([plan for plan in found if plan != out] for out in found), key=slowest)
+        if slowest(fewer) > 1 + SPARED:
+            break
+        found = fewer
+    return tuple(found)
