@@ -2,21 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
-_calls = ContextVar("calls", default=1)
+_calls = 1  # no ContextVar, which dynamo does not trace
 
 
 def calls() -> int:
     """As many as the pass at hand says; 1 outside of `beside`."""
-    return _calls.get()
+    return _calls
 
 
 @contextmanager
 def beside(n: int) -> Iterator[None]:
     """Inside the block, so many calls are launched that may run at once."""
-    token = _calls.set(n)
+    global _calls
+    before, _calls = _calls, n
     try:
         yield
     finally:
-        _calls.reset(token)
+        _calls = before
