@@ -8,6 +8,7 @@
 #   linear        Gated DeltaNet and Mamba2 beside FLA and mamba-ssm
 #   tanh          ways to compute tanh
 #   dense         dense recurrences beside the captured loop and cuDNN: kernels, tests first
+#   races         small dense recurrences under compute-sanitizer
 #   waves         whole steps of E1 with layers on several chunks of time at once, and without
 #   series        six models at 100M for MINUTES each (default 0.75), on DATA and VAL_DATA if they are set
 #   backward      backward with and without Collider
@@ -56,6 +57,10 @@ print(*[row["name"] for row in json.load(sys.stdin)])')}; do
       limited "$PYTHON" bench/dense.py 2>&1 | tee "$OUT/dense.txt"
       limited "$PYTHON" bench/dense.py --every-plan --widths 1024 2>&1 | tee "$OUT/dense-plans.txt"
       limited "$PYTHON" bench/dense.py --together --widths 1024 --batches 32 2>&1 | tee "$OUT/dense-together.txt" ;;
+    races)
+      limited compute-sanitizer --tool racecheck "$PYTHON" bench/races.py > "$OUT/racecheck.txt" 2>&1
+      limited compute-sanitizer --tool memcheck --report-api-errors no "$PYTHON" bench/races.py > "$OUT/memcheck.txt" 2>&1
+      tail -n 2 "$OUT/racecheck.txt" "$OUT/memcheck.txt" ;;
     waves)
       for N in "" 2 3 4 6; do
         limited $LAB bench train --model e1:dim=1024,expansion=1 --target 50M --graph on --steps 10 \

@@ -24,31 +24,33 @@ def capture(
     """
     gc.collect()  # so that no graph of old is destroyed in the midst of a capture, which would spoil it
     graph, memory = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
+    device = torch.cuda.current_device() if stream is None else stream.device_index
+    drawn = torch.cuda.default_generators[device].get_offset()
     try:
         # thread_local: what another thread does meanwhile, a tracker's for one, must not spoil the capture.
         with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
             body()
     except BaseException:
-        device = torch.cuda.current_device() if stream is None else stream.device_index
-        if pool is None:
-            _leave(device, memory)
-        _end_of_random_capture(device)
+        _leave(device, memory, shared=pool is not None)
+        _end_of_random_capture(device, drawn)
         raise
     return graph
 
 
-def _leave(device: int, pool: Any) -> None:
-    """Close and free the memory pool that a failed capture leaves open, as torch does not.
+def _leave(device: int, pool: Any, shared: bool) -> None:
+    """Close the memory pool that a failed capture leaves open, as torch does not, and free it unless graphs share it.
 
     While one is open, freeing cached memory is an internal error of torch's allocator.
     """
     with suppress(AttributeError, RuntimeError):  # torch renamed them, or closed the pool after all
         torch._C._cuda_endAllocateToPool(device, pool)
-        torch._C._cuda_releasePool(device, pool)
+        if not shared:
+            torch._C._cuda_releasePool(device, pool)
 
 
-def _end_of_random_capture(device: int) -> None:
-    """Give the device's generator a state of the same seed that is not in a capture, as a failed one leaves it."""
+def _end_of_random_capture(device: int, drawn: int) -> None:
+    """Give the device's generator the state that it had, not in a capture as a failed one leaves it."""
     generator = torch.cuda.default_generators[device]
     fresh = torch.Generator(torch.device("cuda", device)).manual_seed(generator.initial_seed())
+    fresh.set_offset(drawn)
     generator.graphsafe_set_state(fresh.clone_state())

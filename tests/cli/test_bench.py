@@ -7,9 +7,10 @@ from unittest import mock
 
 import pytest
 import torch
+from rnn_lab.bench import train as bench_train
 from rnn_lab.bench.kernels import Setting, bench_kernels
 from rnn_lab.bench.timing import Spread, captured
-from rnn_lab.bench.train import covered
+from rnn_lab.bench.train import TrainSetting, covered
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend
 
@@ -144,6 +145,12 @@ def test_a_cell_written_a_minute_ago_is_measured(rnn_lab, fresh, tmp_path):
 def test_only_the_operation_that_is_asked_for(rnn_lab, op, kept):
     page = rnn_lab(*KERNELS, "--model", "e61:dim=16", "--op", op, "--json").json
     assert bool(page["rows"]) is kept and page["setting"]["only op"] == op
+
+
+def test_a_peer_without_a_state_is_not_cut_in_time():
+    setting = TrainSetting(2, 16, 3, torch.bfloat16, torch.device("cuda"), wavefront=4)
+    row = bench_train._row(None, "mamba-ssm", "graph", setting, None, [], {})
+    assert row["status"] == "refused" and "takes no state" in row["reason"]
 
 
 def test_where_nothing_could_be_measured_scripts_are_told(rnn_lab, monkeypatch):

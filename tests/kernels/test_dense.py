@@ -343,7 +343,8 @@ def test_the_plan_follows_the_batch():
 
 
 @pytest.mark.parametrize(("name", "d"), [("e1", 768), ("e1", 1024), ("e1", 1536), ("e63", 1024), ("gru", 512),
-                                         ("lstm", 768), ("lstm-one-bias", 768), ("both-parts", 1024)])  # fmt: skip
+                                         ("lstm", 768), ("lstm-one-bias", 768), ("both-parts", 1024), ("gru", 384),
+                                         ("gru", 1152), ("lstm-states", 640)])  # fmt: skip
 @pytest.mark.parametrize("forward", [True, False])
 def test_compiles_for_the_registers_there_are(name, d, forward):
     """Nothing spills, for any plan that a batch may get."""

@@ -1,6 +1,6 @@
 """Layers at work on several chunks at once compute what they compute one after the other."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from rnn_lab.sections import ObjectiveSection
 from rnn_lab.train.objective import Objective
 from rnn_lab.wavefront import Wavefront, _waves
 
-from .conftest import run
+from .conftest import Recorder, run
 from .models import NAMES, assert_equal, gradients, model_of, windows
 from .test_resume import facts
 
@@ -49,6 +49,7 @@ class FakeStream:
     """Hears what a stream is told, in the order in which a host tells it."""
 
     told = None
+    current = "main"
 
     def __init__(self, name):
         self.name = name
@@ -65,6 +66,13 @@ class FakeEvent:
         self.at = (stream.name, sum(row[:2] == (stream.name, "ran") for row in FakeStream.told))
 
 
+@contextmanager
+def entered(stream):
+    before, FakeStream.current = FakeStream.current, stream.name
+    yield
+    FakeStream.current = before
+
+
 @pytest.fixture
 def captured(monkeypatch):
     """Lanes on a machine without a GPU, as in a capture; what streams were told."""
@@ -72,7 +80,7 @@ def captured(monkeypatch):
     main = FakeStream("main")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", entered)
 
     def lanes(n, device, real=wavefront._Lanes):
         made = real(n, device)
@@ -91,12 +99,8 @@ def test_lanes_wait_for_the_chunk_before_and_for_nothing_else(captured):
     def blocks(which, stream, y, states, reset):
         cached.append(torch.is_autocast_cache_enabled())
         at_once.append(calls())
-        lane = captured[-1][0] if captured[-1][1] == "keeps" else captured_lane(stream)
-        captured.append((lane, "ran", which[0]))
+        captured.append((FakeStream.current, "ran", which[0]))
         return inner(which, stream, y, states, reset)
-
-    def captured_lane(stream):
-        return 0  # the first chunk waits for no event and keeps nothing
 
     model.blocks = blocks
     model.walk = Wavefront(2)
@@ -107,9 +111,27 @@ def test_lanes_wait_for_the_chunk_before_and_for_nothing_else(captured):
     assert waits[:2] == [(0, "waits for", "main"), (1, "waits for", "main")]
     assert waits[2:-2] == [(1, "waits for", (0, 1)), (1, "waits for", (0, 2)), (1, "waits for", (0, 3))]
     assert waits[-2:] == [("main", "waits for", 0), ("main", "waits for", 1)]
-    kept = [sum(row[:2] == (c, "keeps") for row in captured) for c in (0, 1)]
-    assert kept[1] - kept[0] == len(model.layers)  # the states of the chunk before
+    # Layers 1 and 2 have something to add to the stream, and the second chunk the states of the first.
+    assert [sum(row[:2] == (c, "keeps") for row in captured) for c in (0, 1)] == [1 + 2 + 2, 2 + 3 + 3]
     assert set(cached) == {False} and torch.is_autocast_cache_enabled() and set(at_once) == {2} and calls() == 1
+
+
+@pytest.mark.parametrize(("depth", "chunks", "most"), [(2, 3, 2), (3, 2, 2), (3, 9, 3)])
+def test_no_more_run_at_once_than_there_are_layers_or_chunks(captured, depth, chunks, most):
+    model, at_once = model_of(depth=depth), set()
+    inner = model.blocks
+    model.blocks = lambda *args: (at_once.add(calls()), inner(*args))[1]
+    model.walk = Wavefront(chunks)
+    model.loss(windows(T=12))
+    assert at_once == {most}
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_lanes_have_streams_in_a_capture_alone(capturing, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(wavefront, "_streams", lambda n, device: [device] * n)
+    assert len(wavefront._Lanes(3, torch.device("cuda")).streams) == 3 * capturing
+    assert wavefront._Lanes(3, torch.device("cpu")).streams == []
 
 
 def test_calls_beside_each_other():
@@ -142,15 +164,21 @@ def test_only_training_walks_in_waves(monkeypatch):
 
 def test_a_run_with_it_is_the_run_without(tiny, tmp_path):
     run(tiny(train={"steps": 3, "carry_state": True}), tmp_path / "a")
-    run(tiny(train={"steps": 3, "carry_state": True, "wavefront": 3}), tmp_path / "b")
+    seen = Recorder()
+    run(tiny(train={"steps": 3, "carry_state": True, "wavefront": 3}), tmp_path / "b", seen)
+    assert [note for note in seen.notes if "wavefront" in note] == [
+        "no CUDA graph: the device is cpu; train.wavefront = 3 then only costs time"
+    ]
     for one, other in zip(facts(tmp_path / "a"), facts(tmp_path / "b"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(("train", "reason"), [
     ({"wavefront": 2, "checkpoint_every": 1}, "exclude each other"),
-    ({"wavefront": 60, "seq_len": 16}, "without any"),
+    ({"wavefront": 17, "seq_len": 16}, "without any"),
+    ({"wavefront": 2, "graph": "off"}, "needs the step as one CUDA graph"),
 ])  # fmt: skip
 def test_refused(tiny, train, reason):
     with pytest.raises(ConfigError, match=reason):
         tiny(train={"steps": 1, **train})
+    tiny(train={"steps": 1, "wavefront": 16, "seq_len": 16})

@@ -41,7 +41,7 @@ MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "e74", "e88", "mamb
 )  # fmt: skip
 @click.option(
     "--wavefront",
-    type=click.IntRange(2, 64),
+    type=click.IntRange(2, 32),
     metavar="N",
     help="Chunks of time that layers are at work on at once.",
 )

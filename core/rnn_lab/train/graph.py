@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnn_lab.config import TrainSection
 from rnn_lab.cuda_graphs import capture
 from rnn_lab.data.batches import Sampler
 from rnn_lab.errors import GraphUnavailable
@@ -72,7 +73,13 @@ def executor(step: TrainStep, sampler: Sampler, clock: Clock, carry: Carry, note
         return GraphExecutor(step, sampler, clock, carry, queue, note)
     eager = EagerExecutor(step, sampler, clock, carry)
     eager.graph["reason"] = "train.graph = off" if train.graph == "off" else f"the device is {step.device.type}"
+    if train.wavefront is not None:
+        note(f"no CUDA graph: {eager.graph['reason']}{_without_waves(train)}")
     return eager
+
+
+def _without_waves(train: TrainSection) -> str:
+    return "" if train.wavefront is None else f"; train.wavefront = {train.wavefront} then only costs time"
 
 
 class GraphExecutor:
@@ -188,7 +195,7 @@ class GraphExecutor:
             self.step.sharing.restart()  # on all ranks alike: what comes anew has to be made by all
             if self.step.train.graph == "on":
                 raise GraphUnavailable(f"train.graph = on, but {reason}. `-o train.graph=auto` trains without")
-            self.note(f"no CUDA graph: {reason}")
+            self.note(f"no CUDA graph: {reason}{_without_waves(self.step.train)}")
 
     def _obstacle(self) -> str | None:
         """Why a capture need not be tried."""

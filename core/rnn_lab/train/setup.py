@@ -53,6 +53,11 @@ def _check_wavefront(cfg: RunConfig) -> None:
             "train.wavefront and train.checkpoint_every exclude each other: one lets chunks of all layers be there at "
             "once, the other one group of layers at a time. Leave one of them out"
         )
+    if train.graph == "off":
+        raise ConfigError(
+            "train.wavefront needs the step as one CUDA graph, because launches from Python leave nothing to overlap: "
+            "leave out train.graph = off, or train.wavefront"
+        )
     if train.wavefront is not None and train.wavefront > train.seq_len:
         raise ConfigError(
             f"train.wavefront = {train.wavefront} chunks of train.seq_len = {train.seq_len} bytes would leave some "

@@ -100,6 +100,9 @@ __device__ __forceinline__ i64 state_place(const Args& a, const Place& p, const 
 // What a thread has of its items from one step to the next, in shared memory: KEPT arrays of V numbers each, and behind
 // them what it sums by weight. In registers it would take their room from the matrices, more with every group.
 constexpr int KEPT = FORWARD ? S : 2 * S + NW;
+static_assert(WIRE_AT + F * 2 * WIRE_BYTES <= PARTIAL_AT && PARTIAL_AT + F * PARTIAL * 4 <= RING_AT, "room for messages");
+static_assert(RING_AT + STAGES * F * RING_BYTES <= WEIGHTS_AT && WEIGHTS_AT + NW * U * 4 <= KEPT_AT, "room for inputs");
+static_assert(KEPT_AT + F * KEPT * ITEMS * V * 4 <= BARRIER_AT && BARRIER_AT + F * 16 <= MATRIX_AT, "room for states");
 __device__ __forceinline__ char* kept_place(char* shared, int group, int i, int j) {
     return shared + KEPT_AT + ((group * KEPT + j) * ITEMS + i * THREADS + int(threadIdx.x)) * V * 4;
 }
@@ -218,7 +221,7 @@ struct Matrix {
     }
 };
 
-// Partial sums of a group; they are read while those of the other one are written.
+// Partial sums of a group; they are read while those of another are written.
 __device__ __forceinline__ float* partial_of(char* shared, int group) {
     return reinterpret_cast<float*>(shared + PARTIAL_AT) + group * PARTIAL;
 }

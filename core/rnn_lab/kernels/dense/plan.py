@@ -19,9 +19,12 @@ STAGES = (4, 2)
 ROWS = (8, 16, 24, 32, 40, 48, 64)
 """Sequences of a group: columns of the product, by 8."""
 GROUPS = (1, 2, 3, 4)
-"""Groups that a cluster may walk in turn: with two, one is multiplied while the other's messages travel."""
+"""Groups that a cluster may walk in turn: one is multiplied while messages of the others travel."""
 BULK = 5
-"""Groups from which on blocks send by the copy engine, instead of each thread its words: slower for one and for two."""
+"""Groups from which on blocks send by the copy engine, instead of each thread its words.
+
+More than any of GROUPS: it is slower for one and for two, and not measured for more (`bench/dense.py --every-plan`).
+"""
 RESIDENT = {8: 15, 16: 7}
 """Clusters of each size that fit on an H100 with 132 multiprocessors at once (measured)."""
 MULTIPROCESSORS = 132
@@ -30,6 +33,8 @@ SHARED = 227 * 1024
 REGISTERS = 255
 FIXED, OF_ITEM, OF_ITEM_BACK = 60, 22, 28
 """Registers of addresses and the like; of those of each further item, forward and backward."""
+WIDE = 20
+"""Numbers of a unit beyond which the assembler takes some registers more."""
 WIDEST = 2048
 NARROWEST = 128
 LARGEST_BATCH = 1024
@@ -198,9 +203,11 @@ class Plan:
         columns, problem = self.rows // 8, self.problem
         sums = 4 * self.tiles * columns * (2 if self.tiles * columns < 3 else 1)
         multiply = sums + 2 * columns + 4 * self.tiles * self.unrolled
-        further = (self.own - 1) * (OF_ITEM if problem.forward else OF_ITEM_BACK)
+        wide = 8 if problem.live > WIDE else 0
+        of_item = OF_ITEM + 2 * (problem.parts - 1) if problem.forward else OF_ITEM_BACK + wide
+        further = (self.own - 1) * of_item
         # Of many numbers not all live at once: at 31 and 39 of them the assembler was content with this.
-        live = min(UNITS * problem.live, 82 + 11 * problem.live // 8)
+        live = min(UNITS * problem.live + wide, 82 + 11 * problem.live // 8)
         between = 0 if self.groups == 1 or problem.products == 1 else 4 * problem.products
         return FIXED + max(multiply, live) + further + between
 
@@ -289,18 +296,22 @@ def soonest(found: Sequence[Plan], sequences: int, heads: int, multiprocessors: 
 
 @lru_cache(maxsize=256)
 def choices(problem: Problem, heads: int, multiprocessors: int = MULTIPROCESSORS) -> tuple[Plan, ...]:
-    """What planning chooses from, in no order that matters: as few as leave no batch SPARED slower than its best."""
+    """What planning chooses from, in no order that matters.
+
+    As few as leave no batch of a call that runs alone SPARED slower than its best.
+    """
     batches = range(1, LARGEST_BATCH + 1, 8)
     best = [choose(problem, batch, heads, multiprocessors) for batch in batches]
     found = [plan for plan in dict.fromkeys(best) if plan is not None]
-    took = {
+    took: dict[Plan, list[float]] = {
         plan: [plan.rounds(batch, heads, multiprocessors) * plan.microseconds for batch in batches] for plan in found
     }
     least = [min(times) for times in zip(*took.values(), strict=True)]
 
     def slowest(kept: Sequence[Plan]) -> float:
-        times = zip(*(took[plan] for plan in kept), strict=True)
-        return max(min(each) / limit for each, limit in zip(times, least, strict=True))
+        times = [min(each) for each in zip(*(took[plan] for plan in kept), strict=True)]
+        slow: float = max(time / limit for time, limit in zip(times, least, strict=True))
+        return slow
 
     while len(found) > 1:
         fewer = min(([plan for plan in found if plan != out] for out in found), key=slowest)
