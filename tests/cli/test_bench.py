@@ -91,7 +91,10 @@ def test_what_a_graph_reads_and_writes_lives_as_long_as_its_replay():
 
     held = Held()
     alive = weakref.ref(held)
-    names = ("Stream", "stream", "current_stream", "CUDAGraph", "graph", "graph_pool_handle")
+    names = (
+        "Stream", "stream", "current_stream", "current_device", "default_generators", "CUDAGraph", "graph",
+        "graph_pool_handle",
+    )  # fmt: skip
     with mock.patch.multiple(torch.cuda, **{name: mock.MagicMock() for name in names}):
         replay = captured([lambda kept=held: kept]).replay
     del held
