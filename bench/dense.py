@@ -24,7 +24,6 @@ from rnn_lab.bench.timing import Spread, time_eager, time_graph
 from rnn_lab.kernels.certificates import evaluate
 from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.dense.cuda import Form
-from rnn_lab.kernels.dense.engine import kernel as dense_kernel
 from rnn_lab.kernels.dense.engine import planned
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_dense, run_dense, run_graph
@@ -80,10 +79,7 @@ def forms(D: int) -> list[Form]:
 def predicted(B: int, D: int) -> str:
     """Microseconds per step of both directions, and how they are spread."""
     found = [planned(form, B, 1, DEVICE) for form in forms(D)]
-    return " ".join(
-        f"{p.microseconds * p.rounds(B, 1):.2f} ({p.cluster}x{p.groups}x{p.rows}, {p.held}/{p.kept}/{p.far})"
-        for p in found
-    )
+    return " ".join(f"{p.takes(B, 1):.2f} ({p.cluster}x{p.groups}x{p.rows}, {p.held}/{p.kept}/{p.far})" for p in found)
 
 
 def kernels(bound: Bound) -> str:
@@ -99,16 +95,14 @@ def every_plan(B: int, D: int) -> Iterator[str]:
     """Each way that both directions fit in: what its kernels take, and microseconds per step as predicted."""
     ways = product(RESIDENT.items(), ROWS, GROUPS)
     for (cluster, room), rows, groups in ways:
-        restrict({cluster: room}, (rows,), (groups,))
-        if not all(dense_plan.plans(form.problem) for form in forms(D)):
-            continue
         for way, groups_from in (("words", max(GROUPS) + 1), ("bulk", 1)):
             with mock.patch.object(dense_plan, "BULK", groups_from):
-                dense_kernel.cache_clear()
+                restrict({cluster: room}, (rows,), (groups,))
+                if not all(dense_plan.plans(form.problem) for form in forms(D)):
+                    continue
                 bound = bind(run_dense, arguments(B, STEPS, D, torch.bfloat16))
                 bound.forward_backward()
                 yield f"{way}: {kernels(bound)}; plan {predicted(B, D)}"
-        dense_kernel.cache_clear()
 
 
 def together(B: int, D: int) -> Iterator[str]:

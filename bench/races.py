@@ -13,9 +13,9 @@ import sys
 from typing import Any
 
 import torch
+from dense import restrict
 from rnn_lab.kernels.certificates import LIMITS, evaluate
 from rnn_lab.kernels.dense import engine
-from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.dense.cuda import source
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import run_dense
@@ -32,9 +32,7 @@ def main() -> None:
     if not parser.parse_args().as_it_is:
         engine.source = with_barrier  # type: ignore[attr-defined]
     for cluster, groups, B, D in ((8, 1, 9, 128), (8, 2, 19, 128), (8, 3, 21, 128), (16, 1, 9, 256), (16, 2, 17, 256)):
-        dense_plan.RESIDENT, dense_plan.ROWS, dense_plan.GROUPS = {cluster: 7}, (8,), (groups,)
-        for function in (dense_plan.plans, dense_plan.choose, dense_plan.choices):
-            function.cache_clear()
+        restrict({cluster: 7}, (8,), (groups,))
         torch.manual_seed(0)
         W, b = torch.randn(2 * D, D, device="cuda") / (2 * D**0.5), torch.randn(D, device="cuda")
         u = torch.randn(B, STEPS, 2 * D, device="cuda").bfloat16()

@@ -15,13 +15,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from rnn_lab.blocks import Blocks
 from rnn_lab.config import StrictModel
 from rnn_lab.init import fill, normal
 from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.kernels.fused.cross_entropy import CROSS_ENTROPY
 from rnn_lab.kernels.fused.residual_norm import RESIDUAL_NORM, compute_dtype
 from rnn_lab.layer import Layer, State
-from rnn_lab.remat import Blocks, Remat
+from rnn_lab.remat import Remat
 from rnn_lab.spectral import prepare_together
 from rnn_lab.token_filter import linear
 from rnn_lab.wavefront import Wavefront

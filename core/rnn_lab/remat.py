@@ -4,21 +4,16 @@ Kept is the residual stream before every group of blocks, and with chunks of tim
 any time one group, or one chunk of it, has its activations. The results are those of the plain pass.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rnn_lab.blocks import Blocks, cut, cut_if, joined
 from rnn_lab.layer import State
 from rnn_lab.token_filter import active
-
-Blocks = Callable[
-    [range, Tensor, Tensor | None, list[State] | None, Tensor | None], tuple[Tensor, Tensor | None, list[State]]
-]
-"""LM.blocks: indices, residual stream, what is still to be added to it, states, resets."""
 
 
 @dataclass(frozen=True)
@@ -56,31 +51,26 @@ class Remat:
     ) -> tuple[Tensor, Tensor | None, list[State]]:  # fmt: skip
         """A group of blocks, one chunk of time after the other, the states carried on."""
         T = stream.shape[1]
+        ends = [*range(0, T, self.chunk or T), T]
         streams: list[Tensor] = []
-        added: list[Tensor] = []
+        added: list[Tensor | None] = []
         held = active()
-        for start in range(0, T, self.chunk or T):
-            at = slice(start, min(T, start + (self.chunk or T)))
+        parts = cut(stream, ends), cut_if(y, ends), cut_if(reset, ends)
+        for span, part, more, own in zip(pairwise(ends), *parts, strict=True):
 
             def body(
-                stream: Tensor, y: Tensor | None, states: list[State] | None, reset: Tensor | None, at: slice = at
-            ) -> tuple[Tensor, Tensor | None, list[State]]:
+                stream: Tensor, y: Tensor | None, states: list[State] | None, reset: Tensor | None,
+                span: tuple[int, int] = span,
+            ) -> tuple[Tensor, Tensor | None, list[State]]:  # fmt: skip
                 # Backward computes this again outside of the pass that a filter was set for.
-                with held.during(at.start, at.stop) if held else nullcontext():
+                with held.during(*span) if held else nullcontext():
                     return blocks(which, stream, y, states, reset)
 
-            part, more, states = checkpoint(
-                body,
-                stream[:, at],
-                None if y is None else y[:, at],
-                states,
-                None if reset is None else reset[:, at],
-                use_reentrant=False,
+            out, rest, states = checkpoint(
+                body, part, more, states, own, use_reentrant=False,
                 preserve_rng_state=False,  # nothing draws; and reading the generator would spoil a capture
-            )
-            streams.append(part)
-            added += [] if more is None else [more]
+            )  # fmt: skip
+            streams.append(out)
+            added.append(rest)
         assert states is not None
-        if len(streams) == 1:
-            return streams[0], added[0] if added else None, states
-        return torch.cat(streams, 1), torch.cat(added, 1) if added else None, states
+        return *joined(streams, added), states

@@ -13,14 +13,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from rnn_lab.blocks import Blocks, cut, cut_if, joined
 from rnn_lab.kernels.beside import beside
 from rnn_lab.layer import State
-from rnn_lab.remat import Blocks
 from rnn_lab.token_filter import active
 
 
@@ -44,9 +43,7 @@ class Wavefront:
             T, depth, held = stream.shape[1], len(which), active()
             n = min(self.chunks, T)
             ends = [c * T // n for c in range(n + 1)]
-            streams = list(_cut(stream, ends))
-            added: list[Tensor | None] = [None] * n if y is None else list(_cut(y, ends))
-            resets = [None] * n if reset is None else _cut(reset, ends)
+            streams, added, resets = list(cut(stream, ends)), list(cut_if(y, ends)), cut_if(reset, ends)
             carried: list[list[State] | None]
             carried = [None] * depth if states is None else [[state] for state in states]
             lanes = _Lanes(n, stream.device)
@@ -56,20 +53,9 @@ class Wavefront:
                     read = [streams[c], added[c], *(t for state in before or [] for t in state.values())]
                     with lanes.on(c, layer, read), held.during(ends[c], ends[c + 1]) if held else nullcontext():
                         streams[c], added[c], carried[layer] = blocks(own, streams[c], added[c], before, resets[c])
-            rest = [part for part in added if part is not None]
-            return (
-                torch.cat(streams, 1),
-                torch.cat(rest, 1) if rest else None,
-                [s for own in carried for s in own or []],
-            )
+            return *joined(streams, added), [state for own in carried for state in own or []]
 
         return run
-
-
-def _cut(x: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
-    """Chunks of time: views, whose gradients are put together once."""
-    found: tuple[Tensor, ...] = x.split([stop - start for start, stop in pairwise(ends)], 1)  # type: ignore[no-untyped-call]
-    return found
 
 
 def _waves(depth: int, chunks: int) -> Iterator[tuple[int, int]]:

@@ -115,6 +115,7 @@ def test_groups_of_sequences_in_turn(name, cluster, rows, groups, B, bulk, monke
 def test_sent_by_the_copy_engine(name, cluster, rows, monkeypatch):
     monkeypatch.setattr(dense_plan, "BULK", 1)
     only(monkeypatch, cluster, rows)
+    assert all(plan.bulk for plan in plans(Problem(True, 256, 1, 1, 0, 4, 6)))
     expect_reference(call(name, 3, 9, 256, reset=True))
 
 

@@ -4,30 +4,19 @@ import pytest
 import torch
 from rnn_lab.errors import ConfigError
 from rnn_lab.remat import Remat
-from rnn_lab.sections import ObjectiveSection
-from rnn_lab.train.objective import Objective
 
 from .conftest import run
-from .models import NAMES, assert_equal, gradients, model_of, windows
+from .models import NAMES, assert_equal, carried, filtered, model_of, windows
 from .test_resume import facts
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_the_same(name):
-    model, window = model_of(name, depth=3), windows()
-    reset = torch.zeros(4, 12, dtype=torch.bool)
-    reset[1, 7] = reset[2, 0] = True
-    states = model.loss(windows(seed=1))[1]
-    states = [{key: t.detach() for key, t in state.items()} for state in states]
-
-    def found():
-        loss, new = model.loss(window, states, reset)
-        return gradients(model, loss + sum(t.double().square().sum() for s in new for t in s.values()))
-
-    plain = found()
+    model = model_of(name, depth=3)
+    plain = carried(model)
     for remat in (Remat(1), Remat(2, 5)):
         model.walk = remat
-        assert_equal(plain, found(), atol=1e-9)
+        assert_equal(plain, carried(model), atol=1e-9)
 
 
 def test_less_is_kept():
@@ -43,15 +32,9 @@ def test_less_is_kept():
 
 @pytest.mark.parametrize(("name", "recurrent"), [("e61", "full"), ("e1", "kept")])
 def test_a_filter_survives_being_computed_again(name, recurrent):
-    def found(remat):
-        model = model_of(name, depth=3)
-        model.walk = remat
-        made = Objective(ObjectiveSection(use_collider=True, collider_recurrent=recurrent))
-        return gradients(model, made(model, windows(), None, None, filtering=True).objective)
-
-    plain = found(None)
-    assert_equal(plain, found(Remat(1)), atol=1e-12)
-    assert_equal(plain, found(Remat(1, 5)), atol=1e-12)
+    plain = filtered(name, recurrent, None)
+    assert_equal(plain, filtered(name, recurrent, Remat(1)), atol=1e-12)
+    assert_equal(plain, filtered(name, recurrent, Remat(1, 5)), atol=1e-12)
 
 
 def test_a_run_with_it_is_the_run_without(tiny, tmp_path):

@@ -7,12 +7,10 @@ import torch
 from rnn_lab import wavefront
 from rnn_lab.errors import ConfigError
 from rnn_lab.kernels.beside import beside, calls
-from rnn_lab.sections import ObjectiveSection
-from rnn_lab.train.objective import Objective
 from rnn_lab.wavefront import Wavefront, _waves
 
 from .conftest import Recorder, run
-from .models import NAMES, assert_equal, gradients, model_of, windows
+from .models import NAMES, assert_equal, carried, filtered, model_of, windows
 from .test_resume import facts
 
 
@@ -20,19 +18,10 @@ from .test_resume import facts
 @pytest.mark.parametrize("chunks", [2, 5, 40])
 def test_gradients_are_the_same(name, chunks):
     """Of twelve bytes: chunks of equal length, of two lengths, of one byte each."""
-    model, window = model_of(name, depth=3), windows()
-    reset = torch.zeros(4, 12, dtype=torch.bool)
-    reset[1, 7] = reset[2, 0] = True
-    states = model.loss(windows(seed=1))[1]
-    states = [{key: t.detach() for key, t in state.items()} for state in states]
-
-    def found():
-        loss, new = model.loss(window, states, reset)
-        return gradients(model, loss + sum(t.double().square().sum() for s in new for t in s.values()))
-
-    plain = found()
+    model = model_of(name, depth=3)
+    plain = carried(model)
     model.walk = Wavefront(chunks)
-    assert_equal(plain, found(), atol=1e-9)
+    assert_equal(plain, carried(model), atol=1e-9)
 
 
 @pytest.mark.parametrize(("depth", "chunks"), [(1, 4), (5, 2), (2, 5), (3, 3)])
@@ -142,13 +131,8 @@ def test_calls_beside_each_other():
 
 @pytest.mark.parametrize(("name", "recurrent"), [("e61", "full"), ("e1", "kept")])
 def test_a_filter_meets_its_positions(name, recurrent):
-    def found(walk):
-        model = model_of(name, depth=3)
-        model.walk = walk
-        made = Objective(ObjectiveSection(use_collider=True, collider_recurrent=recurrent))
-        return gradients(model, made(model, windows(), None, None, filtering=True).objective)
-
-    assert_equal(found(None), found(Wavefront(3)), atol=1e-12)
+    plain = filtered(name, recurrent, None)
+    assert_equal(plain, filtered(name, recurrent, Wavefront(3)), atol=1e-12)
 
 
 def test_only_training_walks_in_waves(monkeypatch):

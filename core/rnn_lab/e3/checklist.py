@@ -41,9 +41,9 @@ def checklist(rows: Mapping[str, Row], claims: Sequence[Claim]) -> list[Item]:
                  [c for c in claims if c.id in ("C2", "C3", "C4") and c.baseline.startswith("Muon")]),
         _claimed("GPU Utilization", "C5 is verified", [c for c in claims if c.id == "C5"]),
         _stable(list(rows.values())),
-        _decided("Quality Maintained", QUALITY, others, *_KEPT),
-        _decided("Throughput", f"bytes per second at least {SPEED} of the baseline's", others, *_FAST),
-        _decided("No Regressions", f"{FULL}: the same", {FULL: rows.get(FULL)}, *_KEPT),
+        _decided("Quality Maintained", QUALITY, others, _KEPT),
+        _decided("Throughput", f"bytes per second at least {SPEED} of the baseline's", others, _FAST),
+        _decided("No Regressions", f"{FULL}: the same", {FULL: rows.get(FULL)}, _KEPT),
     ]  # fmt: skip
 
 
@@ -71,27 +71,34 @@ def _troubles(row: Row) -> list[str]:
     return [*found, *([times(row.rollbacks)] if row.rollbacks else [])]
 
 
-_KEPT = (lambda row: row.delta, better, "{:+.4f}", "one seed does not tell")
-_FAST = (lambda row: row.speed_ratio, lambda ratio: ratio.value >= SPEED, "{:.2f}", "")
+@dataclass(frozen=True)
+class _Figure:
+    """What an item looks at: how it is told, whether it passes or decides nothing, and what is said of the latter."""
+
+    of: Callable[[Row], Paired | None]
+    passes: Callable[[Paired], bool | None]
+    form: str
+    undecided: str = ""
 
 
-def _decided(
-    name: str, rule: str, rows: Mapping[str, Row | None], figure: Callable[[Row], Paired | None],
-    passes: Callable[[Paired], bool | None], form: str, undecided: str,
-) -> Item:  # fmt: skip
+_KEPT = _Figure(lambda row: row.delta, better, "{:+.4f}", "one seed does not tell")
+_FAST = _Figure(lambda row: row.speed_ratio, lambda ratio: ratio.value >= SPEED, "{:.2f}")
+
+
+def _decided(name: str, rule: str, rows: Mapping[str, Row | None], figure: _Figure) -> Item:
     """An item that every configuration has to pass; what has no figure, or one that decides nothing, is named."""
     told, verdicts = [], []
     for label, row in rows.items():
-        found = None if row is None else figure(row)
-        verdicts.append(None if found is None else passes(found))
+        found = None if row is None else figure.of(row)
+        verdicts.append(None if found is None else figure.passes(found))
         if row is None or found is None:
             told.append(
                 f"{label} " + ("not asked for" if row is None else row.status if not row.ok else "not compared")
             )
         else:
-            told.append(f"{label} {form.format(found.value)}".replace("-", "−"))
-    if undecided and None in verdicts and any(row and figure(row) for row in rows.values()):
-        told.append(undecided)
+            told.append(f"{label} {figure.form.format(found.value)}".replace("-", "−"))
+    if figure.undecided and None in verdicts and any(row and figure.of(row) for row in rows.values()):
+        told.append(figure.undecided)
     state = "fail" if False in verdicts else "not run" if None in verdicts else "pass"
     return Item(name, rule, state, "; ".join(told))
 

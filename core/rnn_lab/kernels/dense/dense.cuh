@@ -64,13 +64,12 @@ struct Item {
     i64 b;  // sequence of all, where it is one of the first group's
     bool exists, valid, inside;  // is one of the block's; is a sequence's; is no padding either
 
-    __device__ __forceinline__ Item(const Args& a, const Place& p, int group, int i) {
+    __device__ __forceinline__ Item(const Args& a, const Place& p, int group, int i) : group(group) {
         // A warp has 16 units of 8 sequences: 256 bytes side by side on the wire.
         const int at = threadIdx.x + i * THREADS, tile = at / 32;
         row = tile % NT * 8 + at / 4 % 8;
         local = tile / NT * 16 + at % 4 * V;
         unit = p.rank * U + local;
-        this->group = group;
         b = p.first + row;
         exists = ITEMS % THREADS == 0 || at < ITEMS;
         valid = exists && sequence() < a.B;

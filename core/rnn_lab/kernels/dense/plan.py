@@ -79,7 +79,7 @@ class Plan:
 
     `cluster` blocks; `groups` of `rows` sequences. Warps are `across` groups of matrix rows by `along` parts of the
     sum; of the steps of 16 of its part, a warp has `held` in registers and `kept` in shared memory. `stages` steps of
-    inputs are in shared memory.
+    inputs are in shared memory. `bulk` says that blocks send by the copy engine, instead of each thread its words.
     """
 
     problem: Problem
@@ -88,6 +88,7 @@ class Plan:
     across: int
     stages: int
     groups: int = 1
+    bulk: bool = False
     held: int = 0
     kept: int = 0
 
@@ -131,11 +132,6 @@ class Plan:
     def steps(self) -> int:
         """Steps of 16 of a warp's sum."""
         return self.message // 16 // self.along
-
-    @property
-    def bulk(self) -> bool:
-        """Whether blocks send by the copy engine."""
-        return self.groups >= BULK
 
     @property
     def sequences(self) -> int:
@@ -234,6 +230,10 @@ class Plan:
         room = max(1, RESIDENT[self.cluster] * multiprocessors // MULTIPROCESSORS)
         return -(-heads * -(-sequences // self.sequences) // room)
 
+    def takes(self, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> float:
+        """Predicted microseconds of one step of all sequences."""
+        return self.rounds(sequences, heads, multiprocessors) * self.microseconds
+
 
 def refuses(width: int) -> str | None:
     """Why no plan serves a width, or None."""
@@ -247,7 +247,9 @@ def plans(problem: Problem) -> tuple[Plan, ...]:
     """Every cluster size and number of sequences that fits, spread best over warps, registers and shared memory."""
     found = []
     for cluster, rows, groups in product(RESIDENT, ROWS, GROUPS):
-        ways = chain.from_iterable(_spread(Plan(problem, cluster, rows, 1, stages, groups)) for stages in STAGES)
+        ways = chain.from_iterable(
+            _spread(Plan(problem, cluster, rows, 1, stages, groups, groups >= BULK)) for stages in STAGES
+        )
         fitting = [plan for plan in map(filled, ways) if plan is not None]
         if fitting:
             found.append(min(fitting, key=lambda plan: plan.microseconds))
@@ -286,7 +288,7 @@ def soonest(found: Sequence[Plan], sequences: int, heads: int, multiprocessors: 
     return min(
         found,
         key=lambda plan: (
-            plan.rounds(sequences, heads, multiprocessors) * plan.microseconds,
+            plan.takes(sequences, heads, multiprocessors),
             plan.cluster,
             plan.sequences,
             plan.groups,
@@ -303,19 +305,16 @@ def choices(problem: Problem, heads: int, multiprocessors: int = MULTIPROCESSORS
     batches = range(1, LARGEST_BATCH + 1, 8)
     best = [choose(problem, batch, heads, multiprocessors) for batch in batches]
     found = [plan for plan in dict.fromkeys(best) if plan is not None]
-    took: dict[Plan, list[float]] = {
-        plan: [plan.rounds(batch, heads, multiprocessors) * plan.microseconds for batch in batches] for plan in found
-    }
-    least = [min(times) for times in zip(*took.values(), strict=True)]
+    took = [[plan.takes(batch, heads, multiprocessors) for plan in found] for batch in batches]
 
     def slowest(kept: Sequence[Plan]) -> float:
-        times = [min(each) for each in zip(*(took[plan] for plan in kept), strict=True)]
-        slow: float = max(time / limit for time, limit in zip(times, least, strict=True))
-        return slow
+        columns = [found.index(plan) for plan in kept]
+        return max(min(times[i] for i in columns) / min(times) for times in took)
 
-    while len(found) > 1:
-        fewer = min(([plan for plan in found if plan != out] for out in found), key=slowest)
+    kept = found
+    while len(kept) > 1:
+        fewer = min(([plan for plan in kept if plan != out] for out in kept), key=slowest)
         if slowest(fewer) > 1 + SPARED:
             break
-        found = fewer
-    return tuple(found)
+        kept = fewer
+    return tuple(kept)
