@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
-from unittest import mock
 
 import torch
 from rnn_lab.bench.calls import Bound, bind
@@ -91,18 +90,14 @@ def kernels(bound: Bound) -> str:
     return ", ".join(f"{event.name} {event.device_time_total / 1e3:.3f}" for event in events)
 
 
-def every_plan(B: int, D: int) -> Iterator[str]:
+def every_plan(B: int, D: int, of: Sequence[int]) -> Iterator[str]:
     """Each way that both directions fit in: what its kernels take, and microseconds per step as predicted."""
-    ways = product(RESIDENT.items(), ROWS, GROUPS)
-    for (cluster, room), rows, groups in ways:
-        for way, groups_from in (("words", max(GROUPS) + 1), ("bulk", 1)):
-            with mock.patch.object(dense_plan, "BULK", groups_from):
-                restrict({cluster: room}, (rows,), (groups,))
-                if not all(dense_plan.plans(form.problem) for form in forms(D)):
-                    continue
-                bound = bind(run_dense, arguments(B, STEPS, D, torch.bfloat16))
-                bound.forward_backward()
-                yield f"{way}: {kernels(bound)}; plan {predicted(B, D)}"
+    for (cluster, room), rows, groups in product(RESIDENT.items(), ROWS, of):
+        restrict({cluster: room}, (rows,), (groups,))
+        if all(dense_plan.plans(form.problem) for form in forms(D)):
+            bound = bind(run_dense, arguments(B, STEPS, D, torch.bfloat16))
+            bound.forward_backward()
+            yield f"{kernels(bound)}; plan {predicted(B, D)}"
 
 
 def together(B: int, D: int) -> Iterator[str]:
@@ -169,7 +164,8 @@ def main() -> None:
     restrict(RESIDENT, ROWS, tuple(options.groups))
     sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, T {STEPS}\n")
     for B, D in product(options.batches, options.widths):
-        alone = every_plan if options.every_plan else together if options.together else None
+        every = partial(every_plan, of=options.groups)
+        alone = every if options.every_plan else together if options.together else None
         if alone:
             for line in alone(B, D):
                 sys.stdout.write(f"D {D:5} B {B:4}  {line}\n")

@@ -69,13 +69,15 @@ class _Lanes:
     """A stream for each chunk while a graph is captured; else the current one for all.
 
     torch hands memory on from call to call of one stream without a wait. What comes from another stream is therefore
-    marked as used by both, and a weight is rounded by each lane for itself, not once for all by autocast.
+    marked as used by both, and a weight is rounded by each lane for itself, not once for all by autocast. Gradients by
+    a weight come from all lanes and are summed on the first that read it: torch waits, and would warn that it does.
     """
 
     def __init__(self, n: int, device: torch.device) -> None:
         self.streams: list[torch.cuda.Stream] = []
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             self.streams = _streams(n, device)
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         self.ended: dict[int, torch.cuda.Event] = {}
         """By layer: the end of its newest chunk."""
 

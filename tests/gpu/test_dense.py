@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from rnn_lab.kernels.certificates import LIMITS, evaluate
+from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import refuses_dense, run_dense
 from rnn_lab.tensors import relative_error
@@ -74,6 +75,25 @@ def test_every_cell(name):
     args = call(name, 33, 40, 256, reset=True, device="cuda")
     assert refuses_dense(*args) is None
     expect(args)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("cluster", "D"), [(8, 512), (16, 1024)])
+def test_groups_of_sequences_in_turn(cluster, D, groups, monkeypatch):
+    """As many as a cluster can walk, more clusters than one, a last group that is not full."""
+    monkeypatch.setattr(dense_plan, "RESIDENT", {cluster: dense_plan.RESIDENT[cluster]})
+    monkeypatch.setattr(dense_plan, "ROWS", (8,))
+    monkeypatch.setattr(dense_plan, "GROUPS", (groups,))
+    forget()
+    args = call("e1", 16 * groups - 3, 33, D, reset=True, device="cuda")
+    assert refuses_dense(*args) is None
+    expect(args)
+    forget()
+
+
+def forget():
+    for function in (dense_plan.plans, dense_plan.choose, dense_plan.choices):
+        function.cache_clear()
 
 
 def test_every_pair_is_there():

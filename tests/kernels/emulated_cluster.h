@@ -12,7 +12,7 @@ using Word = unsigned long long;
 
 namespace emulated {
 
-constexpr int SHARED = sizeof(recurrence::shared) / BLOCKS, BARRIERS = 8, ON_THEIR_WAY = 1 << 15;
+constexpr int SHARED = sizeof(recurrence::shared) / BLOCKS, BARRIERS = 10, ON_THEIR_WAY = 1 << 15;
 
 struct Arriving { char* to; recurrence::Word word; };
 struct Phases {
@@ -85,16 +85,6 @@ inline void store_async(char* to, Word word, Barrier* barrier, int rank) {
     p.bytes -= 8;
     end_phase(p);
 }
-
-inline void copy_bulk(char* from, int bytes, Barrier* barrier, int rank) {
-    if (uintptr_t(from) % 16 || bytes % 16) emulated::fail("a copy in bulk that is not aligned");
-    for (int i = 0; i < bytes; i += 8) {
-        Word word;
-        std::memcpy(&word, from + i, 8);
-        store_async(from + i, word, barrier, rank);
-    }
-}
-inline void fence_async() {}
 
 inline void mma(float (&c)[4], const uint4& a, const uint2& b) {
     using namespace emulated;

@@ -99,24 +99,16 @@ def test_clusters_of_sixteen_many_of_them_and_many_sequences(name, cluster, rows
     expect_reference(call(name, B, 3, 256 if cluster == 16 else 128, reset=True))
 
 
-@pytest.mark.parametrize(("name", "cluster", "rows", "groups", "B"), [
-    ("e1", 8, 8, 2, 3), ("e63", 8, 8, 3, 21), ("lstm", 8, 8, 4, 29), ("gru", 8, 16, 2, 27), ("e63", 16, 8, 2, 17),
-    ("rates", 8, 24, 2, 30),
+@pytest.mark.parametrize(("name", "cluster", "rows", "groups", "stages", "B"), [
+    ("e1", 8, 8, 2, 4, 3), ("e63", 8, 8, 3, 4, 21), ("lstm", 8, 8, 4, 2, 29), ("gru", 8, 16, 2, 2, 27),
+    ("e63", 16, 8, 2, 4, 17), ("rates", 8, 24, 2, 4, 30), ("e63", 8, 8, 3, 1, 24), ("rates", 8, 8, 4, 1, 27),
+    ("gru", 8, 8, 5, 1, 33), ("e1", 16, 8, 5, 2, 39),
 ])  # fmt: skip
-@pytest.mark.parametrize("bulk", [1, 9])
-def test_groups_of_sequences_in_turn(name, cluster, rows, groups, B, bulk, monkeypatch):
-    """Whole groups, one that is empty, one that is not full; biases summed in each; both ways to send."""
-    monkeypatch.setattr(dense_plan, "BULK", bulk)
+def test_groups_of_sequences_in_turn(name, cluster, rows, groups, stages, B, monkeypatch):
+    """Whole groups, one that is empty, one that is not full; biases summed in each; inputs fetched late and early."""
+    monkeypatch.setattr(dense_plan, "STAGES", (stages,))
     only(monkeypatch, cluster, rows, groups)
     expect_reference(call(name, B, 5, 256 if cluster == 16 else 128, reset=True))
-
-
-@pytest.mark.parametrize(("name", "cluster", "rows"), [("gru", 8, 16), ("e63", 16, 8)])
-def test_sent_by_the_copy_engine(name, cluster, rows, monkeypatch):
-    monkeypatch.setattr(dense_plan, "BULK", 1)
-    only(monkeypatch, cluster, rows)
-    assert all(plan.bulk for plan in plans(Problem(True, 256, 1, 1, 0, 4, 6)))
-    expect_reference(call(name, 3, 9, 256, reset=True))
 
 
 @pytest.mark.parametrize(("held", "kept"), [(0, 0), (0, 2), (1, 0), (1, 2)])
@@ -192,23 +184,24 @@ def test_a_group_hides_the_way_of_the_other():
     assert two.sequences == 16 and two.rounds(32, 1) == one.rounds(16, 1)
 
 
+@pytest.mark.parametrize("groups", [2, 3])
 @pytest.mark.parametrize(("good", "bad", "noticed"), [
     ("await(barrier(n), int(n >> 1 & 1));", "", "second arrival"),
-    ("if (threadIdx.x == 0) expect(barrier(n), ARRIVING);  // message n + 2", "", "never comes"),
+    ("if (threadIdx.x == 0) expect(barrier(n), WIRE_BYTES);  // message n + 2", "", "never comes"),
     ("(group * 2 + int(n & 1)) * WIRE_BYTES", "group * 2 * WIRE_BYTES", "differs"),
     ("rank + c) % C", "rank + c + (c == 1)) % C", "never comes|differs"),
     ("__syncthreads();", "", "differs"),
-    ("(part * C + rank) * SLICE", "rank * SLICE", "never comes|differs"),
-    ("arrived<STAGES - 1>();", "arrived<STAGES>();", "differs"),
+    ("AHEAD * F : F - 1)>", "AHEAD * F + 1 : F)>", "differs"),
     ("sequence() < a.B;", "true;", "outside"),
-    ("group * PARTIAL;", "0;", "differs"),
+    ("% PARTIALS * PARTIAL;", "* 0;", "differs"),
     ("* F + group) * RING_BYTES", "* F) * RING_BYTES", "differs"),
     ("group * 2 + (n & 1);", "(n & 1);", "second arrival"),
     ("((group * KEPT + j)", "(j", "differs"),
 ])  # fmt: skip
-def test_the_emulation_notices(good, bad, noticed, monkeypatch):
+def test_the_emulation_notices(groups, good, bad, noticed, monkeypatch):
     """Readers that do not wait, barriers that are not armed again, what two messages or two groups may not share."""
-    only(monkeypatch, 8, 8, 2)
+    monkeypatch.setattr(dense_plan, "STAGES", (4, 2) if groups == 2 else (1,))
+    only(monkeypatch, 8, 8, groups)
     monkeypatch.setattr(dense, "source", lambda *args: source(*args).replace(good, bad))
     with pytest.raises(AssertionError, match=noticed):
         expect_reference(call("rates", 11, 9, 128))
@@ -338,7 +331,7 @@ def test_the_plan_follows_the_batch():
     whole = many.rounds(256, 1) * many.microseconds
     assert few.microseconds < whole < 8 * few.microseconds
     beside = soonest(choices(problem, 1), 32, 3)
-    assert beside.sequences == 16 and beside.rounds(32, 3) == 1 < few.rounds(32, 3)
+    assert beside.rounds(32, 3) == 1 < few.rounds(32, 3)
     smaller = choose(problem, 256, 1, multiprocessors=66)
     assert smaller.rounds(256, 1, 66) * smaller.microseconds > whole
 

@@ -88,20 +88,6 @@ __device__ __forceinline__ void store_async(char* to, Word word, Barrier* barrie
                  : "memory");
 }
 
-// A stretch of this block's shared memory to the same place in another block's, and its bytes to the barrier there.
-__device__ __forceinline__ void copy_bulk(char* from, int bytes, Barrier* barrier, int rank) {
-    unsigned there, signal;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(from)), "r"(rank));
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(signal) : "r"(shared_address(barrier)), "r"(rank));
-    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     there),
-                 "r"(shared_address(from)), "r"(bytes), "r"(signal)
-                 : "memory");
-}
-
-// What this thread has stored in shared memory is there for copies in bulk behind the next barrier.
-__device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 #else
 
 __device__ __forceinline__ int cluster_rank() { return 0; }
@@ -110,8 +96,6 @@ __device__ __forceinline__ void begin(Barrier*) { asm volatile("trap;"); }
 __device__ __forceinline__ void expect(Barrier*, int) {}
 __device__ __forceinline__ void await(Barrier*, int) {}
 __device__ __forceinline__ void store_async(char*, Word, Barrier*, int) {}
-__device__ __forceinline__ void copy_bulk(char*, int, Barrier*, int) {}
-__device__ __forceinline__ void fence_async() {}
 
 #endif
 

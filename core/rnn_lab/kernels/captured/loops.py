@@ -30,7 +30,6 @@ T = TypeVar("T")
 Kind = tuple[int, int]
 _loops: OrderedDict[Hashable, "Loop"] = OrderedDict()
 _steps: OrderedDict[Hashable, Step] = OrderedDict()
-_pools: dict[torch.device, Any] = {}
 
 
 def refuses(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
@@ -197,7 +196,7 @@ class Loop:
         with torch.cuda.stream(stream):
             work()
         torch.cuda.current_stream().wait_stream(stream)
-        return capture(work, pool=_pools.setdefault(self.h.device, torch.cuda.graph_pool_handle()))
+        return capture(work, shared=True)
 
 
 def _loop(cell: Cell, h: Tensor, xs: list[Tensor], weights: list[Tensor], kind: Kind, reset_BT: Tensor | None) -> Loop:

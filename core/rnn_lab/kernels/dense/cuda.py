@@ -72,7 +72,7 @@ def source(form: Form, plan: Plan) -> str:
         "WIDTH": form.width, "REAL": program.width,
         "D": plan.padded, "C": plan.cluster, "U": plan.units, "N": plan.rows, "F": plan.groups, "WM": plan.across,
         "WK": plan.along, "KR": plan.held, "KS": plan.kept, "STAGES": plan.stages, "RING_BYTES": plan.ring,
-        "UNROLL": plan.unrolled, "RESET": int(form.reset), "FORWARD": int(form.forward), "BULK": int(plan.bulk),
+        "UNROLL": plan.unrolled, "RESET": int(form.reset), "FORWARD": int(form.forward),
         **{f"{name}_AT": at for name, at in plan.places.items() if name != "end"},
     }  # fmt: skip
     lines = ["// Printed by rnn_lab.kernels.dense.cuda."]

@@ -10,11 +10,9 @@
 // bf16 to every block of the cluster, into one of two buffers. A reader waits on its own mbarrier for the buffer's
 // bytes and nothing else. Message n + 1 overwrites message n - 1, and no reader of that is left: a thread sends its
 // part of n + 1 after message n was whole, so that every peer had sent its part of n; a peer sends that behind the
-// __syncthreads after which none of its threads reads message n - 1. For the same reason partial sums of one step are
-// not overwritten before all have read them: the next product needs what their readers send.
-//
-// Asynchronous copies of message n that still read this block's part of it would be overtaken by n + 2: they had arrived
-// before the peers sent n + 1, and with that before this block sends n + 2.
+// __syncthreads after which none of its threads reads message n - 1. For the same reason partial sums of one group are
+// not overwritten before all have read them: its next product needs what their readers send. Several groups take turns
+// with two buffers of sums: none writes what was read before the last __syncthreads.
 
 namespace recurrence {
 
@@ -25,7 +23,7 @@ constexpr int M = FORWARD ? G * U : U, K = FORWARD ? D : G * D;
 constexpr int MT = M / 16 / WM, KW = K / 16 / WK, NT = N / 8;  // tiles of a warp
 constexpr int CHAINS = MT * NT < 3 ? 2 : 1;             // sums that do not wait for each other
 constexpr int PAIR = (M + 23) / 32 * 32 + 8, ODD = 4 * PAIR + 16;  // between columns of partial sums: see column_of
-constexpr int WIRE_BYTES = K * N * 2, PARTIAL = WK * NT * 2 * ODD;
+constexpr int WIRE_BYTES = K * N * 2, PARTIAL = WK * NT * 2 * ODD, PARTIALS = F > 1 ? 2 : 1;
 static_assert(M % (16 * WM) == 0 && K % (16 * WK) == 0 && U % 16 == 0 && N % 8 == 0, "whole tiles");
 
 struct Args {
@@ -99,7 +97,7 @@ __device__ __forceinline__ i64 state_place(const Args& a, const Place& p, const 
 // What a thread has of its items from one step to the next, in shared memory: KEPT arrays of V numbers each, and behind
 // them what it sums by weight. In registers it would take their room from the matrices, more with every group.
 constexpr int KEPT = FORWARD ? S : 2 * S + NW;
-static_assert(WIRE_AT + F * 2 * WIRE_BYTES <= PARTIAL_AT && PARTIAL_AT + F * PARTIAL * 4 <= RING_AT, "room for messages");
+static_assert(WIRE_AT + F * 2 * WIRE_BYTES <= PARTIAL_AT && PARTIAL_AT + PARTIALS * PARTIAL * 4 <= RING_AT, "room for messages");
 static_assert(RING_AT + STAGES * F * RING_BYTES <= WEIGHTS_AT && WEIGHTS_AT + NW * U * 4 <= KEPT_AT, "room for inputs");
 static_assert(KEPT_AT + F * KEPT * ITEMS * V * 4 <= BARRIER_AT && BARRIER_AT + F * 16 <= MATRIX_AT, "room for states");
 __device__ __forceinline__ char* kept_place(char* shared, int group, int i, int j) {
@@ -116,7 +114,9 @@ __device__ __forceinline__ void keep(char* shared, int group, int i, int first, 
     for (int j = 0; j < COUNT; ++j) store(reinterpret_cast<float*>(kept_place(shared, group, i, first + j)), x[j]);
 }
 
-// Streams come through a ring in shared memory of which every thread has its own part, STAGES - 1 steps ahead.
+// Streams come through a ring in shared memory of which every thread has its own part: STAGES - 1 steps ahead. A single
+// stage is filled again as soon as it is read, and has the turns of the other groups to arrive.
+constexpr int AHEAD = STAGES > 1 ? STAGES - 1 : 1;
 __device__ __forceinline__ char* stage_of(char* shared, int group, i64 n) {
     return shared + RING_AT + (int(n % STAGES) * F + group) * RING_BYTES;
 }
@@ -137,17 +137,18 @@ __device__ __forceinline__ void write_one(const Args& a, const Place& p, const I
 
 __device__ __forceinline__ void fetch(const Args& a, const Place& p, const Item& o, char* stage, int i, i64 t);
 
-// What step t reads, for all groups, into stage n; a commit also where there is no such step.
-__device__ __forceinline__ void fetch_step(const Args& a, const Place& p, char* shared, i64 n, i64 t) {
+// What step t of a group reads, into stage n; a commit also where there is no such step.
+__device__ __forceinline__ void fetch_step(const Args& a, const Place& p, char* shared, int f, i64 n, i64 t) {
 #pragma unroll
-    for (int f = 0; f < F; ++f)
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-            const Item o(a, p, f, i);
-            if (o.exists && t >= 0 && t < a.T) fetch(a, p, o, stage_of(shared, f, n), i, t);
-        }
+    for (int i = 0; i < OWN; ++i) {
+        const Item o(a, p, f, i);
+        if (o.exists && t >= 0 && t < a.T) fetch(a, p, o, stage_of(shared, f, n), i, t);
+    }
     commit();
 }
+
+// Until what a group is about to read is there: since it was asked for, so many others were.
+__device__ __forceinline__ void arrived_step() { arrived<(STAGES > 1 ? AHEAD * F : F - 1)>(); }
 
 // Where part k of a column's sums begins among those of its group. Neither the stores of a warp, to four even or four odd
 // columns at once, nor its loads, of 64 bytes from each of two neighbours at once, meet a bank twice.
@@ -220,9 +221,9 @@ struct Matrix {
     }
 };
 
-// Partial sums of a group; they are read while those of another are written.
-__device__ __forceinline__ float* partial_of(char* shared, int group) {
-    return reinterpret_cast<float*>(shared + PARTIAL_AT) + group * PARTIAL;
+// Partial sums of a group's product n; they are read while those of the next group are written.
+__device__ __forceinline__ float* partial_of(char* shared, int group, i64 n) {
+    return reinterpret_cast<float*>(shared + PARTIAL_AT) + int(n * F + group) % PARTIALS * PARTIAL;
 }
 // A column of the product: rows `row` to `row + V - 1`, for one sequence.
 __device__ __forceinline__ void total(const float* partial, int row, int column, float (&sum)[V]) {
@@ -235,13 +236,8 @@ __device__ __forceinline__ void total(const float* partial, int row, int column,
     }
 }
 
-// Of one group, messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16]. A block's own
-// part is PARTS stretches of SLICE bytes. Two ways to send: every thread its words at once (st.async), which is soonest
-// there, or, where BULK, the copy engine the block's stretches when all of them are there, which keeps no thread busy; the
-// block's own part then never travels.
+// Of one group, messages 0, 1, 2, ...: K numbers of N sequences in bf16, as [K / 16][NT][8 sequences][16].
 struct Exchange {
-    static constexpr int SLICE = U * N * 2, PARTS = K / D;
-    static constexpr int ARRIVING = WIRE_BYTES - (BULK ? PARTS * SLICE : 0);
     char* shared;
     int rank, group;
 
@@ -257,29 +253,14 @@ struct Exchange {
         static_assert(V == 4, "a word");
         const Word word = rounded(x[0], x[1]) | Word(rounded(x[2], x[3])) << 32;
         char* to = buffer(n) + ((k / 16 * NT + row / 8) * 8 + row % 8) * 32 + k % 16 * 2;
-        if constexpr (BULK) {
-            *reinterpret_cast<Word*>(to) = word;
-        } else {
 #pragma unroll
-            for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
-        }
-    }
-
-    // All threads, behind the last `send` of message n.
-    __device__ __forceinline__ void sent(i64 n) const {
-        if constexpr (BULK) {
-            fence_async();
-            __syncthreads();
-            const int c = threadIdx.x / PARTS + 1, part = threadIdx.x % PARTS;
-            if (c < C)
-                copy_bulk(buffer(n) + (part * C + rank) * SLICE, SLICE, barrier(n), (rank + c) % C);
-        }
+        for (int c = 0; c < C; ++c) store_async(to, word, barrier(n), (rank + c) % C);
     }
 
     // Message n, when it is whole.
     __device__ __forceinline__ const char* receive(i64 n) const {
         await(barrier(n), int(n >> 1 & 1));
-        if (threadIdx.x == 0) expect(barrier(n), ARRIVING);  // message n + 2
+        if (threadIdx.x == 0) expect(barrier(n), WIRE_BYTES);  // message n + 2
         return buffer(n);
     }
 };
@@ -290,7 +271,7 @@ __device__ __forceinline__ void begin_exchanges(char* shared, int rank) {
         for (int n = 0; n < 2 * F; ++n) {
             const Exchange exchange{shared, rank, n / 2};
             begin(exchange.barrier(n));
-            expect(exchange.barrier(n), Exchange::ARRIVING);
+            expect(exchange.barrier(n), WIRE_BYTES);
         }
     cluster_meet();
 }

@@ -46,14 +46,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
             keep<S>(shared, f, i, STATE, s);
             keep<NW>(shared, f, i, SUMS, sums);
         }
-    for (i64 n = 0; n < STAGES - 1; ++n) fetch_step(a, p, shared, n, a.T - 1 - n);
+    for (i64 n = 0; n < AHEAD; ++n)
+        for (int f = 0; f < F; ++f) fetch_step(a, p, shared, f, n, a.T - 1 - n);
     for (i64 n = 0; n < a.T; ++n) {
         const i64 t = a.T - 1 - n;
-        fetch_step(a, p, shared, n + STAGES - 1, t - (STAGES - 1));
 #pragma unroll
         for (int f = 0; f < F; ++f) {
             const Exchange exchange{shared, p.rank, f};
-            float* const partial = partial_of(shared, f);
+            float* const partial = partial_of(shared, f, n);
+            if (STAGES > 1) fetch_step(a, p, shared, f, n + AHEAD, t - AHEAD);
             bool fresh[OWN], later[OWN];  // whether a document begins at this step, and at the one after
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
@@ -63,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
             }
             if (n) matrix.multiply(p, exchange.receive(n - 1), partial);
             __syncthreads();
-            arrived<STAGES - 1>();
+            arrived_step();
             const char* stage = stage_of(shared, f, n);
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
@@ -105,13 +106,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward(const __grid_c
                     for (int v = 0; v < V; ++v) sums[j][v] += dw[j][v];
                 keep<NW>(shared, f, i, SUMS, sums);
             }
-            exchange.sent(n);
+            if (STAGES == 1) fetch_step(a, p, shared, f, n + AHEAD, t - AHEAD);
         }
     }
 #pragma unroll 1
     for (int f = 0; f < F; ++f) {
         const Exchange exchange{shared, p.rank, f};
-        float* const partial = partial_of(shared, f);
+        float* const partial = partial_of(shared, f, a.T);
         matrix.multiply(p, exchange.receive(a.T - 1), partial);
         __syncthreads();
 #pragma unroll

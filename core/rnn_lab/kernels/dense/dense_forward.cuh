@@ -50,21 +50,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             hand_on(a, p, o, exchange, 0, begins(a, o, 0), h);
             keep<S>(shared, f, i, 0, h);
         }
-        exchange.sent(0);
     }
-    for (i64 t = 0; t < STAGES - 1; ++t) fetch_step(a, p, shared, t, t);
+    for (i64 t = 0; t < AHEAD; ++t)
+        for (int f = 0; f < F; ++f) fetch_step(a, p, shared, f, t, t);
     for (i64 t = 0; t < a.T; ++t) {
-        fetch_step(a, p, shared, t + STAGES - 1, t + STAGES - 1);
 #pragma unroll
         for (int f = 0; f < F; ++f) {
             const Exchange exchange{shared, p.rank, f};
-            float* const partial = partial_of(shared, f);
+            float* const partial = partial_of(shared, f, t);
+            if (STAGES > 1) fetch_step(a, p, shared, f, t + AHEAD, t + AHEAD);
             bool fresh[OWN];
 #pragma unroll
             for (int i = 0; i < OWN; ++i) fresh[i] = begins(a, Item(a, p, f, i), t + 1);
             matrix.multiply(p, exchange.receive(t), partial);
             __syncthreads();
-            arrived<STAGES - 1>();
+            arrived_step();
             const char* stage = stage_of(shared, f, t);
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
                 if (o.inside) write(a, p, o, t, y);
                 if (o.inside) save(a, p, o, t, s);
             }
-            if (t + 1 < a.T) exchange.sent(t + 1);
+            if (STAGES == 1) fetch_step(a, p, shared, f, t + AHEAD, t + AHEAD);
         }
     }
 #pragma unroll 1

@@ -14,17 +14,12 @@ WARPS = 8
 """Of a block: each thread may have all 255 registers."""
 UNITS = 4
 """Units of one sequence that a thread computes side by side: 8 bytes on the wire."""
-STAGES = (4, 2)
-"""Steps of inputs that may be in shared memory; all but one are on their way."""
+STAGES = (4, 2, 1)
+"""Steps of inputs that may be in shared memory; all but one are on their way, or the one as soon as it is read."""
 ROWS = (8, 16, 24, 32, 40, 48, 64)
 """Sequences of a group: columns of the product, by 8."""
-GROUPS = (1, 2, 3, 4)
+GROUPS = (1, 2, 3, 4, 5)
 """Groups that a cluster may walk in turn: one is multiplied while messages of the others travel."""
-BULK = 5
-"""Groups from which on blocks send by the copy engine, instead of each thread its words.
-
-More than any of GROUPS: it is slower for one and for two, and not measured for more (`bench/dense.py --every-plan`).
-"""
 RESIDENT = {8: 15, 16: 7}
 """Clusters of each size that fit on an H100 with 132 multiprocessors at once (measured)."""
 MULTIPROCESSORS = 132
@@ -45,13 +40,14 @@ SPARED = 0.05
 CLOCK = 1755e6
 TENSOR = 4.1
 """Clocks of one 16 x 8 x 16 product on one of four tensor cores."""
-SHARED_RATE, FAR_RATE, SEND_RATE = 128, 23, 19
-"""Bytes per clock of a multiprocessor: from shared memory, from L2 while all read, to other blocks and from them."""
-ONE_WAY, EPILOGUE, PER_ITEM = 610, 30, 125
-"""Clocks from the last word to a reader that goes on; of the element-wise part; of each further item of a thread.
+SHARED_RATE, FAR_RATE = 128, 68
+"""Bytes per clock of a multiprocessor: from shared memory, from L2 while all read."""
+SEND_RATE = {8: 15.8, 16: 19.8}
+"""The same, of messages to and from the blocks of a cluster of each size, with the element-wise part in it."""
+ONE_WAY, PER_ITEM = {8: 210, 16: 840}, 63
+"""Clocks from the last word to a reader that goes on; of each further item of a thread.
 
-These figures are fitted to what 42 kernels took on an H100, within 9 % (docs/performance.md); that for words to other
-blocks alone is measured by bench.latencies too, at 18 to 21 bytes per clock.
+These figures are fitted to what 64 kernels took on an H100, within 8 % (docs/performance.md).
 """
 
 
@@ -79,7 +75,7 @@ class Plan:
 
     `cluster` blocks; `groups` of `rows` sequences. Warps are `across` groups of matrix rows by `along` parts of the
     sum; of the steps of 16 of its part, a warp has `held` in registers and `kept` in shared memory. `stages` steps of
-    inputs are in shared memory. `bulk` says that blocks send by the copy engine, instead of each thread its words.
+    inputs are in shared memory.
     """
 
     problem: Problem
@@ -88,7 +84,6 @@ class Plan:
     across: int
     stages: int
     groups: int = 1
-    bulk: bool = False
     held: int = 0
     kept: int = 0
 
@@ -154,7 +149,7 @@ class Plan:
         problem, groups = self.problem, self.groups
         sizes = {
             "WIRE": groups * 2 * self.message * self.rows * 2,
-            "PARTIAL": groups * self.partial,
+            "PARTIAL": min(groups, 2) * self.partial,
             "RING": groups * self.stages * self.ring,
             "WEIGHTS": problem.weights * self.units * 4,
             "KEPT": groups * self.items * UNITS * 4 * self.between,
@@ -169,7 +164,10 @@ class Plan:
 
     @property
     def partial(self) -> int:
-        """Bytes of a group's partial sums: eight columns with gaps between them, see column_of in dense.cuh."""
+        """Bytes of a group's partial sums: eight columns with gaps between them, see column_of in dense.cuh.
+
+        Several groups take turns with two such places.
+        """
         return self.along * self.rows * ((self.matrix_rows + 23) // 32 * 32 + 12) * 4
 
     @property
@@ -220,10 +218,10 @@ class Plan:
         tensor = self.matrix_rows / 16 * steps * columns / 4 * TENSOR
         near = (256 * self.across * steps * columns + self.kept * fragment) / SHARED_RATE
         sums = 2 * self.along * self.rows * self.matrix_rows * 4 / SHARED_RATE
-        multiply = max(tensor + near, self.far * fragment / FAR_RATE)
-        send = self.message * self.rows * 2 / SEND_RATE
-        work = multiply + sums + send + EPILOGUE + PER_ITEM * (self.own - 1)
-        return max(work + ONE_WAY, self.groups * work) / CLOCK * 1e6
+        far = self.far * fragment / FAR_RATE
+        send = self.message * self.rows * 2 / SEND_RATE[self.cluster]
+        work = tensor + near + far + sums + send + PER_ITEM * (self.own - 1)
+        return max(work + ONE_WAY[self.cluster], self.groups * work) / CLOCK * 1e6
 
     def rounds(self, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> int:
         """How often the GPU is filled."""
@@ -248,7 +246,7 @@ def plans(problem: Problem) -> tuple[Plan, ...]:
     found = []
     for cluster, rows, groups in product(RESIDENT, ROWS, GROUPS):
         ways = chain.from_iterable(
-            _spread(Plan(problem, cluster, rows, 1, stages, groups, groups >= BULK)) for stages in STAGES
+            _spread(Plan(problem, cluster, rows, 1, stages, groups)) for stages in STAGES if stages > 1 or groups > 2
         )
         fitting = [plan for plan in map(filled, ways) if plan is not None]
         if fitting:
