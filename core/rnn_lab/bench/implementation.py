@@ -16,7 +16,7 @@ from rnn_lab.kernels.certificates import limits_of
 class Implementation:
     """One way to run a case: what is timed, and the same in fp64.
 
-    `kind` is backend, reference, peer or yardstick; `refuses` gives a reason not to try; one that is not `capturable`
+    `kind` is backend, reference, peer or yardstick; `refuses` gives a reason not to try; `uncapturable` says why it
     cannot become part of a CUDA graph.
     """
 
@@ -26,7 +26,7 @@ class Implementation:
     exact: Callable[[Case], Bound]
     refuses: Callable[[Case], str | None]
     note: str = ""
-    capturable: bool = True
+    uncapturable: str | None = None
 
     def limits(self, case: Case) -> tuple[float, float]:
         """Errors that are allowed."""

@@ -205,8 +205,8 @@ def _measured(
         yield {"status": "wrong", "reason": check.failure, "check": check.as_dict()}
         return
     for mode in setting.modes:
-        if mode == "graph" and not implementation.capturable:
-            yield {"mode": mode, "status": "skipped", "reason": "it replays CUDA graphs of its own"}
+        if mode == "graph" and implementation.uncapturable:
+            yield {"mode": mode, "status": "skipped", "reason": implementation.uncapturable}
             continue
         free()
         try:

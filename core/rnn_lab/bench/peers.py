@@ -28,7 +28,7 @@ def implementations(case: Case) -> Iterator[Implementation]:
     """Ours in order of preference, the plain loop, then the libraries'."""
     for backend in case.op.backends:
         ours = _ours(backend.name, "backend", backend.run, partial(_refused, backend))
-        yield replace(ours, capturable=backend.capturable)
+        yield ours if backend.capturable else replace(ours, uncapturable="it replays CUDA graphs of its own")
     yield _ours(REFERENCE, "reference", case.op.reference, lambda case: None)
     if case.op.name == "ssd":
         yield _peer("mamba-ssm mamba_chunk_scan_combined", _mamba_ssm)
