@@ -154,8 +154,14 @@ def _train_cells(row: dict[str, Any]) -> Sequence[object]:
     return (
         *head, f"{row['params']:,}", f"{row['tokens_per_s']['median']:,.0f}", _ms(row["ms"]),
         f"{row['peak_memory_bytes'] / 2**30:.1f}", _percent(row["mfu_datasheet"]), _percent(row["mfu_measured"]),
-        _percent(row["launch_overhead"]), ", ".join(f"{c['op']} {c['backend']}" for c in row["backends"]),
+        _percent(row["launch_overhead"]), _backends(row),
     )  # fmt: skip
+
+
+def _backends(row: dict[str, Any]) -> str:
+    found = ", ".join(f"{c['op']} {c['backend']}" for c in row["backends"])
+    chunks = row.get("wavefront", 1)
+    return f"{found}, {chunks} chunks at once" if chunks > 1 else found
 
 
 def decode_block(folder: Path, table: Table) -> str:

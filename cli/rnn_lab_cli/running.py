@@ -83,6 +83,7 @@ def _summary(result: dict[str, Any], out: Path) -> None:
             ("validation bits per byte", result["val_bpb"]),
             ("tokens per second", result["tokens_per_s"]),
             ("backends", _backends(result["backends"])),
+            ("step", _step(result["graph"])),
             ("diagnostics", _found(result["diagnostics"])),
             ("where", str(out)),
         ]
@@ -101,6 +102,13 @@ def _summary(result: dict[str, Any], out: Path) -> None:
 
 def _found(rows: list[dict[str, Any]] | None) -> str:
     return ", ".join(f"{row['id']} {row['count']}x" for row in rows or []) or "nothing"
+
+
+def _step(graph: dict[str, Any]) -> str:
+    if not graph["used"]:
+        return f"launched from Python: {graph['reason']}"
+    chunks = graph.get("wavefront", 1)
+    return "one CUDA graph" + (f", layers on {chunks} chunks of time at once" if chunks > 1 else "")
 
 
 def _backends(rows: list[dict[str, Any]] | None) -> str:

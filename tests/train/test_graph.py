@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rnn_lab import wavefront
 from rnn_lab.errors import ConfigError, Diverged, GraphUnavailable, OutOfMemory
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend, Choice
@@ -276,3 +277,45 @@ def test_muon_is_replayed_and_galore_is_not(tiny, tmp_path, queue):
     assert_same_run(tmp_path / "eager", tmp_path / "graph", 7)
     result = run(plan(name="galore_muon", galore_force=True), tmp_path / "galore")
     assert result["graph"]["used"] is False and "counters on the host" in result["graph"]["reason"]
+
+
+@pytest.fixture
+def roomy(monkeypatch):
+    """As where every recurrence leaves most of a GPU idle; short sequences may be cut."""
+    made = Choice.__init__
+    monkeypatch.setattr(Choice, "__init__", lambda self, *args, **kwargs: made(self, *args[:3], leaves_room=True))
+    monkeypatch.setattr(wavefront, "SHORTEST", 4)
+
+
+def test_layers_share_a_gpu_that_they_leave_idle(tiny, tmp_path, queue, roomy):
+    def plan(**train):
+        return tiny(train={"steps": 7, **train}, optimizer=ADAMW)
+
+    run(plan(wavefront=1), tmp_path / "plain")
+    assert json.loads((tmp_path / "plain" / "result.json").read_text())["graph"] == {"used": True, "reason": None}
+    result = run(plan(), tmp_path / "waves")
+    assert result["graph"] == {"used": True, "reason": None, "wavefront": 3}
+    for one, other in zip(facts(tmp_path / "plain"), facts(tmp_path / "waves"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_chunks_that_would_slow_a_filter_down_are_not_taken_unasked(tiny, tmp_path, queue, roomy):
+    objective = {"use_collider": True, "collider_min_dim": 0, "collider_start_step": 0}
+    result = run(tiny(train={"steps": 7}, optimizer=ADAMW, objective=objective), tmp_path / "r")
+    assert result["graph"] == {"used": True, "reason": None}
+
+
+def test_a_capture_of_several_chunks_that_fails_is_tried_without(tiny, tmp_path, queue, roomy, monkeypatch):
+    real, tried = queue.capture, []
+
+    def capture(body):
+        tried.append(body)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(body)
+
+    monkeypatch.setattr(queue, "capture", capture)
+    result = run(tiny(train={"steps": 7}, optimizer=ADAMW), tmp_path / "r")
+    assert result["graph"] == {"used": True, "reason": None} and len(tried) == 2
+    run(eager(tiny(train={"steps": 7}, optimizer=ADAMW)), tmp_path / "eager")
+    assert_same_run(tmp_path / "eager", tmp_path / "r", 7)

@@ -7,7 +7,9 @@ import torch
 from rnn_lab import wavefront
 from rnn_lab.errors import ConfigError
 from rnn_lab.kernels.beside import beside, calls
-from rnn_lab.wavefront import Wavefront, _waves
+from rnn_lab.kernels.dispatch import Choice
+from rnn_lab.kernels.recurrence import RECURRENCE
+from rnn_lab.wavefront import Wavefront, _waves, overlap
 
 from .conftest import Recorder, run
 from .models import NAMES, assert_equal, carried, filtered, model_of, windows
@@ -166,3 +168,30 @@ def test_refused(tiny, train, reason):
     with pytest.raises(ConfigError, match=reason):
         tiny(train={"steps": 1, **train})
     tiny(train={"steps": 1, "wavefront": 16, "seq_len": 16})
+
+
+def told(model, *roomy):
+    """What the last pass told of each layer."""
+    for i, layer in enumerate(model.layers):
+        layer.backends = {"recurrence": Choice("recurrence", "dense", leaves_room=i in roomy)}
+    return model
+
+
+@pytest.mark.parametrize(("T", "chunks"), [(512, 3), (1000, 3), (383, 2), (256, 2), (255, None), (1, None)])
+def test_how_many_chunks_where_nobody_says(T, chunks):
+    model = told(model_of("e1", depth=2), 0, 1)
+    assert overlap(model, T) is (chunks is not None)
+    assert model.walk == (chunks and Wavefront(chunks))
+
+
+def test_every_layer_has_to_leave_room_and_nobody_to_have_said_how():
+    model = told(model_of("e1", depth=2), 1)
+    assert not overlap(model, 512) and model.walk is None
+    assert not overlap(model_of("e1", depth=2), 512)
+    model = told(model, 0, 1)
+    model.walk = Wavefront(2)
+    assert not overlap(model, 512) and model.walk == Wavefront(2)
+
+
+def test_clusters_leave_room_and_what_fills_a_gpu_does_not():
+    assert [backend.name for backend in RECURRENCE.backends if backend.leaves_room] == ["dense"]

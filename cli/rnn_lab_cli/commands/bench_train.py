@@ -41,9 +41,9 @@ MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "e74", "e88", "mamb
 )  # fmt: skip
 @click.option(
     "--wavefront",
-    type=click.IntRange(2, 32),
+    type=click.IntRange(1, 32),
     metavar="N",
-    help="Chunks of time that layers are at work on at once.",
+    help="Chunks of time that layers are at work on at once; default: in a graph 3 where that pays.",
 )
 @bench_options
 def train(
@@ -88,6 +88,12 @@ def _cells(row: dict[str, Any]) -> list[object]:
     return [
         *head, row["params"], round(row["tokens_per_s"]["median"]), milliseconds(row["ms"]),
         round(row["peak_memory_bytes"] / 2**30, 2), percent(row["mfu_datasheet"]), percent(row["mfu_measured"]),
-        percent(row["launch_overhead"]), row["loss"], ", ".join(f"{c['op']} {c['backend']}" for c in row["backends"]),
+        percent(row["launch_overhead"]), row["loss"], _backends(row),
         None,
     ]  # fmt: skip
+
+
+def _backends(row: dict[str, Any]) -> str:
+    found = ", ".join(f"{c['op']} {c['backend']}" for c in row["backends"])
+    chunks = row.get("wavefront", 1)
+    return f"{found}, {chunks} chunks at once" if chunks > 1 else found

@@ -12,6 +12,7 @@ from rnn_lab.lm import LM
 from rnn_lab.train.graph import uncapturable
 from rnn_lab.train.optimizers import GatedOptimizer
 from rnn_lab.train.step import TrainStep
+from rnn_lab.wavefront import overlap
 
 Step = Callable[[Tensor], Tensor]
 
@@ -28,7 +29,7 @@ def make_step(
         dtype: of the autocast.
         like_BT1: a batch of the shape and dtype of all others.
         graph: whether forward, backward, clip and update are one CUDA graph.
-        wavefront: chunks of time that layers work on at once; see wavefront.Wavefront.
+        wavefront: chunks of time that layers work on at once; default: in a graph three where that pays, as in a run.
 
     Raises:
         GraphUnavailable: a layer of the model cannot be captured.
@@ -48,6 +49,8 @@ def make_step(
     if graph:
         if reason := next(uncapturable(model), None):
             raise GraphUnavailable(reason)
+        if wavefront is None:
+            overlap(model, T)
         run = captured([body]).replay
         if isinstance(optimizer, GatedOptimizer):
             optimizer.bind()

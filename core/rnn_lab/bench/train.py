@@ -190,6 +190,7 @@ def _measured(
         "launch_overhead": None if busy is None else max(0.0, 1 - busy / times.median),
         "loss": loss,
         "backends": _backends(model),
+        "wavefront": getattr(model.walk, "chunks", 1),
     }
 
 

@@ -36,7 +36,8 @@ class Backend(Generic[F]):
 
     `refuses` takes the same arguments as `run` and returns why it cannot serve them, or None. A `certified` backend
     also has to agree with the reference on a small run before its first use. One that is not `capturable` cannot
-    run while a CUDA graph of the whole training step is captured.
+    run while a CUDA graph of the whole training step is captured; one that `leaves_room` keeps most of a GPU idle, so
+    that a captured step may have several of its calls at work at once.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Backend(Generic[F]):
     refuses: Callable[..., str | None]
     certified: bool = True
     capturable: bool = True
+    leaves_room: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Choice:
     backend: str
     refused: tuple[tuple[str, str], ...] = ()
     capturable: bool = True
+    leaves_room: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form for result.json."""
@@ -102,7 +105,8 @@ class Op(Generic[F]):
             if reason is None:
                 reason = self._distrust(backend, args)
             if reason is None:
-                return backend.run, Choice(self.name, backend.name, tuple(refused), backend.capturable)
+                told = tuple(refused), backend.capturable, backend.leaves_room
+                return backend.run, Choice(self.name, backend.name, *told)
             refused.append((backend.name, reason))
         if wanted not in (AUTO, REFERENCE):
             why = "; ".join(f"{name}: {reason}" for name, reason in refused) or "it has no other backend"

@@ -122,7 +122,7 @@ RECURRENCE = Recurrence(
         Backend("diagonal-cuda", backends.run_diagonal_cuda, backends.refuses_diagonal_cuda),
         Backend("matrix", backends.run_matrix, backends.refuses_matrix),
         Backend("chunked", backends.run_chunked, backends.refuses_chunked),
-        Backend("dense", backends.run_dense, backends.refuses_dense),
+        Backend("dense", backends.run_dense, backends.refuses_dense, leaves_room=True),
         Backend("graph", backends.run_graph, backends.refuses_graph, capturable=False),
     ],
     _probe,

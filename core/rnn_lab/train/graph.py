@@ -24,6 +24,7 @@ from rnn_lab.tensors import is_out_of_memory
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.scalars import Event, Queue, Replay, ScalarReader
 from rnn_lab.train.step import CONTROL, Carry, DeviceUpdate, EagerExecutor, Executor, Outcome, TrainStep
+from rnn_lab.wavefront import Wavefront, overlap
 
 DEPTH = 3
 """Steps in flight behind the one being submitted: enough to hide the host, few enough to stop soon."""
@@ -73,13 +74,13 @@ def executor(step: TrainStep, sampler: Sampler, clock: Clock, carry: Carry, note
         return GraphExecutor(step, sampler, clock, carry, queue, note)
     eager = EagerExecutor(step, sampler, clock, carry)
     eager.graph["reason"] = "train.graph = off" if train.graph == "off" else f"the device is {step.device.type}"
-    if train.wavefront is not None:
+    if _without_waves(train):
         note(f"no CUDA graph: {eager.graph['reason']}{_without_waves(train)}")
     return eager
 
 
 def _without_waves(train: TrainSection) -> str:
-    return "" if train.wavefront is None else f"; train.wavefront = {train.wavefront} then only costs time"
+    return f"; train.wavefront = {train.wavefront} then only costs time" if (train.wavefront or 1) > 1 else ""
 
 
 class GraphExecutor:
@@ -178,24 +179,41 @@ class GraphExecutor:
     def _capture(self) -> None:
         reason = self._obstacle()
         if reason is None:
-            try:
-                self._captured = CapturedStep(self.step, self.sampler, self.eager.carry, self.queue)
-                self.eager.carry = None
-            except Exception as error:
-                # The capture ran nothing; its gradients point into memory that is gone.
-                self.step.zero_grad()
-                reason = f"the capture failed: {_first_line(_root(error))}"
+            waves = self._may_overlap() and overlap(self.step.model, self.step.train.seq_len)
+            reason = self._attempt()
+            if reason is not None and waves:  # what all chunks keep may be too much
+                self.step.model.walk = None
+                reason = self._attempt()
         reason = self.step.sharing.agreed(reason)
         if reason is not None and self._captured is not None:  # on another rank it failed
             self.eager.carry = self._captured.carry
             self._captured.release()
             self._captured = None
         self.graph = {"used": reason is None, "reason": reason}
+        if reason is None and isinstance(self.step.model.walk, Wavefront):
+            self.graph["wavefront"] = self.step.model.walk.chunks
         if reason is not None:
             self.step.sharing.restart()  # on all ranks alike: what comes anew has to be made by all
             if self.step.train.graph == "on":
                 raise GraphUnavailable(f"train.graph = on, but {reason}. `-o train.graph=auto` trains without")
             self.note(f"no CUDA graph: {reason}{_without_waves(self.step.train)}")
+
+    def _may_overlap(self) -> bool:
+        """Whether nobody said how layers share the GPU, and nothing there is that chunks of time would slow down."""
+        objective = self.step.objective
+        filters = objective is not None and objective.filters
+        return self.step.train.wavefront is None and self.step.sharing.world.size == 1 and not filters
+
+    def _attempt(self) -> str | None:
+        """Capture the step; why that failed, or None."""
+        try:
+            self._captured = CapturedStep(self.step, self.sampler, self.eager.carry, self.queue)
+        except Exception as error:
+            # The capture ran nothing; its gradients point into memory that is gone.
+            self.step.zero_grad()
+            return f"the capture failed: {_first_line(_root(error))}"
+        self.eager.carry = None
+        return None
 
     def _obstacle(self) -> str | None:
         """Why a capture need not be tried."""

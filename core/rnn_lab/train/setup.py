@@ -41,7 +41,7 @@ def check(cfg: RunConfig) -> None:
         _check_layerwise(cfg)
     if cfg.train.checkpoint_chunk is not None and cfg.train.checkpoint_every is None:
         raise ConfigError("train.checkpoint_chunk needs train.checkpoint_every: how many blocks are computed again")
-    if cfg.train.wavefront is not None:
+    if (cfg.train.wavefront or 1) > 1:
         _check_wavefront(cfg)
 
 
@@ -83,7 +83,7 @@ def check_ranks(cfg: RunConfig, ranks: int) -> None:
             "train.graph = on and parallel.mode = fsdp exclude each other: FSDP2 allocates and frees parameters around "
             "every block, which a graph cannot hold. Use parallel.mode = ddp, or train.graph = auto"
         )
-    if ranks > 1 and cfg.parallel.mode == "fsdp" and train.wavefront is not None:
+    if ranks > 1 and cfg.parallel.mode == "fsdp" and (train.wavefront or 1) > 1:
         raise ConfigError(
             "train.wavefront and parallel.mode = fsdp exclude each other: FSDP2 gathers a block's parameters for one "
             "pass, and chunks of time pass through every block again and again. Use parallel.mode = ddp"
