@@ -8,8 +8,9 @@
 #   linear        Gated DeltaNet and Mamba2 beside FLA and mamba-ssm
 #   tanh          ways to compute tanh
 #   dense         dense recurrences beside the captured loop and cuDNN: kernels, tests first
+#   cells         whole dense cells beside cuDNN, FlashRNN and the captured loop
 #   races         small dense recurrences under compute-sanitizer
-#   waves         whole steps of E1 with layers on several chunks of time at once, and without
+#   waves         whole steps of E1 and E5 with layers on several chunks of time at once, and without
 #   series        six models at 100M for MINUTES each (default 0.75), on DATA and VAL_DATA if they are set
 #   backward      backward with and without Collider
 #   e3            the E3 suite, MINUTES a run
@@ -61,10 +62,17 @@ print(*[row["name"] for row in json.load(sys.stdin)])')}; do
       limited compute-sanitizer --tool racecheck "$PYTHON" bench/races.py > "$OUT/racecheck.txt" 2>&1
       limited compute-sanitizer --tool memcheck --report-api-errors no "$PYTHON" bench/races.py > "$OUT/memcheck.txt" 2>&1
       tail -n 2 "$OUT/racecheck.txt" "$OUT/memcheck.txt" ;;
+    cells)
+      rows=(--op recurrence --implementation dense --implementation graph --implementation 'plain*' --implementation 'cuDNN*')
+      wide="--model e1:dim=1024,expansion=1 --model lstm:dim=1024,expansion=1 --model gru:dim=1024,expansion=1"
+      kernels h100-kernels-dense-1024 "${rows[@]}" --implementation 'FlashRNN*' $wide
+      kernels h100-kernels-dense-b256 "${rows[@]}" --batch 256 --model e1:dim=1024,expansion=1 --model e1:dim=768,expansion=1
+      kernels h100-kernels-dense "${rows[@]}" --model e1:dim=768,expansion=1 --model e1:dim=1280,expansion=1 \
+        --model e1:dim=1536,expansion=1 --model gru:dim=512,expansion=1 --model lstm:dim=512,expansion=1 ;;
     waves)
-      for N in "" 2 3 4 6; do
-        limited $LAB bench train --model e1:dim=1024,expansion=1 --target 50M --graph on --steps 10 \
-          ${N:+--wavefront "$N"} --out "$OUT/h100-train-e1-waves-${N:-1}.json" > "$OUT/waves-${N:-1}.txt" 2>&1
+      for N in 1 3 4 6; do
+        limited $LAB bench train --preset seed000/e1_50m --preset seed004/e1 --preset seed000/e5_d1536_r270 --graph on \
+          --steps 10 --wavefront $N --out "$OUT/h100-train-dense-waves-$N.json" > "$OUT/waves-$N.txt" 2>&1
       done ;;
     series)
       mapfile -t given < <(data)

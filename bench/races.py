@@ -31,7 +31,14 @@ def main() -> None:
     parser.add_argument("--as-it-is", action="store_true", help="without the barrier")
     if not parser.parse_args().as_it_is:
         engine.source = with_barrier  # type: ignore[attr-defined]
-    for cluster, groups, B, D in ((8, 1, 9, 128), (8, 2, 19, 128), (8, 3, 21, 128), (16, 1, 9, 256), (16, 2, 17, 256)):
+    for cluster, groups, B, D in (
+        (8, 1, 9, 128),
+        (8, 2, 19, 128),
+        (8, 3, 21, 128),
+        (8, 5, 37, 128),
+        (16, 1, 9, 256),
+        (16, 2, 17, 256),
+    ):
         restrict({cluster: 7}, (8,), (groups,))
         torch.manual_seed(0)
         W, b = torch.randn(2 * D, D, device="cuda") / (2 * D**0.5), torch.randn(D, device="cuda")

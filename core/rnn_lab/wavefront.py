@@ -24,8 +24,11 @@ from rnn_lab.layer import State
 from rnn_lab.token_filter import active
 
 CHUNKS, SHORTEST = 3, 128
-"""Chunks of time where nobody says how many: of 1, 2, 3, 4 and 6 the best or nearly so for each of four models of 6 to
-21 layers at T 512, measured; steps of the shortest, behind which a kernel's own beginning and end would show."""
+"""Chunks of time where nobody says how many, and steps of the shortest.
+
+Of 1, 3, 4 and 6 chunks of 512 steps three were the best or nearly so for each model that was measured
+(docs/performance.md). Shorter chunks, in which a kernel's own beginning and end would show, were not.
+"""
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,15 @@ SPARED = 0.05
 CLOCK = 1755e6
 TENSOR = 4.1
 """Clocks of one 16 x 8 x 16 product on one of four tensor cores."""
-SHARED_RATE, FAR_RATE = 128, 68
+SHARED_RATE, FAR_RATE = 128, 43
 """Bytes per clock of a multiprocessor: from shared memory, from L2 while all read."""
-SEND_RATE = {8: 15.8, 16: 19.8}
-"""The same, of messages to and from the blocks of a cluster of each size, with the element-wise part in it."""
-ONE_WAY, PER_ITEM = {8: 210, 16: 840}, 63
-"""Clocks from the last word to a reader that goes on; of each further item of a thread.
+SEND_RATE = {8: 17.6, 16: 20.0}
+"""The same, of messages to and from the blocks of a cluster of each size."""
+ONE_WAY, EPILOGUE = {8: 205, 16: 773}, 118
+"""Clocks from the last word to a reader that goes on; of the element-wise part.
 
-These figures are fitted to what 64 kernels took on an H100, within 8 % (docs/performance.md).
+These figures are fitted to what 117 kernels took on an H100, within 10 % (docs/performance.md); that for words to other
+blocks alone is measured by bench.latencies too, at 18 to 21 bytes per clock.
 """
 
 
@@ -220,7 +221,7 @@ class Plan:
         sums = 2 * self.along * self.rows * self.matrix_rows * 4 / SHARED_RATE
         far = self.far * fragment / FAR_RATE
         send = self.message * self.rows * 2 / SEND_RATE[self.cluster]
-        work = tensor + near + far + sums + send + PER_ITEM * (self.own - 1)
+        work = tensor + near + far + sums + send + EPILOGUE
         return max(work + ONE_WAY[self.cluster], self.groups * work) / CLOCK * 1e6
 
     def rounds(self, sequences: int, heads: int, multiprocessors: int = MULTIPROCESSORS) -> int:
