@@ -67,6 +67,15 @@ def test_out_of_a_suite_or_series_in_the_way(rnn_lab, tmp_path, command):
     refused(rnn_lab(*command, "--out", ""), "--out", "empty")
 
 
+@pytest.mark.parametrize(("option", "value", "told"), [
+    ("--target", "50X", "--target: expected a count"), ("--target", "1e999", "--target: '1e999' is too large"),
+    ("--minutes", "nan", "--minutes nan: expected a finite number"), ("--minutes", "inf", "--minutes inf"),
+])  # fmt: skip
+def test_a_suite_names_the_option_that_is_wrong(rnn_lab, tmp_path, option, value, told):
+    refused(rnn_lab("bench", "e3", "--tiny", option, value, "--out", str(tmp_path / "e3")), told)
+    assert not (tmp_path / "e3").exists()
+
+
 @pytest.mark.parametrize("out", ["/proc/nix", "/etc/passwd/nix"])
 def test_out_of_a_suite_to_take_up_that_is_not_there(rnn_lab, out):
     refused(rnn_lab("bench", "e3", "--tiny", "--resume", "--out", out), out)

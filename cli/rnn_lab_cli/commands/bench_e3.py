@@ -1,5 +1,6 @@
 """`rnn-lab bench e3`."""
 
+import math
 import shlex
 import sys
 import tempfile
@@ -86,10 +87,18 @@ def _asked(options: dict[str, Any]) -> "Asked":
         ConfigError: they contradict each other.
 
     """
+    from rnn_lab.config import parse_count
     from rnn_lab.e3.suite import Asked, chosen
 
     if options["steps"] is not None and options["minutes"] is not None:
         raise ConfigError("--steps and --minutes: give one budget")
+    if options["minutes"] is not None and not math.isfinite(options["minutes"]):
+        raise ConfigError(f"--minutes {options['minutes']}: expected a finite number")
+    if options["target"] is not None:
+        try:
+            parse_count(options["target"])
+        except ValueError as error:
+            raise ConfigError(f"--target: {error}") from None
     instead = {}
     for text in options["instead"]:
         stem, equals, model = text.partition("=")
