@@ -29,7 +29,7 @@ def linear(h, a, w, d):
 def everything(h, u, v, d):
     s = torch.sign(u) * torch.sqrt(torch.exp(-v * v) + 0.1) + F.softplus(v) - F.logsigmoid(u)
     s = torch.lerp(s, torch.log(v.square() + 1) / (1 + u**2), torch.sigmoid(d))
-    return torch.where(h > u, s.clamp(-1, 2), torch.maximum(h, v) - torch.minimum(u, d) + F.relu(h - 0.1)).tanh()
+    return torch.where(h > u, s.clamp(-1, 2), torch.maximum(h, other=v) - torch.minimum(u, d) + F.relu(h - 0.1)).tanh()
 
 
 def self_gate(o):

@@ -159,6 +159,10 @@ def _lerp(a: Node, b: Node, weight: Node) -> Node:
     return add(a, mul(weight, sub(b, a)))
 
 
+def _of_two(name: str) -> Callable[..., Node]:
+    return lambda a, b: call(name, a, b)
+
+
 def _softplus(a: Node, beta: Any = 1, threshold: Any = 20) -> Node:
     if beta != 1:
         raise NotElementwise("softplus with a beta other than 1")
@@ -171,10 +175,9 @@ def _table() -> dict[Any, Callable[..., Node]]:
     meanings: dict[str, Callable[..., Node]] = {
         "add": add, "sub": sub, "mul": mul, "div": div, "true_divide": div, "neg": neg, "negative": neg,
         "where": where, "pow": _power, "square": lambda a: mul(a, a), "clamp": _clamp, "clip": _clamp,
-        "minimum": partial(call, "minimum"), "maximum": partial(call, "maximum"),
         "lerp": _lerp, "relu": _relu, "rsqrt": lambda a: div(ONE, call("sqrt", a)),
         **{name: partial(call, name) for name in ("sigmoid", "tanh", "exp", "log", "sqrt", "abs", "sign")},
-        **{name: partial(call, name) for name in ("lt", "le", "gt", "ge")},
+        **{name: _of_two(name) for name in ("minimum", "maximum", "lt", "le", "gt", "ge")},
     }  # fmt: skip
     for name, meaning in meanings.items():
         for owner in (torch, torch.Tensor):
