@@ -13,6 +13,8 @@ from rnn_lab.bench.timing import Spread, captured
 from rnn_lab.bench.train import TrainSetting, covered
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend
+from rnn_lab_cli import running
+from rnn_lab_cli.commands import bench_train as bench_command
 
 from .helpers import CELL
 
@@ -205,7 +207,7 @@ def test_train_json_has_rates_memory_and_the_loss(rnn_lab, tmp_path):
     assert 0 < ours["tokens_per_s"]["q1"] <= ours["tokens_per_s"]["median"] <= ours["tokens_per_s"]["q3"]
     assert ours["ms"]["n"] == 3 and 0 < ours["loss"] < 6 and ours["peak_memory_bytes"] > 0
     assert ours["mfu_datasheet"] is None and ours["mfu_measured"] > 0 and ours["launch_overhead"] is None
-    assert ours["backends"][0]["op"] == "recurrence" and ours["config"]["dim"] == 16
+    assert ours["backends"][0]["op"] == "recurrence" and ours["config"]["dim"] == 16 and ours["wavefront"] == 1
     assert (peer["implementation"], peer["status"]) == ("mamba-ssm Mamba2", "refused")
 
 
@@ -288,3 +290,14 @@ def test_spread_is_median_and_quartiles():
 def test_busy_time_counts_what_overlaps_once():
     assert covered([]) == 0
     assert covered([(4, 6), (0, 2), (1, 3), (1, 2)]) == 5
+
+
+@pytest.mark.parametrize(
+    ("chunks", "told"), [({}, "recurrence dense"), ({"wavefront": 3}, "recurrence dense, 3 chunks")]
+)
+def test_a_row_and_a_summary_say_how_layers_share_the_gpu(chunks, told):
+    row = {"backends": [{"op": "recurrence", "backend": "dense"}], **chunks}
+    assert bench_command._backends(row).removesuffix(" at once") == told
+    summary = "one CUDA graph" + (", layers on 3 chunks of time at once" if chunks else "")
+    assert running._step({"used": True, "reason": None, **chunks}) == summary
+    assert running._step({"used": False, "reason": "no GPU"}) == "launched from Python: no GPU"

@@ -46,6 +46,14 @@ def test_a_name_that_no_backend_has_is_an_error_and_that_of_a_plugin_is_not(monk
         refused(cell, VECTOR, torch.ones(2, 3, 4))
 
 
+@pytest.mark.parametrize(("capturable", "leaves_room"), [(True, False), (False, True)])
+def test_a_choice_says_of_its_backend_what_a_capture_asks(monkeypatch, capturable, leaves_room):
+    made = dispatch.Backend("own", lambda x: x, lambda x: None, False, capturable, leaves_room)
+    monkeypatch.setattr(dispatch, "made", dict(dispatch.made))
+    _, choice = dispatch.Op("passed on", lambda x: x, [made]).select(VECTOR)
+    assert (choice.backend, choice.capturable, choice.leaves_room) == ("own", capturable, leaves_room)
+
+
 def test_every_operation_of_the_core_is_listed():
     kernels = Path(dispatch.__file__).parent
     files = {".".join(f.relative_to(kernels).with_suffix("").parts): f for f in kernels.rglob("*.py")}

@@ -3,11 +3,13 @@
 import json
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from rnn_lab import wavefront
+from rnn_lab.bench import step as bench_step
 from rnn_lab.errors import ConfigError, Diverged, GraphUnavailable, OutOfMemory
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend, Choice
@@ -18,6 +20,7 @@ from rnn_lab.train.rundir import list_checkpoints
 
 from .conftest import Recorder, resume, run
 from .fake_queue import FakeQueue, FakeReplay
+from .models import model_of, windows
 from .test_resume import assert_same_run, facts, weights
 
 ADAMW = {"name": "adamw", "warmup_steps": 4}
@@ -319,3 +322,37 @@ def test_a_capture_of_several_chunks_that_fails_is_tried_without(tiny, tmp_path,
     assert result["graph"] == {"used": True, "reason": None} and len(tried) == 2
     run(eager(tiny(train={"steps": 7}, optimizer=ADAMW)), tmp_path / "eager")
     assert_same_run(tmp_path / "eager", tmp_path / "r", 7)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "wavefront", "may"), [(1, None, True), (2, None, False), (1, 1, False), (1, 4, False)]
+)
+def test_time_is_cut_unasked_for_one_process_alone(ranks, wavefront, may):
+    executor = graph.GraphExecutor.__new__(graph.GraphExecutor)
+    train, world = SimpleNamespace(wavefront=wavefront), SimpleNamespace(size=ranks)
+    executor.step = SimpleNamespace(train=train, sharing=SimpleNamespace(world=world), objective=None)
+    assert executor._may_overlap() is may
+
+
+def test_a_capture_that_fails_is_tried_once_and_tells_of_no_chunks(tiny, tmp_path, queue, monkeypatch):
+    tried = []
+
+    def capture(body):
+        tried.append(body)
+        raise ValueError("not permitted")
+
+    monkeypatch.setattr(queue, "capture", capture)
+    result = run(tiny(train={"steps": 6, "wavefront": 3}, optimizer=ADAMW), tmp_path / "r")
+    assert len(tried) == 1 and result["graph"].keys() == {"used", "reason"} and not result["graph"]["used"]
+
+
+@pytest.mark.parametrize(
+    ("captures", "wavefront", "chunks"), [(True, None, 3), (True, 1, 1), (True, 2, 2), (False, None, 1)]
+)
+def test_measured_steps_are_cut_as_those_of_a_run(roomy, monkeypatch, captures, wavefront, chunks):
+    monkeypatch.setattr(bench_step, "captured", lambda calls: SimpleNamespace(replay=calls[0]))
+    model = model_of("e61").float()
+    optimizer = torch.optim.AdamW(model.parameters())
+    bytes_BT1 = windows(B=2, T=12)
+    step = bench_step.make_step(model, optimizer, torch.float32, bytes_BT1, captures, wavefront)
+    assert step(bytes_BT1) > 0 and getattr(model.walk, "chunks", 1) == chunks

@@ -168,6 +168,14 @@ def test_refused(tiny, train, reason):
     with pytest.raises(ConfigError, match=reason):
         tiny(train={"steps": 1, **train})
     tiny(train={"steps": 1, "wavefront": 16, "seq_len": 16})
+    tiny(train={"steps": 1, "wavefront": 1, "checkpoint_every": 1, "graph": "off"})
+
+
+def test_one_chunk_is_the_plain_pass_and_nothing_to_tell(tiny, tmp_path):
+    seen = Recorder()
+    run(tiny(train={"steps": 3, "wavefront": 1}), tmp_path / "one", seen)
+    run(tiny(train={"steps": 3}), tmp_path / "none")
+    assert seen.notes == [] and facts(tmp_path / "one") == facts(tmp_path / "none")
 
 
 def told(model, *roomy):
