@@ -104,7 +104,9 @@ def _found(rows: list[dict[str, Any]] | None) -> str:
     return ", ".join(f"{row['id']} {row['count']}x" for row in rows or []) or "nothing"
 
 
-def _step(graph: dict[str, Any]) -> str:
+def _step(graph: dict[str, Any] | None) -> str:
+    if graph is None:
+        return ""
     if not graph["used"]:
         return f"launched from Python: {graph['reason']}"
     chunks = graph.get("wavefront", 1)

@@ -26,8 +26,8 @@ from rnn_lab.token_filter import active
 CHUNKS, SHORTEST = 3, 128
 """Chunks of time where nobody says how many, and steps of the shortest.
 
-Of 1, 3, 4 and 6 chunks of 512 steps three were the best or nearly so for each model that was measured
-(docs/performance.md). Shorter chunks, in which a kernel's own beginning and end would show, were not.
+Of 1, 3, 4 and 6 chunks of 512 steps three or four were the best for each model that was measured (docs/performance.md);
+six, of 85 steps, lost more the larger a kernel's beginning and end are. Other lengths are not measured.
 """
 
 
@@ -37,10 +37,12 @@ class Wavefront:
 
     Attributes:
         chunks: of time, as equal as can be.
+        unasked: whether `overlap` decided that there are any.
 
     """
 
     chunks: int
+    unasked: bool = False
 
     def of(self, blocks: Blocks) -> Blocks:
         """`blocks`, wave by wave."""
@@ -66,16 +68,24 @@ class Wavefront:
         return run
 
 
-def overlap(model: Any, T: int) -> bool:
-    """Let the layers of an `LM` work on several chunks of T steps at once where that pays; whether they now do.
+def leave_room(model: Any) -> bool:
+    """Whether each of an `LM`'s layers left most of a GPU idle in the last pass, so that several had better share it."""
+    return len(model.layers) > 1 and all(map(_leaves_room, model.layers))
 
-    It pays where the recurrence of every layer leaves most of a GPU idle, as their last pass told (`Choice`).
-    """
+
+def overlap(model: Any, T: int) -> bool:
+    """Let the layers of an `LM` work on several chunks of T steps at once; False where none, or somebody's, are left."""
     chunks = min(CHUNKS, T // SHORTEST)
-    if model.walk is not None or chunks < 2 or not all(map(_leaves_room, model.layers)):
+    if model.walk is not None or chunks < 2:
         return False
-    model.walk = Wavefront(chunks)
+    model.walk = Wavefront(chunks, unasked=True)
     return True
+
+
+def undo_overlap(model: Any) -> None:
+    """One layer after the other again, unless somebody asked for chunks."""
+    if isinstance(model.walk, Wavefront) and model.walk.unasked:
+        model.walk = None
 
 
 def _leaves_room(layer: nn.Module) -> bool:

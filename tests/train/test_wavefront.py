@@ -9,7 +9,8 @@ from rnn_lab.errors import ConfigError
 from rnn_lab.kernels.beside import beside, calls
 from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.kernels.recurrence import RECURRENCE
-from rnn_lab.wavefront import Wavefront, _waves, overlap
+from rnn_lab.remat import Remat
+from rnn_lab.wavefront import Wavefront, _waves, leave_room, overlap, undo_overlap
 
 from .conftest import Recorder, run
 from .models import NAMES, assert_equal, carried, filtered, model_of, windows
@@ -187,18 +188,26 @@ def told(model, *roomy):
 
 @pytest.mark.parametrize(("T", "chunks"), [(512, 3), (1000, 3), (383, 2), (256, 2), (255, None), (1, None)])
 def test_how_many_chunks_where_nobody_says(T, chunks):
-    model = told(model_of("e1", depth=2), 0, 1)
+    model = model_of("e1", depth=2)
     assert overlap(model, T) is (chunks is not None)
-    assert model.walk == (chunks and Wavefront(chunks))
+    assert model.walk == (chunks and Wavefront(chunks, unasked=True))
+    undo_overlap(model)
+    assert model.walk is None
 
 
-def test_every_layer_has_to_leave_room_and_nobody_to_have_said_how():
-    model = told(model_of("e1", depth=2), 1)
-    assert not overlap(model, 512) and model.walk is None
-    assert not overlap(model_of("e1", depth=2), 512)
-    model = told(model, 0, 1)
-    model.walk = Wavefront(2)
-    assert not overlap(model, 512) and model.walk == Wavefront(2)
+@pytest.mark.parametrize("walk", [Wavefront(2), Remat(1)])
+def test_what_was_asked_for_stays(walk):
+    model = model_of("e1", depth=2)
+    model.walk = walk
+    assert not overlap(model, 512)
+    undo_overlap(model)
+    assert model.walk == walk
+
+
+def test_every_layer_has_to_leave_room_and_none_does_alone():
+    model = model_of("e1", depth=2)
+    assert not leave_room(model) and not leave_room(told(model, 1)) and leave_room(told(model, 0, 1))
+    assert not leave_room(told(model_of("e1", depth=1), 0))
 
 
 def test_clusters_leave_room_and_what_fills_a_gpu_does_not():

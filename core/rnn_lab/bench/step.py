@@ -12,7 +12,7 @@ from rnn_lab.lm import LM
 from rnn_lab.train.graph import uncapturable
 from rnn_lab.train.optimizers import GatedOptimizer
 from rnn_lab.train.step import TrainStep
-from rnn_lab.wavefront import overlap
+from rnn_lab.wavefront import leave_room, overlap, undo_overlap
 
 Step = Callable[[Tensor], Tensor]
 
@@ -49,9 +49,14 @@ def make_step(
     if graph:
         if reason := next(uncapturable(model), None):
             raise GraphUnavailable(reason)
-        if wavefront is None:
-            overlap(model, T)
-        run = captured([body]).replay
+        waves = wavefront is None and leave_room(model) and overlap(model, T)
+        try:
+            run = captured([body]).replay
+        except Exception:
+            if not waves:
+                raise
+            undo_overlap(model)  # as a run does: what all chunks keep may be too much
+            run = captured([body]).replay
         if isinstance(optimizer, GatedOptimizer):
             optimizer.bind()
     else:

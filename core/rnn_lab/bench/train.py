@@ -134,7 +134,7 @@ def _row(
     """Figures of one model, or why there are none; nothing of it stays in memory."""
     if implementation != OURS and setting.device.type != "cuda":
         return {"status": "refused", "reason": "it needs a CUDA device"}
-    if implementation != OURS and setting.wavefront:
+    if implementation != OURS and (setting.wavefront or 1) > 1:
         return {"status": "refused", "reason": "its block takes no state, so that time cannot be cut for a wavefront"}
     try:
         with mock.patch.dict(os.environ, {"RNN_LAB_KERNELS": setting.kernels}):

@@ -145,6 +145,8 @@ def _served(cell: Cell, h: Tensor, streams: Streams) -> "dense_source.Program | 
         return program
     if h.shape[0] == 0:
         return "there are no sequences"
+    if streams.inputs[0].shape[1] == 0:
+        return "there are no steps"
     from rnn_lab.kernels.dense.engine import refuses
 
     types = tuple(x.dtype for x in (*streams.inputs, *streams.queries, *streams.gates))

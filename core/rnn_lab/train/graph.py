@@ -1,6 +1,6 @@
 """The whole step as one CUDA graph, replayed a few steps ahead of the host.
 
-The first steps of a session run eagerly; they are real steps, so neither data nor losses depend on the graph. Then
+The first steps of a session run eagerly; they are real steps, so neither data nor, but for rounding where layers share the GPU, losses depend on the graph. Then
 forward, backward, clip and update of all micro-batches are captured once over static buffers. From there on a step
 is a copy of its batch from pinned memory, a replay and a copy of four scalars back, all queued: the host learns of
 step k while later ones run. A step that is not finite halts the optimizer on the device, so what was queued behind
@@ -24,7 +24,7 @@ from rnn_lab.tensors import is_out_of_memory
 from rnn_lab.train.clock import Clock
 from rnn_lab.train.scalars import Event, Queue, Replay, ScalarReader
 from rnn_lab.train.step import CONTROL, Carry, DeviceUpdate, EagerExecutor, Executor, Outcome, TrainStep
-from rnn_lab.wavefront import Wavefront, overlap
+from rnn_lab.wavefront import Wavefront, leave_room, overlap, undo_overlap
 
 DEPTH = 3
 """Steps in flight behind the one being submitted: enough to hide the host, few enough to stop soon."""
@@ -102,6 +102,11 @@ class GraphExecutor:
         self.graph: dict[str, Any] = {"used": False, "reason": f"no more than {warmup} warm-up steps were run"}
         self._left = warmup
         self._grew = False
+        self._room = False
+        """Whether the layers left some of the GPU idle in the last eager step."""
+        self._uncapturable: str | None = None
+        """What of that step cannot be captured."""
+        undo_overlap(step.model)
         self._captured: CapturedStep | None = None
         self._phase = False
         self._last = 0.0
@@ -136,6 +141,7 @@ class GraphExecutor:
         before = _shapes(self.eager.carry)
         with self.queue.running():
             self.eager.submit(k)
+        self._room, self._uncapturable = leave_room(self.step.model), next(uncapturable(self.step.model), None)
         self._grew = bool(before) and before != _shapes(self.eager.carry)
         self._left -= self._left > 0
 
@@ -159,6 +165,7 @@ class GraphExecutor:
         # Later replays have overwritten the gradients; parameters and carried states are those before step k.
         self.eager.carry = self._captured.carry
         self._captured.release()
+        undo_overlap(self.step.model)
         try:
             with self.queue.running():
                 self.eager.repeat(k)
@@ -170,25 +177,32 @@ class GraphExecutor:
 
     def _end_phase(self) -> None:
         """Go on eagerly for a step that is computed in another way than those before; what comes is captured anew."""
-        assert self._captured is not None and not len(self)
-        self.eager.carry = self._captured.carry
-        self._captured.release()
-        self._captured, self._left = None, 1
+        assert not len(self)
+        self._give_up()
+        self._left = 1
         self.eager.untimed(1)
+
+    def _give_up(self) -> None:
+        """Eager steps again, from the states that the captured one has."""
+        if self._captured is not None:
+            self.eager.carry = self._captured.carry
+            self._captured.release()
+            self._captured = None
+        undo_overlap(self.step.model)
 
     def _capture(self) -> None:
         reason = self._obstacle()
         if reason is None:
             waves = self._may_overlap() and overlap(self.step.model, self.step.train.seq_len)
             reason = self._attempt()
-            if reason is not None and waves:  # what all chunks keep may be too much
-                self.step.model.walk = None
+            if waves and (reason is not None or not leave_room(self.step.model)):
+                why = reason or "chunks of their time run by kernels that fill it"
+                self.note(f"layers do not share the GPU: {why}")
+                self._give_up()
                 reason = self._attempt()
         reason = self.step.sharing.agreed(reason)
-        if reason is not None and self._captured is not None:  # on another rank it failed
-            self.eager.carry = self._captured.carry
-            self._captured.release()
-            self._captured = None
+        if reason is not None:  # here, or on another rank
+            self._give_up()
         self.graph = {"used": reason is None, "reason": reason}
         if reason is None and isinstance(self.step.model.walk, Wavefront):
             self.graph["wavefront"] = self.step.model.walk.chunks
@@ -199,10 +213,11 @@ class GraphExecutor:
             self.note(f"no CUDA graph: {reason}{_without_waves(self.step.train)}")
 
     def _may_overlap(self) -> bool:
-        """Whether nobody said how layers share the GPU, and nothing there is that chunks of time would slow down."""
+        """Whether layers leave room, nobody said how to use it, and nothing is there that chunks would slow down."""
         objective = self.step.objective
         filters = objective is not None and objective.filters
-        return self.step.train.wavefront is None and self.step.sharing.world.size == 1 and not filters
+        alone = self.step.sharing.world.size == 1
+        return self._room and self.step.train.wavefront is None and alone and not filters
 
     def _attempt(self) -> str | None:
         """Capture the step; why that failed, or None."""
@@ -223,7 +238,7 @@ class GraphExecutor:
             return f"the optimizer {type(self.step.optimizer).__name__} keeps its counters on the host"
         if self._grew:
             return "the carried state grows from step to step"
-        return next(uncapturable(self.step.model), None)
+        return self._uncapturable
 
 
 class CapturedStep:
