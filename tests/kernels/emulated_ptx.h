@@ -103,9 +103,13 @@ inline void enter(int thread) {
     blockIdx.x = first_block + thread / in_block;
 }
 
-// The next thread that can go on: of this block if there is one, so that blocks run as far ahead as they can.
+// The next thread that can go on: of this warp, else of this block, so that warps and blocks run as far ahead as they can.
 inline int next() {
     const int own = current % in_block, first = current - own;
+    for (int n = 1; n < 32; ++n) {
+        const int thread = current / 32 * 32 + ((turned ? current - n : current + n) + 32) % 32;
+        if (fibres[thread].ready()) return thread;
+    }
     for (int n = 1; n <= in_block; ++n) {
         const int thread = first + ((turned ? own - n : own + n) + in_block) % in_block;
         if (fibres[thread].ready()) return thread;
@@ -203,6 +207,8 @@ template <int BYTES> void copy_async(void* to, const void* from, bool valid) {
     if (valid) inside(static_cast<const char*>(from), BYTES);
     std::memset(to, 0xff, BYTES);  // until it has arrived, whoever reads there finds no number
     Queue& own = queues[current];
+    for (int i = 0; i < own.length; ++i)
+        if (own.copies[i].to == to) fail("a copy to where another is on its way");
     if (own.length == 512) fail("more copies than the emulation has room for");
     own.copies[own.length++] = {to, valid ? from : nullptr, BYTES, own.commits};
 }
