@@ -4,9 +4,9 @@ r"""Whether two runs have one loss curve over their first steps, such as one by 
     RNN_LAB_KERNELS=graph rnn-lab fit --preset seed004/e1 --steps 200 --out runs/loops
     python bench/curves.py runs/kernels runs/loops --steps 200 --json docs/benchmarks/NAME.json
 
-Both have to have read the same bytes with the same seed, batch and rate. Exit 1 where the curves part by more than
-tests/gpu/test_curves.py allows: a step of the first tenth by 1 % (fp32 0.1 %), the mean of the last quarter by 2 %
-(0.5 %).
+Exit 1 where the curves part by more than tests/gpu/test_curves.py allows: a step of the first tenth by 1 % (fp32
+0.1 %), the mean of the last quarter by 2 % (0.5 %). Exit 2 where that cannot be asked: the runs read other bytes, are
+configured in another way than how long and by what they run, had other rates, or lack a step or a loss.
 """
 
 import argparse
@@ -15,45 +15,49 @@ import sys
 import tomllib
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NoReturn
 
+from rnn_lab.errors import CheckpointError
 from rnn_lab.train.metrics import read_metrics
 
 LIMITS = {"float32": (1e-3, 5e-3), "bfloat16": (1e-2, 2e-2)}
-SAME = ("model", "params", "dtype", "seed")
-CONFIG = ("batch_size", "seq_len", "carry_state", "grad_accum", "seed")
+BESIDES = ("checkpoint", "eval", "loader", "log", "origins")
+MAY_DIFFER = {"data.path", *(f"train.{key}" for key in ("device", "graph", "minutes", "steps", "tokens", "wavefront"))}
+"""Sections and keys that no loss depends on; the data are compared by what is in them."""
 
 
-def read(run: Path) -> dict[str, Any]:
-    """The result of a run."""
-    found: dict[str, Any] = json.loads((run / "result.json").read_text())
-    return found
+def read(run: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A run's result, what its curve depends on, and where it ran."""
+    try:
+        result = json.loads((run / "result.json").read_text())
+        sections = tomllib.loads((run / "config.toml").read_text())
+        env = json.loads((run / "env.json").read_text())
+        found = {f"{name}.{k}": v for name in sections if name not in BESIDES for k, v in sections[name].items()}
+        found = {key: value for key, value in found.items() if key not in MAY_DIFFER}
+        found |= {"data": result["data"]["fingerprint"], "dtype": result["dtype"], "parameters": result["params"]}
+        return result, found, {key: env[key] for key in ("date", "packages", "gpu", "gpu_driver", "git")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        refuse(f"{run} is no finished run ({type(error).__name__}: {error})")
 
 
-def config(run: Path) -> dict[str, Any]:
-    """Its sections, every value decided."""
-    return tomllib.loads((run / "config.toml").read_text())
+def curve(run: Path, steps: int) -> list[tuple[float, float]]:
+    """Loss and rate of each of the first steps."""
+    try:
+        lines = [line for _, line in zip(range(steps), read_metrics(run / "metrics.jsonl"), strict=False)]
+    except CheckpointError as error:
+        refuse(str(error))
+    if [line["step"] for line in lines] != list(range(1, steps + 1)):
+        refuse(f"{run} does not have the steps 1 to {steps}")
+    losses = [line["loss"] for line in lines]
+    if not all(isinstance(loss, float) and abs(loss) < float("inf") for loss in losses):
+        refuse(f"{run} has a step without a loss")
+    return list(zip(losses, [line.get("lr") for line in lines], strict=True))
 
 
-def machine(run: Path) -> dict[str, Any]:
-    """Where it ran, and by what."""
-    env = json.loads((run / "env.json").read_text())
-    return {key: env[key] for key in ("date", "packages", "gpu", "gpu_driver", "git")}
-
-
-def differences(one: Path, other: Path) -> list[str]:
-    """What makes the curves no answer to the question."""
-    a, b = read(one), read(other)
-    found = [f"{key}: {a[key]} and {b[key]}" for key in SAME if a[key] != b[key]]
-    if a["data"]["fingerprint"] != b["data"]["fingerprint"]:
-        found.append("other data")
-    ca, cb = config(one), config(other)
-    found += [
-        f"train.{k}: {ca['train'].get(k)} and {cb['train'].get(k)}"
-        for k in CONFIG
-        if ca["train"].get(k) != cb["train"].get(k)
-    ]
-    return found + [f"[{s}] differs" for s in ("optimizer", "schedule", "objective") if ca.get(s) != cb.get(s)]
+def refuse(why: str) -> NoReturn:
+    """End with 2."""
+    sys.stderr.write(f"error: {why}\n")
+    sys.exit(2)
 
 
 def main() -> None:
@@ -64,38 +68,40 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if found := differences(options.one, options.other):
-        raise SystemExit("the runs differ in more than how they computed: " + "; ".join(found))
-    curves = [
-        [line["loss"] for line in read_metrics(run / "metrics.jsonl")][: options.steps]
-        for run in (options.one, options.other)
-    ]
-    if min(map(len, curves)) < max(10, options.steps):
-        raise SystemExit(
-            f"{options.steps} steps, at least 10, are asked for; the runs have {len(curves[0])} and {len(curves[1])}"
-        )
-    results = [read(run) for run in (options.one, options.other)]
-    early = max(abs(a / b - 1) for a, b in zip(*(curve[: options.steps // 10] for curve in curves), strict=True))
-    late = abs(mean(curves[0][-options.steps // 4 :]) / mean(curves[1][-options.steps // 4 :]) - 1)
-    limits = LIMITS[results[0]["dtype"]]
+    if options.steps < 10:
+        parser.error("--steps: at least 10")
+    runs = (options.one, options.other)
+    if options.one.resolve() == options.other.resolve():
+        refuse("that is one run")
+    (a, a_set, _), (b, b_set, _) = found = [read(run) for run in runs]
+    if differ := [f"{k}: {a_set.get(k)} and {b_set.get(k)}" for k in a_set | b_set if a_set.get(k) != b_set.get(k)]:
+        refuse("the runs differ in more than how they computed: " + "; ".join(differ))
+    if a["dtype"] not in LIMITS:
+        refuse(f"no limits for {a['dtype']}")
+    pairs = list(zip(*(curve(run, options.steps) for run in runs), strict=True))
+    if parted := next((k for k, ((_, mine), (_, other)) in enumerate(pairs, 1) if mine != other), None):
+        refuse(f"the learning rates differ in step {parted}: give both runs one budget, or a schedule without one")
+    curves = [[pair[i][0] for pair in pairs] for i in (0, 1)]
+    early = max(abs(x / y - 1) for x, y in list(zip(*curves, strict=True))[: options.steps // 10])
+    late = abs(mean(curves[0][-(options.steps // 4) :]) / mean(curves[1][-(options.steps // 4) :]) - 1)
     page = {
-        "kind": "curves", "model": results[0]["model"], "params": results[0]["params"], "dtype": results[0]["dtype"],
-        "device": results[0]["device"], "steps": options.steps, "early": early, "late": late, "limits": limits,
+        "kind": "curves", "model": a["model"], "params": a["params"], "dtype": a["dtype"], "steps": options.steps,
+        "early": early, "late": late, "limits": LIMITS[a["dtype"]],
         "runs": [
-            {"backends": r["backends"], "graph": r["graph"], "env": machine(run), "loss": c}
-            for run, r, c in zip((options.one, options.other), results, curves, strict=True)
+            {"backends": result["backends"], "graph": result["graph"], "env": env, "loss": losses}
+            for (result, _, env), losses in zip(found, curves, strict=True)
         ],
     }  # fmt: skip
-    for run in page["runs"]:
-        rows = ", ".join(f"{row['op']} {row['backend']}" for row in run["backends"])
-        sys.stdout.write(f"{rows}; graph {run['graph']}\n")
-    for k in sorted({1, 2, 5, 10, 20, 50, 100, 150, 200, options.steps}):
+    for result in (a, b):
+        rows = ", ".join(f"{row['op']} {row['backend']}" for row in result["backends"])
+        sys.stdout.write(f"{rows}; graph {result['graph']}\n")
+    for k in (1, 2, 5, 10, 20, 50, 100, 150, 200, options.steps):
         if k <= options.steps:
             sys.stdout.write(f"step {k:5}  {curves[0][k - 1]:.4f}  {curves[1][k - 1]:.4f}\n")
     sys.stdout.write(f"first tenth: a step parts by {early:.2%} at most; mean of the last quarter: {late:.2%}\n")
     if options.json:
         options.json.write_text(json.dumps(page, indent=1) + "\n")
-    sys.exit(early > limits[0] or late > limits[1])
+    sys.exit(not (early <= LIMITS[a["dtype"]][0] and late <= LIMITS[a["dtype"]][1]))
 
 
 if __name__ == "__main__":
