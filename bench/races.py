@@ -16,6 +16,7 @@ import torch
 from dense import restrict
 from rnn_lab.kernels.certificates import LIMITS, evaluate
 from rnn_lab.kernels.dense import engine
+from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.dense.cuda import source
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import run_dense
@@ -23,6 +24,11 @@ from rnn_lab.tensors import relative_error
 
 PRODUCT = "matrix.multiply(p, exchange.receive("
 STEPS = 6
+CASES = (
+    (8, 1, (4,), 9, 128), (8, 2, (4,), 19, 128), (8, 3, (1,), 21, 128), (8, 5, (1,), 37, 128), (16, 1, (2,), 9, 256),
+    (16, 2, (4,), 17, 256),
+)  # fmt: skip
+"""Blocks of a cluster, groups, stages of inputs, sequences, width."""
 
 
 def main() -> None:
@@ -31,15 +37,9 @@ def main() -> None:
     parser.add_argument("--as-it-is", action="store_true", help="without the barrier")
     if not parser.parse_args().as_it_is:
         engine.source = with_barrier  # type: ignore[attr-defined]
-    for cluster, groups, B, D in (
-        (8, 1, 9, 128),
-        (8, 2, 19, 128),
-        (8, 3, 21, 128),
-        (8, 5, 37, 128),
-        (16, 1, 9, 256),
-        (16, 2, 17, 256),
-    ):
+    for cluster, groups, stages, B, D in CASES:
         restrict({cluster: 7}, (8,), (groups,))
+        dense_plan.STAGES = stages
         torch.manual_seed(0)
         W, b = torch.randn(2 * D, D, device="cuda") / (2 * D**0.5), torch.randn(D, device="cuda")
         u = torch.randn(B, STEPS, 2 * D, device="cuda").bfloat16()
@@ -48,7 +48,7 @@ def main() -> None:
         got, want = evaluate(run_dense, args), evaluate(reference, args, torch.float64)
         for limit, ours, theirs in zip(LIMITS[torch.bfloat16], got, want, strict=True):
             assert max(map(relative_error, ours, theirs)) < limit
-        sys.stdout.write(f"clusters of {cluster}, {groups} groups of 8, B {B}: right\n")
+        sys.stdout.write(f"clusters of {cluster}, {groups} groups of 8, {stages[0]} stages, B {B}: right\n")
 
 
 def with_barrier(*args: Any) -> str:

@@ -94,7 +94,7 @@ class TrainSection(StrictModel):
         None,
         ge=1,
         le=32,
-        description="chunks of time that layers work on at once, in a captured step; default: three where that pays",
+        description="chunks of time that layers of a captured step share; default: up to 3 where they leave room",
     )
 
 

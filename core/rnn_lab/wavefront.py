@@ -69,12 +69,12 @@ class Wavefront:
 
 
 def leave_room(model: Any) -> bool:
-    """Whether each of an `LM`'s layers left most of a GPU idle in the last pass, so that several had better share it."""
+    """Whether each of an `LM`'s layers left most of a GPU idle in the last pass, so that several may share it."""
     return len(model.layers) > 1 and all(map(_leaves_room, model.layers))
 
 
 def overlap(model: Any, T: int) -> bool:
-    """Let the layers of an `LM` work on several chunks of T steps at once; False where none, or somebody's, are left."""
+    """Let the layers of an `LM` work on several chunks of T steps at once; False where that is decided, or T short."""
     chunks = min(CHUNKS, T // SHORTEST)
     if model.walk is not None or chunks < 2:
         return False

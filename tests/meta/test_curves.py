@@ -95,7 +95,11 @@ def test_runs_that_cannot_be_asked(judge, change, told):
 
 
 def test_how_long_and_by_what_they_ran_may_differ(judge):
-    assert judge(config=lambda text: text.replace("steps = 20", "minutes = 8.0").replace('"auto"', '"off"', 1))[0] == 0
+    def config(text):
+        return text.replace("\nsteps = 20\n", "\nminutes = 8.0\n").replace('graph = "auto"', 'graph = "off"')
+
+    code, told = judge(config=config)
+    assert code == 0, told
 
 
 def test_a_run_is_not_held_against_itself(runs):

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from rnn_lab.config import Layer
 from rnn_lab.registry import registry
+from rnn_lab.train import graph, optimizers
 from rnn_lab.train.resume import resume_run
 from rnn_lab.train.run import Plan, plan_run, start_run
+
+from .fake_queue import FakeQueue
 
 TEXT = b"the quick brown fox jumps over the lazy dog. \x1e"
 
@@ -68,3 +71,17 @@ def run(plan: Plan, out: Path, observer: Recorder | None = None) -> dict[str, An
 
 def resume(out: Path, observer: Recorder | None = None, **extend: Any) -> dict[str, Any]:
     return resume_run(out, extend, registry(), observer or Recorder())
+
+
+@pytest.fixture
+def fused_on_the_cpu(monkeypatch):
+    """AdamW whose counters are on the device, as a captured step needs."""
+    monkeypatch.setattr(optimizers, "WarmupAdamW", optimizers.FusedAdamW)
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """The queue of a captured step, without a GPU."""
+    made = FakeQueue()
+    monkeypatch.setattr(graph, "queue_of", lambda device: made)
+    return made

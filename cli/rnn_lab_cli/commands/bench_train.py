@@ -43,7 +43,7 @@ MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "e74", "e88", "mamb
     "--wavefront",
     type=click.IntRange(1, 32),
     metavar="N",
-    help="Chunks of time that layers are at work on at once; default: in a graph 3 where that pays.",
+    help="Chunks of time that layers are at work on at once; default: in a graph up to 3 where layers leave room.",
 )
 @bench_options
 def train(

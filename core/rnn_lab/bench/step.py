@@ -29,7 +29,7 @@ def make_step(
         dtype: of the autocast.
         like_BT1: a batch of the shape and dtype of all others.
         graph: whether forward, backward, clip and update are one CUDA graph.
-        wavefront: chunks of time that layers work on at once; default: in a graph three where that pays, as in a run.
+        wavefront: chunks of time that layers work on at once; default: in a graph as many as a run takes.
 
     Raises:
         GraphUnavailable: a layer of the model cannot be captured.

@@ -1,10 +1,10 @@
 """The whole step as one CUDA graph, replayed a few steps ahead of the host.
 
-The first steps of a session run eagerly; they are real steps, so neither data nor, but for rounding where layers share the GPU, losses depend on the graph. Then
-forward, backward, clip and update of all micro-batches are captured once over static buffers. From there on a step
-is a copy of its batch from pinned memory, a replay and a copy of four scalars back, all queued: the host learns of
-step k while later ones run. A step that is not finite halts the optimizer on the device, so what was queued behind
-it changes nothing.
+The first steps of a session run eagerly; they are real steps, so neither data nor losses depend on the graph (but for
+rounding, where layers share the GPU in it). Then forward, backward, clip and update of all micro-batches are captured
+once over static buffers. From there on a step is a copy of its batch from pinned memory, a replay and a copy of four
+scalars back, all queued: the host learns of step k while later ones run. A step that is not finite halts the optimizer
+on the device, so what was queued behind it changes nothing.
 """
 
 import time

@@ -47,8 +47,8 @@ SEND_RATE = {8: 17.6, 16: 20.0}
 ONE_WAY, EPILOGUE = {8: 205, 16: 773}, 118
 """Clocks from the last word to a reader that goes on; of the element-wise part.
 
-These figures are fitted to what 117 kernels took on an H100, within 10 % (docs/performance.md); that for words to other
-blocks alone is measured by bench.latencies too, at 18 to 21 bytes per clock.
+Rates and clocks are parameters of a fit to what 117 kernels took on an H100, 10 % in the root mean square
+(docs/performance.md), not what the hardware does alone: bench.latencies measures that.
 """
 
 
