@@ -97,6 +97,11 @@ class TrainSection(StrictModel):
         description="chunks of time that layers of a captured step share; default: up to 3 where they leave room",
     )
 
+    @property
+    def chunks(self) -> int:
+        """Chunks of time that were asked for; 1 where none were."""
+        return self.wavefront or 1
+
 
 class OptimizerSection(StrictModel):
     """`[optimizer]`: the update rule."""

@@ -7,7 +7,6 @@ import torch
 from rnn_lab.errors import CheckpointError, ConfigError
 from rnn_lab.registry import registry
 from rnn_lab.sections import ObjectiveSection
-from rnn_lab.train import graph, optimizers
 from rnn_lab.train.checkpoint import load_checkpoint
 from rnn_lab.train.heads import attach_heads
 from rnn_lab.train.objective import Objective
@@ -15,7 +14,6 @@ from rnn_lab.train.run import build, load_trained
 from rnn_lab.train.rundir import list_checkpoints
 
 from .conftest import Recorder, resume, run
-from .fake_queue import FakeQueue
 from .models import assert_equal, gradients, model_of, windows
 from .test_resume import assert_same_run, facts, weights
 
@@ -137,11 +135,8 @@ CARRIED = {"carry_state": True, "grad_accum": 2, "checkpoint_every": 1}
 
 
 @pytest.fixture
-def queue(monkeypatch):
-    monkeypatch.setattr(optimizers, "WarmupAdamW", optimizers.FusedAdamW)
-    made = FakeQueue()
-    monkeypatch.setattr(graph, "queue_of", lambda device: made)
-    return made
+def queue(fused_on_the_cpu, queue):
+    return queue
 
 
 def test_a_captured_run_is_the_eager_run_and_is_captured_anew_where_the_filter_begins(tiny, tmp_path, queue):

@@ -80,7 +80,7 @@ def executor(step: TrainStep, sampler: Sampler, clock: Clock, carry: Carry, note
 
 
 def _without_waves(train: TrainSection) -> str:
-    return f"; train.wavefront = {train.wavefront} then only costs time" if (train.wavefront or 1) > 1 else ""
+    return f"; train.wavefront = {train.wavefront} then only costs time" if train.chunks > 1 else ""
 
 
 class GraphExecutor:
@@ -141,9 +141,10 @@ class GraphExecutor:
         before = _shapes(self.eager.carry)
         with self.queue.running():
             self.eager.submit(k)
-        self._room, self._uncapturable = leave_room(self.step.model), next(uncapturable(self.step.model), None)
         self._grew = bool(before) and before != _shapes(self.eager.carry)
-        self._left -= self._left > 0
+        if self._left > 0:  # a step before a capture
+            self._room, self._uncapturable = leave_room(self.step.model), next(uncapturable(self.step.model), None)
+            self._left -= 1
 
     def collect(self, wait: bool) -> Outcome | None:
         """See Executor."""

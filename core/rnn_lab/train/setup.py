@@ -41,7 +41,7 @@ def check(cfg: RunConfig) -> None:
         _check_layerwise(cfg)
     if cfg.train.checkpoint_chunk is not None and cfg.train.checkpoint_every is None:
         raise ConfigError("train.checkpoint_chunk needs train.checkpoint_every: how many blocks are computed again")
-    if (cfg.train.wavefront or 1) > 1:
+    if cfg.train.chunks > 1:
         _check_wavefront(cfg)
 
 
@@ -58,7 +58,7 @@ def _check_wavefront(cfg: RunConfig) -> None:
             "train.wavefront needs the step as one CUDA graph, because launches from Python leave nothing to overlap: "
             "leave out train.graph = off, or train.wavefront"
         )
-    if train.wavefront is not None and train.wavefront > train.seq_len:
+    if train.chunks > train.seq_len:
         raise ConfigError(
             f"train.wavefront = {train.wavefront} chunks of train.seq_len = {train.seq_len} bytes would leave some "
             "without any: take fewer"
@@ -83,7 +83,7 @@ def check_ranks(cfg: RunConfig, ranks: int) -> None:
             "train.graph = on and parallel.mode = fsdp exclude each other: FSDP2 allocates and frees parameters around "
             "every block, which a graph cannot hold. Use parallel.mode = ddp, or train.graph = auto"
         )
-    if ranks > 1 and cfg.parallel.mode == "fsdp" and (train.wavefront or 1) > 1:
+    if ranks > 1 and cfg.parallel.mode == "fsdp" and train.chunks > 1:
         raise ConfigError(
             "train.wavefront and parallel.mode = fsdp exclude each other: FSDP2 gathers a block's parameters for one "
             "pass, and chunks of time pass through every block again and again. Use parallel.mode = ddp"

@@ -196,8 +196,8 @@ class TrainStep:
         self._figures: Tensor | None = None
         if train.checkpoint_every is not None:
             model.walk = Remat(train.checkpoint_every, train.checkpoint_chunk)
-        elif (train.wavefront or 1) > 1:
-            model.walk = Wavefront(train.wavefront or 1)
+        elif train.chunks > 1:
+            model.walk = Wavefront(train.chunks)
 
     @property
     def width(self) -> int:
