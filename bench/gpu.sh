@@ -2,7 +2,7 @@
 # What CI cannot run, on a machine with a GPU: `bash bench/gpu.sh OUT PART...`, pages and logs into OUT.
 #
 #   tests         every test of kernels and of tests/gpu, in WORKERS processes (default 8)
-#   contract      rnn-lab check MODEL --device cuda, for the models in MODELS (default: all)
+#   contract      rnn-lab check MODEL --device cuda, for the models in MODELS (default: all), in WORKERS processes
 #   length        time per token from T 512 to 32K at B 4
 #   matrix        E74 and E88 beside FLA, the captured loop and the plain one, in one run
 #   linear        Gated DeltaNet and Mamba2 beside FLA and mamba-ssm
@@ -41,10 +41,10 @@ for part in "$@"; do
   case $part in
     tests) tests tests/kernels tests/gpu ;;
     contract)
-      for model in ${MODELS:-$($LAB list-models --json | "$PYTHON" -c 'import json, sys
-print(*[row["name"] for row in json.load(sys.stdin)])')}; do
-        limited $LAB check "$model" --device cuda > "$OUT/check-$model.txt" 2>&1 && echo "$model passed" || echo "$model FAILED"
-      done ;;
+      export OUT LAB LIMIT
+      printf '%s\n' ${MODELS:-$($LAB list-models --json | "$PYTHON" -c 'import json, sys
+print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xargs -P "${WORKERS:-8}" -I{} bash -c '
+        timeout -k 10 "$LIMIT" $LAB check {} --device cuda > "$OUT/check-{}.txt" 2>&1 && echo "{} passed" || echo "{} FAILED"' ;;
     length)
       for T in 512 2048 8192 32768; do
         kernels "h100-kernels-t$T" --op recurrence --implementation diagonal --implementation matrix --batch 4 \
