@@ -70,11 +70,16 @@ def refuses_triton(*tensors: Tensor) -> str | None:
     return refuses_gpu(*tensors) or (None if _installed() else "triton is not installed")
 
 
+SMALL = 2**16
+"""A call whose tensors all have fewer elements is not worth the seconds that compiling other configurations takes."""
+
+
 class Tuned:
     """A Triton kernel and the few configurations from which the fastest is taken, once per `key`.
 
     `key` names arguments that decide the speed: widths and flags, never a number of steps. Triton keeps the timings
-    on disk. `trying(i)` takes the i-th configuration instead: a certificate has to hold for whatever may be chosen.
+    on disk. A SMALL call takes the first configuration.
+    `trying(i)` takes the i-th configuration instead: a certificate has to hold for whatever may be chosen.
     """
 
     def __init__(self, kernel: Any, configs: Sequence[Any], key: Sequence[str]) -> None:
@@ -89,9 +94,18 @@ class Tuned:
         """Launcher for a grid, which may be a function of the configuration."""
         index = tried(len(self.configs))
         if index is None and self._tuner is not None:
-            launch: Callable[..., Any] = self._tuner[grid]
-            return launch
-        return partial(self.kernel[grid], **self.configs[index or 0].all_kwargs())
+            return partial(self._launch, grid)
+        return self._configured(grid, index or 0)
+
+    def _configured(self, grid: Any, index: int) -> Callable[..., Any]:
+        return partial(self.kernel[grid], **self.configs[index].all_kwargs())
+
+    def _launch(self, grid: Any, *args: Any, **named: Any) -> Any:
+        tensors = (value for value in (*args, *named.values()) if isinstance(value, Tensor))
+        small = all(tensor.numel() < SMALL for tensor in tensors)
+        assert self._tuner is not None
+        launch = self._configured(grid, 0) if small else self._tuner[grid]
+        return launch(*args, **named)
 
 
 @dataclass
