@@ -45,28 +45,40 @@ def test_data_fetch_gives_the_default_corpus(rnn_lab):
 def test_check_prints_a_line_per_rule_and_fails_with_1(rnn_lab, monkeypatch):
     seen = []
 
-    def contract(model, fields=None, only=None, device="cpu"):
-        seen.append((model, only))
-        return [
-            CheckResult("shapes", "pass", "", 0.1),
-            CheckResult("causal", "fail" if model == "e88" else "pass", "step 3 sees step 4", 0.2),
-            CheckResult("compile", "skip", "needs shapes", 0.0),
-        ]
+    class Contract:
+        def __init__(self, model, device):
+            self.model, self.device = model, device
 
-    monkeypatch.setattr(testing, "check_model", contract, raising=False)
+        def results(self, only):
+            seen.append((self.model, only, self.device))
+            yield CheckResult("shapes", "pass", "", 0.1)
+            yield CheckResult("causal", "fail" if self.model == "e88" else "pass", "step 3 sees step 4", 0.2)
+            yield CheckResult("compile", "skip", "needs shapes", 0.0)
+
+    monkeypatch.setattr(testing, "Suite", Contract, raising=False)
     done = rnn_lab("check", "e61")
     assert done.code == 0
     assert done.out.splitlines() == ["pass shapes", "pass causal step 3 sees step 4", "skip compile needs shapes"]
     done = rnn_lab("check", "e74_e88", "--only", "shapes")
     assert done.code == 1 and "FAIL causal step 3 sees step 4" in done.out and "e88:" in done.out
-    assert {("e74", ("shapes",)), ("e88", ("shapes",))} <= set(seen[1:])
+    assert {("e74", ("shapes",), "cpu"), ("e88", ("shapes",), "cpu")} <= set(seen[1:])
     seen.clear()
-    assert rnn_lab("check", "rnn-lab-e74-e88").code == 1 and ("e88", None) in seen
+    assert rnn_lab("check", "rnn-lab-e74-e88").code == 1 and ("e88", None, "cpu") in seen
     rows = rnn_lab("check", "e88", "--json").json
     assert rows[1] == {
         "model": "e88", "id": "causal", "status": "fail", "message": "step 3 sees step 4", "seconds": 0.2,
     }  # fmt: skip
     assert rnn_lab("check", "builtin").code == 2
+
+
+def test_check_prints_a_line_as_soon_as_it_is_known(rnn_lab, monkeypatch):
+    def interrupted(suite, only):
+        yield CheckResult("shapes", "pass", "", 0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rnn_lab.testing.checks.Suite.results", interrupted)
+    done = rnn_lab("check", "e61")
+    assert done.code == 130 and done.out.splitlines() == ["pass shapes"]
 
 
 def test_check_runs_the_real_contract(rnn_lab):

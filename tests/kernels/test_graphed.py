@@ -1,5 +1,6 @@
 """Loops by segments: with a capture that only remembers the work, the walk can be checked without a GPU."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -197,12 +198,24 @@ def test_steps_are_compiled_once_and_whole(name, captured, monkeypatch):
     assert len(compiled) == 2
 
 
-def test_where_nothing_can_be_compiled_the_graph_itself_runs(monkeypatch):
+@pytest.mark.parametrize("when", ["asked", "called"])
+def test_where_nothing_can_be_compiled_the_graph_itself_runs(monkeypatch, when):
     def broken(*args):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: broken)
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: broken() if when == "asked" else broken)
     h = torch.ones(2, 3)
     with pytest.warns(UserWarning, match="run unfused: RuntimeError: no compiler"):
         step = step_graphs.step_of(torch.add, h, [h], [], [], True)
+    assert torch.equal(step.forward(h, h), 2 * h)
+
+
+def test_what_the_compiler_warns_of_when_it_is_imported_hinders_nothing(monkeypatch):
+    def compiler(graph, dynamic):
+        warnings.warn("an old name", DeprecationWarning, stacklevel=1)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    h = torch.ones(2, 3)
+    step = step_graphs.step_of(torch.add, h, [h], [], [], True)
     assert torch.equal(step.forward(h, h), 2 * h)

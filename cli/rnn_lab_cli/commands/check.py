@@ -19,7 +19,7 @@ WORDS = {"pass": "pass", "fail": "FAIL", "skip": "skip"}
 def check(ctx: click.Context, subject: str, only: tuple[str, ...], device: str, as_json: bool) -> None:
     """Hold a model, or every model of a plugin, to the contract that all models keep."""
     models = _models(subject)
-    from rnn_lab.testing import check_model
+    from rnn_lab.testing import Suite
     from rnn_lab.train.device import pick_device
 
     where = str(pick_device(device))
@@ -28,7 +28,7 @@ def check(ctx: click.Context, subject: str, only: tuple[str, ...], device: str, 
     for model in models:
         if len(models) > 1 and not as_json:
             click.echo(f"{model}:")
-        for result in check_model(model, only=only or None, device=where):
+        for result in Suite(model, device=where).results(only or None):
             rows.append(
                 {
                     "model": model,

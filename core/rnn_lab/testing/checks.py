@@ -68,11 +68,20 @@ class Suite:
             ConfigError: no such check.
 
         """
-        if check_id not in _BY_ID:
-            raise ConfigError(f"unknown check {check_id!r}.{did_you_mean(check_id, list(_BY_ID))}")
+        check = _known(check_id)
         if check_id not in self._done:
-            self._done[check_id] = self._run(_BY_ID[check_id])
+            self._done[check_id] = self._run(check)
         return self._done[check_id]
+
+    def results(self, only: Iterable[str] | None = None) -> Iterator[CheckResult]:
+        """Results of the checks that are asked for, or of all, each as soon as it is known, in the order of CHECKS.
+
+        Raises:
+            ConfigError: no such check.
+
+        """
+        wanted = set(_BY_ID) if only is None else {_known(check_id).id for check_id in only}
+        return (self.result(check_id) for check_id in _BY_ID if check_id in wanted)
 
     def _run(self, check: Check) -> CheckResult:
         missing = [need for need in check.needs if self.result(need).status != "pass"]
@@ -89,6 +98,12 @@ class Suite:
         except Exception as error:
             return CheckResult(check.id, "fail", str(error), time.perf_counter() - began)
         return CheckResult(check.id, "pass", note or "", time.perf_counter() - began)
+
+
+def _known(check_id: str) -> Check:
+    if check_id not in _BY_ID:
+        raise ConfigError(f"unknown check {check_id!r}.{did_you_mean(check_id, list(_BY_ID))}")
+    return _BY_ID[check_id]
 
 
 @contextmanager
@@ -125,7 +140,4 @@ def check_model(
         PluginError: the model file cannot be loaded.
 
     """
-    suite = Suite(model, fields, device)
-    wanted = list(_BY_ID) if only is None else list(only)
-    results = {check_id: suite.result(check_id) for check_id in wanted}
-    return [results[check.id] for check in CHECKS if check.id in results]
+    return list(Suite(model, fields, device).results(only))

@@ -122,10 +122,10 @@ def _forget(h: Tensor, fresh: Sequence[Tensor]) -> Tensor:
 
 def _fused(graph: Any, example: Sequence[Tensor]) -> Any:
     """The graph with its element-wise operations in few kernels; as it is where TorchInductor cannot compile it."""
-    compiled: Any = torch.compile(graph, dynamic=False)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice to round fp32 products
+            warnings.simplefilter("ignore")  # advice to round fp32 products; what the compiler's own imports say
+            compiled: Any = torch.compile(graph, dynamic=False)
             compiled(*example)
     except Exception as error:  # no C compiler, an operation that it lacks: whatever it is, the graph itself runs
         warnings.warn(f"a recurrence's steps run unfused: {type(error).__name__}: {error}", stacklevel=2)
