@@ -11,6 +11,7 @@
 #   cells         whole dense cells beside cuDNN, FlashRNN and the captured loop
 #   races         small dense recurrences under compute-sanitizer
 #   waves         whole steps of E1 and E5 with layers on several chunks of time at once, and without
+#   optimizers    share of Muon's update in a step of 100M parameters, 32 and 256 sequences
 #   series        six models at 100M for MINUTES each (default 0.75), on DATA and VAL_DATA if they are set
 #   backward      backward with and without Collider
 #   e3            the E3 suite, MINUTES a run
@@ -73,6 +74,13 @@ print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xar
       for N in 1 3 4 6; do
         limited $LAB bench train --preset seed000/e1_50m --preset seed004/e1 --preset seed000/e5_d1536_r270 --graph on \
           --steps 10 --wavefront $N --out "$OUT/h100-train-dense-waves-$N.json" > "$OUT/waves-$N.txt" 2>&1
+      done ;;
+    optimizers)
+      for B in 32 256; do
+        for optimizer in muon muon8bit; do
+          limited $LAB bench train --model e61 --model e1 --target 100M --batch-size $B --graph on --steps 8 \
+            --optimizer $optimizer --out "$OUT/h100-train-$optimizer-b$B.json" > "$OUT/$optimizer-b$B.txt" 2>&1
+        done
       done ;;
     series)
       mapfile -t given < <(data)

@@ -142,7 +142,7 @@ def train_block(folder: Path, table: Table) -> str:
     """Training steps."""
     headers = (
         "model", "implementation", "mode", "parameters", "tok/s", "ms", "GiB", "MFU of datasheet", "MFU of measured",
-        "launch", "remark",
+        "launch", "update", "remark",
     )  # fmt: skip
     return _tables(folder, "bench-train", headers, _train_cells, table)
 
@@ -150,11 +150,13 @@ def train_block(folder: Path, table: Table) -> str:
 def _train_cells(row: dict[str, Any]) -> Sequence[object]:
     head = (row["model"], row["implementation"], row["mode"])
     if row["status"] != "ok":
-        return (*head, *[""] * 7, _why(row))
+        return (*head, *[""] * 8, _why(row))
+    update = row.get("update_ms")  # older files lack it
     return (
         *head, f"{row['params']:,}", f"{row['tokens_per_s']['median']:,.0f}", _ms(row["ms"]),
         f"{row['peak_memory_bytes'] / 2**30:.1f}", _percent(row["mfu_datasheet"]), _percent(row["mfu_measured"]),
-        _percent(row["launch_overhead"]), _backends(row),
+        _percent(row["launch_overhead"]),
+        f"{_ms(update)}, {_percent(row['update_share'])}" if update else "", _backends(row),
     )  # fmt: skip
 
 

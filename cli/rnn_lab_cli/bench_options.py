@@ -15,7 +15,7 @@ from rnn_lab_cli.output import emit_json, json_option, note
 
 if TYPE_CHECKING:
     import torch
-    from rnn_lab.config import ModelSection
+    from rnn_lab.config import ModelSection, OptimizerSection
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -59,7 +59,7 @@ def bench_options(command: C) -> C:
     return command
 
 
-def model_and_fields(text: str) -> tuple[str, dict[str, Any]]:
+def name_and_fields(text: str, option: str = "--model") -> tuple[str, dict[str, Any]]:
     """`e74:n_state=32,dim=640` as name and fields.
 
     Raises:
@@ -72,7 +72,7 @@ def model_and_fields(text: str) -> tuple[str, dict[str, Any]]:
     fields: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         if "=" not in part:
-            raise ConfigError(f"--model {text}: {part!r} is not of the form KEY=VALUE")
+            raise ConfigError(f"{option} {text}: {part!r} is not of the form KEY=VALUE")
         fields |= parse_override(part)
     return name, fields
 
@@ -91,10 +91,29 @@ def sections(
 
     rows = []
     for text in models:
-        name, fields = model_and_fields(text)
+        name, fields = name_and_fields(text)
         values = {"name": name, **({} if "dim" in fields else {"target": target}), **fields}
         rows.append((text, resolve([Layer(f"--model {text}", {"model": values})]).config.model))
     return rows + [(name, find_preset(name, found).section()) for name in presets]
+
+
+def optimizer_section(text: str, model: "ModelSection", found: Registry) -> "OptimizerSection":
+    """The `[optimizer]` table of `muon:bits=8` for a model, with that optimizer's own defaults.
+
+    Raises:
+        ConfigError: no such optimizer, field or value.
+
+    """
+    from rnn_lab.config import Layer, resolve
+    from rnn_lab.train.run import optimizer_defaults
+
+    name, fields = name_and_fields(text, "--optimizer")
+    layers = [
+        Layer("--model", {"model": model.model_dump(exclude_unset=True)}),
+        Layer(f"--optimizer {text}", {"optimizer": {"name": name, **fields}}),
+    ]
+    asked = resolve(layers).config.optimizer
+    return resolve([*optimizer_defaults(asked, found), *layers]).config.optimizer
 
 
 def where(device: str, dtype: str, cpu_defaults: Mapping[str, Any]) -> "tuple[torch.device, torch.dtype]":

@@ -9,11 +9,15 @@ import pytest
 import torch
 from rnn_lab.bench import train as bench_train
 from rnn_lab.bench.kernels import Setting, bench_kernels
+from rnn_lab.bench.step import make_step
 from rnn_lab.bench.timing import Spread, captured
 from rnn_lab.bench.train import TrainSetting, covered
 from rnn_lab.kernels import recurrence
 from rnn_lab.kernels.dispatch import Backend
+from rnn_lab.modelspec import model_spec
+from rnn_lab.registry import registry
 from rnn_lab_cli import running
+from rnn_lab_cli.bench_options import sections
 from rnn_lab_cli.commands import bench_train as bench_command
 
 from .helpers import CELL
@@ -211,6 +215,37 @@ def test_train_json_has_rates_memory_and_the_loss(rnn_lab, tmp_path):
     assert (peer["implementation"], peer["status"]) == ("mamba-ssm Mamba2", "refused")
 
 
+def test_clip_and_optimizer_are_timed_by_themselves(rnn_lab):
+    argv = [*TRAIN, "--model", "e61:dim=16,depth=2", "--json", "--optimizer"]
+    muon = rnn_lab(*argv, "muon:bits=8,ns_steps=20").json
+    assert muon["setting"]["optimizer"] == "muon, lr = 0.02, weight_decay = 0.01, ns_steps = 20, bits = 8"
+    (row,) = muon["rows"]
+    assert row["update_ms"].keys() == SPREAD and 0 < row["update_share"] < 1
+    assert row["update_share"] == row["update_ms"]["median"] / row["ms"]["median"]
+    (row,) = rnn_lab(*argv, "galore_muon:galore_layerwise=true").json["rows"]  # its update is part of backward
+    assert row["status"] == "ok" and row["update_ms"] is row["update_share"] is None
+
+
+def test_the_update_that_is_timed_is_the_steps_own(monkeypatch):
+    calls = []
+
+    class Optimizer(torch.optim.SGD):
+        def step(self, closure=None):
+            calls.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+            super().step()
+
+    torch.manual_seed(0)
+    ((_, section),) = sections(["e61:dim=16,depth=1"], [], "100k", registry())
+    model = model_spec(section, registry()).build()
+    bytes_BT1 = torch.randint(97, 123, (2, 9), dtype=torch.uint8)
+    step = make_step(model, Optimizer(model.parameters(), lr=0.1), torch.float32, bytes_BT1, False)
+    step(bytes_BT1)
+    left = [p.grad.clone() for p in model.parameters()]
+    step.update()
+    assert len(calls) == 4
+    torch.testing.assert_close(calls[-1], left, rtol=1e-5, atol=0)
+
+
 def test_train_prints_a_table_and_says_that_a_cpu_is_no_gpu(rnn_lab):
     done = rnn_lab(*TRAIN, "--model", "e61:dim=16,depth=1", "--kernels", "reference")
     assert done.code == 0 and "how fast a GPU is" in done.err
@@ -260,6 +295,9 @@ def test_decode_of_a_growing_state_runs_eagerly(rnn_lab):
         [*KERNELS, "--model", "e61:dim"],
         [*KERNELS, "--model", "e61:width=16"],
         [*TRAIN, "--model", "e999"],
+        [*TRAIN, "--model", "e61:dim=16", "--optimizer", "sgdd"],
+        [*TRAIN, "--model", "e61:dim=16", "--optimizer", "muon:bit=8"],
+        [*TRAIN, "--model", "e61:dim=16", "--optimizer", "muon:bits"],
         [*TRAIN, "--model", "e61:dim=16", "--preset", "nobody/knows"],
         [*DECODE[:-4], "--batch-size", "one"],
         [*DECODE[:-4], "--batch-size", "0"],

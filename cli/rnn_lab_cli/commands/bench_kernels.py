@@ -12,8 +12,8 @@ from rnn_lab_cli.bench_options import (
     bench_options,
     finish,
     milliseconds,
-    model_and_fields,
     model_option,
+    name_and_fields,
     percent,
     progress,
     show_header,
@@ -75,7 +75,7 @@ def kernels(
     from rnn_lab.bench.kernels import Setting, bench_kernels
 
     cuda, found = chosen.type == "cuda", registry()
-    asked = [model_and_fields(text) for text in models or CASES]
+    asked = [name_and_fields(text) for text in models or CASES]
     if not models:
         absent = [name for name, _ in asked if name not in found.models]
         if absent:

@@ -10,6 +10,7 @@ from rnn_lab_cli.bench_options import (
     finish,
     milliseconds,
     model_option,
+    optimizer_section,
     percent,
     progress,
     sections,
@@ -45,14 +46,19 @@ MODELS = ("llama", "e61", "e62", "e64", "e65", "e67", "e68", "e74", "e88", "mamb
     metavar="N",
     help="Chunks of time that layers are at work on at once; default: in a graph up to 3 where layers leave room.",
 )
+@click.option(
+    "--optimizer", default="schedulefree", show_default=True, metavar="NAME[:KEY=VALUE,...]",
+    help="Registered optimizer, with fields of [optimizer].",
+)  # fmt: skip
 @bench_options
 def train(
     models: tuple[str, ...], presets: tuple[str, ...], target: str | None, batch_size: int | None,
-    seq_len: int | None, steps: int | None, graph: str, kernels: str | None, wavefront: int | None, limit: float,
-    device: str, dtype: str, as_json: bool, out: str | None,
+    seq_len: int | None, steps: int | None, graph: str, kernels: str | None, wavefront: int | None, optimizer: str,
+    limit: float, device: str, dtype: str, as_json: bool, out: str | None,
 ) -> None:  # fmt: skip
     """Measure whole training steps: forward, backward, clipping and optimizer on batches that are on the device.
 
+    The column update has clipping and optimizer by themselves, on the gradients of the last step.
     Mamba2 and Gated DeltaNet stand beside the blocks of mamba-ssm and FLA in the same language model. A model that
     does not fit or fails is a row that says so.
     """
@@ -68,6 +74,7 @@ def train(
     setting = TrainSetting(
         batch_size or (32 if cuda else 2), seq_len or (512 if cuda else 16), steps or (20 if cuda else 3), precision,
         chosen, graph, kernels or dispatch.setting(), wavefront=wavefront, limit=limit if cuda else None,
+        optimizer=optimizer_section(optimizer, asked[0][1], found),
     )  # fmt: skip
     finish(bench_train(asked, setting, progress(out)), out, as_json, _show)
 
@@ -76,7 +83,7 @@ def _show(page: dict[str, Any]) -> None:
     show_header(page)
     headers = (
         "model", "implementation", "mode", "parameters", "tok/s", "step", "GiB", "MFU datasheet", "MFU measured",
-        "launch", "loss", "backends", "remark",
+        "launch", "update", "loss", "backends", "remark",
     )  # fmt: skip
     table(headers, [_cells(row) for row in page["rows"]])
 
@@ -84,13 +91,19 @@ def _show(page: dict[str, Any]) -> None:
 def _cells(row: dict[str, Any]) -> list[object]:
     head = [row["model"], row["implementation"], row["mode"]]
     if row["status"] != "ok":
-        return [*head, *[None] * 9, f"{row['status']}: {row['reason']}"]
+        return [*head, *[None] * 10, f"{row['status']}: {row['reason']}"]
     return [
         *head, row["params"], round(row["tokens_per_s"]["median"]), milliseconds(row["ms"]),
         round(row["peak_memory_bytes"] / 2**30, 2), percent(row["mfu_datasheet"]), percent(row["mfu_measured"]),
-        percent(row["launch_overhead"]), row["loss"], _backends(row),
+        percent(row["launch_overhead"]), _update(row), row["loss"], _backends(row),
         None,
     ]  # fmt: skip
+
+
+def _update(row: dict[str, Any]) -> str | None:
+    """Clip and optimizer by themselves, and their share of the step."""
+    ms = milliseconds(row["update_ms"])
+    return ms and f"{ms}, {row['update_share']:.1%}"
 
 
 def _backends(row: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The training step of train.step as `rnn-lab bench train` times it: launched from Python, or as one CUDA graph."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,19 +10,37 @@ from rnn_lab.bench.timing import captured
 from rnn_lab.config import TrainSection
 from rnn_lab.errors import GraphUnavailable
 from rnn_lab.lm import LM
+from rnn_lab.optim.layerwise import LayerwiseRouted
 from rnn_lab.train.graph import uncapturable
 from rnn_lab.train.optimizers import GatedOptimizer
 from rnn_lab.train.step import TrainStep
 from rnn_lab.wavefront import leave_room, overlap, undo_overlap
 
-Step = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Step:
+    """Trains on a batch of windows `[B, T + 1]` and gives the step's record without waiting for it.
+
+    `update` is clip and optimizer alone, on the gradients that the last step left; None where it is part of backward.
+    """
+
+    batch_BT1: Tensor
+    record: Tensor
+    run: Callable[[], None]
+    update: Callable[[], object] | None
+
+    def __call__(self, bytes_BT1: Tensor) -> Tensor:
+        """The loss, on the device."""
+        self.batch_BT1.copy_(bytes_BT1)
+        self.run()
+        return self.record[0]
 
 
 def make_step(
     model: LM, optimizer: torch.optim.Optimizer, dtype: torch.dtype, like_BT1: Tensor, graph: bool,
     wavefront: int | None = None,
 ) -> Step:  # fmt: skip
-    """A function that trains on a batch of windows `[B, T + 1]` and gives the step's record without waiting for it.
+    """The step of a model, ready to be timed.
 
     Args:
         model: on its device.
@@ -62,9 +81,6 @@ def make_step(
     else:
         body()  # as often as before a graph, so that losses after as many steps can be compared
 
-    def step(bytes_BT1: Tensor) -> Tensor:
-        batch_BT1.copy_(bytes_BT1)
-        run()
-        return record[0]
-
-    return step
+    one = torch.ones((), device=batch_BT1.device)
+    update = None if isinstance(optimizer, LayerwiseRouted) else lambda: compute.update(one, one)
+    return Step(batch_BT1, record, run, update)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -14,7 +14,7 @@ from rnn_lab.bench.machine import ceilings, header
 from rnn_lab.bench.rows import failure, free
 from rnn_lab.bench.shells import foreign_model
 from rnn_lab.bench.step import make_step
-from rnn_lab.bench.timing import Spread, intervals, synchronise
+from rnn_lab.bench.timing import Spread, intervals, synchronise, time_eager, time_graph
 from rnn_lab.config import ModelSection, OptimizerSection
 from rnn_lab.data.batches import RandomWindows
 from rnn_lab.data.corpus import open_split
@@ -31,6 +31,8 @@ LONG_MS = 3000.0
 """A slower eager step is a plain loop of some hundred thousand launches: it is not captured unasked."""
 PROFILE_MS = 500.0
 """A slower step is not profiled: its events would take minutes to read."""
+UPDATE_SECONDS = 0.5
+"""For clip and optimizer by themselves."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class TrainSetting:
 
     `graph` is auto, on or off; `kernels` a value of RNN_LAB_KERNELS; a slow model is timed for `seconds`, however
     few steps these are; `wavefront` is train.wavefront; `limit` is how many seconds a row may take in a process of its
-    own, None: in this one.
+    own, None: in this one. `optimizer` is the `[optimizer]` table.
     """
 
     batch: int
@@ -52,6 +54,7 @@ class TrainSetting:
     seconds: float = 15.0
     wavefront: int | None = None
     limit: float | None = None
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -66,6 +69,10 @@ class TrainSetting:
             "batch": self.batch, "seq_len": self.seq_len, "steps": self.steps, "graph": self.graph,
             "kernels": self.kernels, "dtype": str(self.dtype).removeprefix("torch."),
             **({"wavefront": self.wavefront} if self.wavefront else {}),
+            "optimizer": ", ".join([
+                self.optimizer.name,
+                *(f"{k} = {v}" for k, v in self.optimizer.model_dump(exclude_unset=True).items() if k != "name"),
+            ]),
         }  # fmt: skip
 
 
@@ -154,8 +161,7 @@ def _measured(
     model = spec.build().to(device)
     if implementation != OURS:
         model = foreign_model(model, implementation)
-    section = OptimizerSection()
-    optimizer = found.load("optimizers", section.name)(model, section)
+    optimizer = found.load("optimizers", setting.optimizer.name)(model, setting.optimizer)
     set_mode(optimizer, "train")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -173,6 +179,8 @@ def _measured(
     loss = float(one())
     memory = peak_memory_bytes(device)
     busy = None if once > PROFILE_MS else _busy_ms(one, device)
+    timed = time_graph if mode == "graph" else time_eager
+    update = step.update and timed([step.update], device, UPDATE_SECONDS)
     tokens = setting.batch * setting.seq_len
     work = 3 * spec.flops_per_token(setting.seq_len) * tokens
     rate = work / times.median * 1e3
@@ -188,6 +196,8 @@ def _measured(
         "mfu_measured": _share(rate, top["matmul_flops_per_s"]),
         "gpu_busy_ms": busy,
         "launch_overhead": None if busy is None else max(0.0, 1 - busy / times.median),
+        "update_ms": update and update.as_dict(),
+        "update_share": update and update.median / times.median,
         "loss": loss,
         "backends": _backends(model),
         "wavefront": getattr(model.walk, "chunks", 1),
