@@ -15,7 +15,7 @@ from rnn_lab.bench.cases import Source
 from rnn_lab.config import ModelSection
 from rnn_lab.modelspec import model_spec
 from rnn_lab.registry import registry
-from rnn_lab_cli.bench_options import model_and_fields
+from rnn_lab_cli.bench_options import name_and_fields
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--backend", required=True, help="one of the operation's backends")
     parser.add_argument("--calls", type=int, default=4, metavar="N", help="default: 4")
     options = parser.parse_args()
-    name, fields = model_and_fields(options.model)
+    name, fields = name_and_fields(options.model)
     spec = model_spec(ModelSection(name=name, depth=1, fields=fields), registry())
     case = Source(name, spec, torch.bfloat16, torch.device("cuda")).case(options.op, 32, 512)
     found = {backend.name: backend for backend in case.op.backends}

@@ -27,7 +27,7 @@ from rnn_lab.kernels.matrix import engine as matrix
 from rnn_lab.modelspec import model_spec
 from rnn_lab.registry import registry
 from rnn_lab.tensors import relative_error
-from rnn_lab_cli.bench_options import model_and_fields
+from rnn_lab_cli.bench_options import name_and_fields
 from run import say
 
 MODELS = (
@@ -126,7 +126,7 @@ def replaced(text: str, old: str, new: str) -> str:
 
 def measured(model: str, seconds: float) -> dict[str, float]:
     """Times at B 32, T 512, errors at B 2."""
-    name, fields = model_and_fields(model)
+    name, fields = name_and_fields(model)
     spec = model_spec(ModelSection(name=name, depth=1, fields=fields), registry())
     device = torch.device("cuda")
     source = Source(name, spec, torch.bfloat16, device)
