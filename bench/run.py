@@ -61,24 +61,16 @@ def main() -> int:
 def describe() -> dict[str, str]:
     """When, where and with what."""
     import torch
+    from rnn_lab.system.processor import cpu_name
 
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "cpu": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+        "cpu": f"{cpu_name() or 'unknown'}, {len(os.sched_getaffinity(0))} cores",
         "load": load(),
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "commit": commit(),
     }
-
-
-def cpu_name() -> str:
-    """Name of the processor where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def load() -> str:

@@ -21,6 +21,7 @@ KEPT = (
     "status", "model", "params", "steps", "tokens", "last100", "bpb", "val_loss", "val_bpb", "tokens_per_s",
     "mfu", "peak_memory_bytes", "device", "dtype", "seed", "data_chain",
 )  # fmt: skip
+ENV = ("python", "packages", "cuda", "gpu", "cpu", "cpu_count", "torch_threads", "git")
 
 
 def record(run: Path, names: Sequence[str], folder: Path) -> None:
@@ -41,7 +42,7 @@ def record(run: Path, names: Sequence[str], folder: Path) -> None:
         "result": {key: result.get(key) for key in KEPT},
         **{key: (result.get("data") or {}).get(key) for key in ("fingerprint", "bytes")},
         "config": config,
-        "env": {key: env[key] for key in ("python", "packages", "cuda", "gpu", "cpu_count", "torch_threads", "git")},
+        "env": {key: env.get(key) for key in ENV},
     }
     folder.mkdir(exist_ok=True)
     (folder / f"{names[0] if names else run.resolve().name}.json").write_text(json.dumps(page, indent=1) + "\n")
@@ -63,7 +64,7 @@ def runs_block(folder: Path, table: Table) -> str:
 
 def _run_row(page: dict[str, Any]) -> list[object]:
     result, train, env = page["result"], page["config"]["train"], page["env"]
-    device = env["gpu"] or f"CPU, {env['torch_threads']} threads"
+    device = env["gpu"] or f"{env.get('cpu') or 'CPU'}, {env['torch_threads']} threads"
     figures = [_figure(result[key], digits) for key, digits in (("last100", 4), ("bpb", 4), ("val_bpb", 4))]
     return [
         result["model"] if result["status"] == "ok" else f"{result['model']} ({result['status']})",

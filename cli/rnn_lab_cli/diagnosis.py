@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from rnn_lab.errors import ConfigError, RnnLabError
+from rnn_lab.system.processor import cpu_name
 
 OPTIONAL = {
     "zstandard": "reads .jsonl.zst",
@@ -54,7 +55,7 @@ def _python() -> Iterator[Finding]:
     good = sys.version_info >= (3, 11)
     advice = "" if good else "install Python 3.11 or newer"
     yield Finding("python", "ok" if good else "fail", f"{platform.python_version()} at {sys.executable}", advice)
-    yield Finding("cpu", "ok", f"{os.cpu_count()} cores")
+    yield Finding("cpu", "ok", ", ".join(filter(None, [cpu_name(), f"{os.cpu_count()} cores"])))
 
 
 def _torch() -> Iterator[Finding]:

@@ -174,6 +174,17 @@ def test_clocks_differ_in_what_they_count_and_where(make):
     assert obstacles(a, make("d", curve(120), params=50_600), tolerance=0.01) == []
 
 
+@pytest.mark.parametrize(("gpu", "cpu", "severity"), [
+    (None, "slow", "equality"), (None, "fast", None), (None, None, "environment"), ("H100", "slow", "environment"),
+])  # fmt: skip
+def test_another_cpu_is_another_clock_where_it_is_known_and_does_the_work(make, gpu, cpu, severity):
+    a, b = (make(name, curve(120), env={"gpu": gpu, "cpu": on}) for name, on in (("a", "fast"), ("b", cpu)))
+    found = [(item.key, item.severity, item.topic, item.a, item.b) for item in differences(a, b)]
+    clock = severity == "equality"
+    assert found == ([("cpu", severity, "clock" if clock else None, "fast", cpu)] if severity else [])
+    assert [item.axes for item in obstacles(a, b)] == ([("seconds",)] if clock else [])
+
+
 def test_on_a_cpu_nothing_falls_back(make):
     cpu = {"device": "cpu", "backends": REFERENCE}
     assert kernels_of(make("a", curve(120), result=cpu)) == "cpu"

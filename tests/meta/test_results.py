@@ -27,7 +27,13 @@ def run(tmp_path):
         "tokens_per_s": 12345.6, "dtype": "float32", "tokens": 204800,
         "data": {"path": "somewhere/train.bin", "fingerprint": "ab", "bytes": 100000},
     }  # fmt: skip
-    versions = {"packages": {"torch": "2.13.0"}, "git": "0123456789abcdef", "gpu": None, "torch_threads": 2}
+    versions = {
+        "packages": {"torch": "2.13.0"},
+        "git": "0123456789abcdef",
+        "gpu": None,
+        "cpu": "Chip",
+        "torch_threads": 2,
+    }
     (folder / "result.json").write_text(json.dumps(figures))
     (folder / "env.json").write_text(json.dumps({**dict.fromkeys(("python", "cuda", "cpu_count")), **versions}))
     (folder / "config.toml").write_text(
@@ -43,7 +49,7 @@ def test_a_recorded_run_becomes_a_row(run, tmp_path):
     assert (row["model"], row["parameters"], row["batch"]) == ("e61", "1,000", "8 x 128")
     assert row["data"] == "100,000 bytes, 2.05 passes"
     assert (row["last100"], row["bits per byte"], row["validation bits per byte"]) == ("2.0000", "2.8854", "none")
-    assert (row["tok/s"], row["device"], row["torch"]) == ("12,346", "CPU, 2 threads, float32", "2.13.0")
+    assert (row["tok/s"], row["device"], row["torch"]) == ("12,346", "Chip, 2 threads, float32", "2.13.0")
     assert row["commit"] == "0123456789"
     assert row["date"][:2] == "20"
 

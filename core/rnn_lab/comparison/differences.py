@@ -127,8 +127,16 @@ def _speed(a: RunRecord, b: RunRecord) -> Iterator[Difference]:
         one, other = value(a), value(b)
         if one != other:
             yield Difference("equality", key, one, other, "clock", ("seconds",))
+    if _on_other_cpus(a, b):
+        yield Difference("equality", "cpu", a.env["cpu"], b.env["cpu"], "clock", ("seconds",))
     if kernels_of(a) != kernels_of(b):
         yield Difference("equality", "kernels", kernels_of(a), kernels_of(b), "kernels", ("seconds",))
+
+
+def _on_other_cpus(a: RunRecord, b: RunRecord) -> bool:
+    """Whether both ran on a CPU, and on another; one that was not recorded may be the same."""
+    one, other = (None if run.env.get("gpu") else run.env.get("cpu") for run in (a, b))
+    return one is not None and other is not None and one != other
 
 
 def kernels_of(run: RunRecord) -> str:
@@ -155,7 +163,7 @@ def _in_config(a: RunRecord, b: RunRecord) -> Iterator[Difference]:
 
 
 def _in_environment(a: RunRecord, b: RunRecord) -> Iterator[Difference]:
-    told = {"gpu", "torch_threads"}
+    told = {"gpu", "torch_threads", *(["cpu"] if _on_other_cpus(a, b) else [])}
     for key, one, other in _unequal(a.env, b.env):
         if key not in told:
             yield Difference("record" if key in _RECORD else "environment", key, one, other)

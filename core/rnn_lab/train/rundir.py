@@ -26,6 +26,7 @@ from rnn_lab.config import Layer, Resolved, read_toml, resolve
 from rnn_lab.errors import ConfigError, RnnLabError
 from rnn_lab.hookspecs import PROJECT
 from rnn_lab.system.atomic import write_text_atomic
+from rnn_lab.system.processor import cpu_name
 from rnn_lab.train.metrics import MetricsLog, UnwrittenLog
 
 PACKAGES = ("rnn-lab-core", "torch", "triton", "numpy", "schedulefree", "safetensors")
@@ -207,6 +208,7 @@ def environment() -> dict[str, Any]:
         "gpu": gpu,
         "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if gpu else None,
         "gpu_driver": driver() if gpu else None,
+        "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "git": _git_commit(),
