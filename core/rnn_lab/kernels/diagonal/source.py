@@ -90,7 +90,8 @@ def _signature(name: str, pointers: list[str], program: Program) -> list[str]:
     constants = [
         f"{c}: tl.constexpr" for c in ("C", *strides, "EVEN", "RESET", "MARKS", "EXACT", "PAIRS", "WIDE", "BLOCK")
     ]
-    return ["@triton.jit", f"def {name}({', '.join([*pointers, *scalars, *constants])}):"]
+    jit = "@triton.jit(do_not_specialize_on_alignment=('T', 'LENGTH', 'TILES'))"  # not compiled for every length
+    return [jit, f"def {name}({', '.join([*pointers, *scalars, *constants])}):"]
 
 
 def _where(program: Program) -> list[str]:
