@@ -3,6 +3,7 @@
 #
 #   tests         every test of kernels and of tests/gpu, in WORKERS processes (default 8)
 #   contract      rnn-lab check MODEL --device cuda, for the models in MODELS (default: all), in WORKERS processes
+#   golden        the golden cases in the folders of GOLDEN, in fp32 and bf16, in WORKERS processes for each
 #   length        time per token from T 512 to 32K at B 4
 #   matrix        E74 and E88 beside FLA, the captured loop and the plain one, in one run
 #   linear        Gated DeltaNet and Mamba2 beside FLA and mamba-ssm
@@ -46,6 +47,17 @@ for part in "$@"; do
       printf '%s\n' ${MODELS:-$($LAB list-models --json | "$PYTHON" -c 'import json, sys
 print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xargs -P "${WORKERS:-8}" -I{} bash -c '
         timeout -k 10 "$LIMIT" $LAB check {} --device cuda > "$OUT/check-{}.txt" 2>&1 && echo "{} passed" || echo "{} FAILED"' ;;
+    golden)
+      N=${WORKERS:-8}
+      for dtype in fp32 bf16; do
+        for ((i = 0; i < N; i++)); do
+          OMP_NUM_THREADS=1 limited "$PYTHON" tests/golden/run.py $GOLDEN --part $i/$N --device cuda --dtype $dtype \
+            > "$OUT/golden-$dtype-$i.txt" 2>&1 &
+        done
+      done
+      wait
+      tail -qn 1 "$OUT"/golden-*.txt
+      grep -h FAIL "$OUT"/golden-*.txt ;;
     length)
       for T in 512 2048 8192 32768; do
         kernels "h100-kernels-t$T" --op recurrence --implementation diagonal --implementation matrix --batch 4 \
@@ -74,6 +86,10 @@ print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xar
       for N in 1 3 4 6; do
         limited $LAB bench train --preset seed000/e1_50m --preset seed004/e1 --preset seed000/e5_d1536_r270 --graph on \
           --steps 10 --wavefront $N --out "$OUT/h100-train-dense-waves-$N.json" > "$OUT/waves-$N.txt" 2>&1
+      done
+      for N in 1 3; do
+        limited $LAB bench train --preset seed000/e1_50m --batch-size 256 --graph on --steps 10 --wavefront $N \
+          --out "$OUT/h100-train-dense-b256-waves-$N.json" > "$OUT/waves-b256-$N.txt" 2>&1
       done ;;
     optimizers)
       for B in 32 256; do

@@ -107,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stems = [stem for stem in discover(options.folders) if fnmatch(stem.name, options.only)]
         if not stems:
             raise FolderError(f"no case is called like {options.only!r}")
+        first, step = options.part
+        stems = stems[first::step]
     except FolderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -136,9 +138,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("fp64", "fp32", "bf16"), default="fp64", help="precision (fp64)")
     parser.add_argument("--device", help="cpu or cuda; default: cuda for a backend other than reference")
     parser.add_argument("--only", default="*", metavar="GLOB", help="cases whose name matches")
+    parser.add_argument("--part", type=_part, default=(0, 1), metavar="I/N", help="every N-th case from I on, from 0")
     parser.add_argument("--json", action="store_true", help="the outcomes as JSON; the summary to stderr")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (1; the cases are tiny)")
     return parser
+
+
+def _part(text: str) -> tuple[int, int]:
+    first, _, step = text.partition("/")
+    if not (first.isdecimal() and step.isdecimal() and int(first) < int(step)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I below N")
+    return int(first), int(step)
 
 
 def _device(backend: str | None) -> str:

@@ -185,6 +185,20 @@ def test_only_and_json(stem: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(stem.parent), "--only", "e7*"]) == 1
 
 
+def test_parts_are_every_case_once(stem: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("better", "worse"):
+        vector_case(stem.parent, name, SIDECAR, e61_params(9), e61)
+    ran = []
+    for part in ("0/2", "1/2", "5/9"):
+        assert main([str(stem.parent), "--part", part, "--json"]) == 0
+        ran.append([row["name"] for row in json.loads(capsys.readouterr().out)])
+    assert [len(names) for names in ran] == [2, 1, 0] and {*ran[0], *ran[1]} == {"good", "better", "worse"}
+    for wrong in ("2/2", "1", "-1/2", "0/0"):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(stem.parent), f"--part={wrong}"])
+        assert "expected I/N" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16"])
 def test_the_reference_backend_passes_in_every_precision(stem: Path, dtype: str) -> None:
     outcome = run_case(stem, Setting("reference", dtype))
