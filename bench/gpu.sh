@@ -43,10 +43,10 @@ for part in "$@"; do
   case $part in
     tests) tests tests/kernels tests/gpu ;;
     contract)
-      export OUT LAB LIMIT
+      export OUT LAB LIMIT && export -f limited
       printf '%s\n' ${MODELS:-$($LAB list-models --json | "$PYTHON" -c 'import json, sys
 print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xargs -P "${WORKERS:-8}" -I{} bash -c '
-        timeout -k 10 "$LIMIT" $LAB check {} --device cuda > "$OUT/check-{}.txt" 2>&1 && echo "{} passed" || echo "{} FAILED"' ;;
+        limited $LAB check {} --device cuda > "$OUT/check-{}.txt" 2>&1 && echo "{} passed" || echo "{} FAILED"' ;;
     golden)
       N=${WORKERS:-8}
       for dtype in fp32 bf16; do

@@ -30,7 +30,7 @@ def record(run: Path, names: Sequence[str], folder: Path) -> None:
     if not result_file.is_file():
         raise SystemExit(f"{run} has no result.json: only a run that has ended can be recorded")
     result = json.loads(result_file.read_text())
-    env = json.loads((run / "env.json").read_text())
+    env = {"cpu": None} | json.loads((run / "env.json").read_text())  # older runs do not say
     config = tomllib.loads((run / "config.toml").read_text())
     config.pop("origins", None)
     for key, value in config["data"].items():
@@ -42,7 +42,7 @@ def record(run: Path, names: Sequence[str], folder: Path) -> None:
         "result": {key: result.get(key) for key in KEPT},
         **{key: (result.get("data") or {}).get(key) for key in ("fingerprint", "bytes")},
         "config": config,
-        "env": {key: env.get(key) for key in ENV},
+        "env": {key: env[key] for key in ENV},
     }
     folder.mkdir(exist_ok=True)
     (folder / f"{names[0] if names else run.resolve().name}.json").write_text(json.dumps(page, indent=1) + "\n")

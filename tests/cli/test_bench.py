@@ -226,6 +226,11 @@ def test_clip_and_optimizer_are_timed_by_themselves(rnn_lab):
     assert row["status"] == "ok" and row["update_ms"] is row["update_share"] is None
 
 
+def test_where_none_of_the_usual_models_is_installed_the_table_is_empty(rnn_lab, monkeypatch):
+    monkeypatch.setattr(bench_command, "MODELS", ())
+    assert rnn_lab(*TRAIN, "--json").json["rows"] == []
+
+
 def test_the_update_that_is_timed_is_the_steps_own(monkeypatch):
     calls = []
 

@@ -74,7 +74,7 @@ def train(
     setting = TrainSetting(
         batch_size or (32 if cuda else 2), seq_len or (512 if cuda else 16), steps or (20 if cuda else 3), precision,
         chosen, graph, kernels or dispatch.setting(), wavefront=wavefront, limit=limit if cuda else None,
-        optimizer=optimizer_section(optimizer, asked[0][1], found),
+        optimizer=optimizer_section(optimizer, found),
     )  # fmt: skip
     finish(bench_train(asked, setting, progress(out)), out, as_json, _show)
 

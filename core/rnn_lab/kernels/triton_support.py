@@ -78,8 +78,8 @@ class Tuned:
     """A Triton kernel and the few configurations from which the fastest is taken, once per `key`.
 
     `key` names arguments that decide the speed: widths and flags, never a number of steps. Triton keeps the timings
-    on disk. A SMALL call takes the first configuration.
-    `trying(i)` takes the i-th configuration instead: a certificate has to hold for whatever may be chosen.
+    on disk. A SMALL call takes the first configuration. `trying(i)` takes the i-th instead: a certificate has to hold
+    for whatever may be chosen.
     """
 
     def __init__(self, kernel: Any, configs: Sequence[Any], key: Sequence[str]) -> None:
