@@ -5,8 +5,10 @@ r"""Whether two runs have one loss curve over their first steps, such as one by 
     python bench/curves.py runs/kernels runs/loops --steps 200 --json docs/benchmarks/NAME.json
 
 Exit 1 where the curves part by more than tests/gpu/test_curves.py allows: a step of the first tenth by 1 % (fp32
-0.1 %), the mean of the last quarter by 2 % (0.5 %). Exit 2 where that cannot be asked: the runs read other bytes, are
-configured in another way than how long and by what they run, had other rates, or lack a step or a loss.
+0.1 %), the mean of the last quarter by 2 % (0.5 %). Where rounding grows within the first tenth, `--exact RUN`, the
+second run again in fp32 for at least so many steps, tells by how much: then the first run may be off by twice of what
+the second is. Exit 2 where that cannot be asked: the runs read other bytes, are configured in another way than how long
+and by what they run, had other rates, or lack a step or a loss.
 """
 
 import argparse
@@ -54,6 +56,24 @@ def curve(run: Path, steps: int) -> list[tuple[float, float]]:
     return list(zip(losses, [line.get("lr") for line in lines], strict=True))
 
 
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What two runs are not configured alike in."""
+    return [key for key in one | other if one.get(key) != other.get(key)]
+
+
+def together(curves: list[list[tuple[float, float]]]) -> list[list[float]]:
+    """The losses of two curves, whose rates have to be the same in every step."""
+    pairs = list(zip(*curves, strict=True))
+    if parted := next((k for k, ((_, mine), (_, other)) in enumerate(pairs, 1) if mine != other), None):
+        refuse(f"the learning rates differ in step {parted}: give both runs one budget, or a schedule without one")
+    return [[pair[i][0] for pair in pairs] for i in (0, 1)]
+
+
+def apart(curves: list[list[float]], steps: int) -> float:
+    """Largest relative difference in the first steps."""
+    return max(abs(x / y - 1) for x, y in list(zip(*curves, strict=True))[:steps])
+
+
 def refuse(why: str) -> NoReturn:
     """End with 2."""
     sys.stderr.write(f"error: {why}\n")
@@ -66,6 +86,7 @@ def main() -> None:
     parser.add_argument("one", type=Path)
     parser.add_argument("other", type=Path)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--exact", type=Path, help="the other run again in fp32, a tenth of the steps or more")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.steps < 10:
@@ -74,19 +95,29 @@ def main() -> None:
     if options.one.resolve() == options.other.resolve():
         refuse("that is one run")
     (a, a_set, _), (b, b_set, _) = found = [read(run) for run in runs]
-    if differ := [f"{k}: {a_set.get(k)} and {b_set.get(k)}" for k in a_set | b_set if a_set.get(k) != b_set.get(k)]:
+    if differ := [f"{key}: {a_set.get(key)} and {b_set.get(key)}" for key in differing(a_set, b_set)]:
         refuse("the runs differ in more than how they computed: " + "; ".join(differ))
     if a["dtype"] not in LIMITS:
         refuse(f"no limits for {a['dtype']}")
-    pairs = list(zip(*(curve(run, options.steps) for run in runs), strict=True))
-    if parted := next((k for k, ((_, mine), (_, other)) in enumerate(pairs, 1) if mine != other), None):
-        refuse(f"the learning rates differ in step {parted}: give both runs one budget, or a schedule without one")
-    curves = [[pair[i][0] for pair in pairs] for i in (0, 1)]
-    early = max(abs(x / y - 1) for x, y in list(zip(*curves, strict=True))[: options.steps // 10])
-    late = abs(mean(curves[0][-(options.steps // 4) :]) / mean(curves[1][-(options.steps // 4) :]) - 1)
+    first, last = options.steps // 10, options.steps // 4
+    curves = together([curve(run, options.steps) for run in runs])
+    early = apart(curves, first)
+    late = abs(mean(curves[0][-last:]) / mean(curves[1][-last:]) - 1)
+    limit, late_limit = LIMITS[a["dtype"]]
+    off: list[float] | None = None
+    if options.exact:
+        exact, exact_set, env = read(options.exact)
+        if differ := [key for key in differing(b_set, exact_set) if key not in ("dtype", "train.dtype")]:
+            refuse(f"{options.exact} differs from {options.other} in more than its dtype: {', '.join(differ)}")
+        if exact["dtype"] != "float32":
+            refuse(f"{options.exact} ran in {exact['dtype']}, not in fp32")
+        off = [apart(together([curve(run, first), curve(options.exact, first)]), first) for run in runs]
+        found.append((exact, exact_set, env))
+        curves.append([loss for loss, _ in curve(options.exact, first)])
+    same = late <= late_limit and (early <= limit if off is None else off[0] <= max(limit, 2 * off[1]))
     page = {
         "kind": "curves", "model": a["model"], "params": a["params"], "dtype": a["dtype"], "steps": options.steps,
-        "early": early, "late": late, "limits": LIMITS[a["dtype"]],
+        "early": early, "late": late, "limits": LIMITS[a["dtype"]], "off": off,
         "runs": [
             {"backends": result["backends"], "graph": result["graph"], "env": env, "loss": losses}
             for (result, _, env), losses in zip(found, curves, strict=True)
@@ -99,9 +130,11 @@ def main() -> None:
         if k <= options.steps:
             sys.stdout.write(f"step {k:5}  {curves[0][k - 1]:.4f}  {curves[1][k - 1]:.4f}\n")
     sys.stdout.write(f"first tenth: a step parts by {early:.2%} at most; mean of the last quarter: {late:.2%}\n")
+    if off:
+        sys.stdout.write(f"first tenth, from the run in fp32: {off[0]:.2%} and {off[1]:.2%}\n")
     if options.json:
         options.json.write_text(json.dumps(page, indent=1) + "\n")
-    sys.exit(not (early <= LIMITS[a["dtype"]][0] and late <= LIMITS[a["dtype"]][1]))
+    sys.exit(not same)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
 def judge(runs, tmp_path):
     """The script's exit code and what it said, of the run and a copy whose files were changed."""
 
-    def call(steps=20, config=str, lines=list, result=dict):
+    def call(steps=20, config=str, lines=list, result=dict, options=()):
         other = tmp_path / "other"
         shutil.copytree(runs / "other", other)
         (other / "config.toml").write_text(config((other / "config.toml").read_text()))
@@ -47,7 +47,9 @@ def judge(runs, tmp_path):
         (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(read)))
         (other / "result.json").write_text(json.dumps(result(json.loads((other / "result.json").read_text()))))
         command = [sys.executable, ROOT / "bench" / "curves.py", runs / "one", other, "--steps", str(steps)]
-        done = subprocess.run([*command, "--json", tmp_path / "page.json"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, *options, "--json", tmp_path / "page.json"], capture_output=True, text=True, check=False
+        )
         return done.returncode, done.stdout + done.stderr
 
     return call
@@ -100,6 +102,40 @@ def test_how_long_and_by_what_they_ran_may_differ(judge):
 
     code, told = judge(config=config)
     assert code == 0, told
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "code"), [(1.019, 1.01, 0), (1.021, 1.01, 1), (0.9995, 1.0, 0), (0.995, 1, 1)]
+)
+def test_rounding_that_grows_is_measured(judge, runs, tmp_path, one, other, code):
+    """The first may be off by twice of what the second is; losses of the first two steps, against the run in fp32."""
+
+    def shifted(factor):
+        return lambda read: [{**line, "loss": line["loss"] * (factor if k < 2 else 1)} for k, line in enumerate(read)]
+
+    exact = tmp_path / "exact"
+    shutil.copytree(runs / "one", exact)
+    read = [json.loads(line) for line in (exact / "metrics.jsonl").read_text().splitlines()]
+    (exact / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shifted(1 / one)(read)[:2]))
+    assert judge(lines=shifted(other / one), options=("--exact", exact))[0] == code
+    page = json.loads((tmp_path / "page.json").read_text())
+    assert page["off"] == pytest.approx([abs(one - 1), abs(other - 1)], rel=1e-6, abs=1e-12)
+    assert [len(run["loss"]) for run in page["runs"]] == [20, 20, 2]
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    (("config.toml", "clip = 1.0", "clip = 0.5"), "more than its dtype: train.clip"),
+    (("result.json", '"float32"', '"bfloat16"'), "not in fp32"),
+])  # fmt: skip
+def test_what_is_exact_is_the_second_run_in_fp32(judge, runs, tmp_path, change, told):
+    exact = tmp_path / "exact"
+    shutil.copytree(runs / "one", exact)
+    file, old, new = change
+    before = (exact / file).read_text()
+    assert old in before
+    (exact / file).write_text(before.replace(old, new))
+    code, text = judge(options=("--exact", exact))
+    assert code == 2 and told in text and "Traceback" not in text, text
 
 
 def test_a_run_is_not_held_against_itself(runs):

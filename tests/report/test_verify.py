@@ -140,3 +140,9 @@ def test_what_is_not_covered_is_named(series):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     assert uncovered(series) == {"logs/": 1, "runs/*/checkpoints/": 1, "runs/*/events.out.tfevents.*": 1}
+
+
+def test_a_single_run_is_a_folder_of_runs(series):
+    run = series / "runs" / "e61-s1"
+    (run / "events.out.tfevents.7.host").write_text("")
+    assert uncovered(run, series / "elsewhere")["events.out.tfevents.*"] == 1

@@ -74,7 +74,8 @@ def uncovered(folder: Path, out: Path | None = None) -> dict[str, int]:
             run = next((parent for parent in path.parents if parent in runs), None)
             within = path.relative_to(run or folder)
             name = f"{within.parts[0]}/" if len(within.parts) > 1 else _NUMBERED.sub(".*", within.name)
-            found[f"{run.parent.relative_to(folder) / '*' if run else '.'}/{name}".removeprefix("./")] += 1
+            among = "." if run in (None, folder) else run.parent.relative_to(folder) / "*"
+            found[f"{among}/{name}".removeprefix("./")] += 1
     return dict(found)
 
 
