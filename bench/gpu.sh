@@ -14,7 +14,7 @@
 #   waves         whole steps of E1 and E5 with layers on several chunks of time at once, and without
 #   optimizers    share of Muon's update in a step of 100M parameters, 32 and 256 sequences
 #   series        six models at 100M for MINUTES each (default 0.75), on DATA and VAL_DATA if they are set
-#   backward      backward with and without Collider
+#   backward      products over kept positions, then a whole backward with and without Collider
 #   e3            the E3 suite, MINUTES a run
 #   scale         one run on one GPU and on two
 #
@@ -103,7 +103,11 @@ print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xar
       limited $LAB protocol run bench-100m-10min --models "e61,e68,e74 n=32,llama,mamba2,e1" \
         --minutes "${MINUTES:-0.75}" "${given[@]}" --out "$OUT/series" $([ -d "$OUT/series" ] && echo --resume)
       $LAB report "$OUT/series" ;;
-    backward) limited $LAB bench backward --model e61 --dim 1024 --json > "$OUT/h100-backward.json" ;;
+    backward)
+      limited "$PYTHON" bench/filtered.py --json "$OUT/h100-filtered.json" 2>&1 | tee "$OUT/filtered.txt"
+      for D in 1024 2048 4096; do
+        limited $LAB bench backward --model e61 --dim $D --json > "$OUT/h100-backward-$D.json"
+      done ;;
     e3) limited $LAB bench e3 --model e61 --target 50M --minutes "${MINUTES:-1}" --seeds 2 --out "$OUT/e3" \
       $([ -d "$OUT/e3" ] && echo --resume) ;;
     scale) limited "$PYTHON" bench/scale.py --json "$OUT/h100-scale.json" ;;

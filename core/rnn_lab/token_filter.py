@@ -132,8 +132,7 @@ class FilteredLinear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.dtypes
         held, span = ctx.held, ctx.span
         if span == (0, held.shape[1]) and held.kept_N is not None:
-            run = _fused if ctx.fused else gathered
-            dx, dweight = run(grad, x, weight, held.kept_N)
+            dx, dweight = _fused(grad, x, weight, held) if ctx.fused else gathered(grad, x, weight, held.kept_N)
             rows = grad.flatten(0, 1).index_select(0, held.kept_N) if of_bias else grad
         else:
             rows = _masked(grad, held, span)
@@ -143,11 +142,11 @@ class FilteredLinear(torch.autograd.Function):
         return dx.to(of_x), dweight.to(of_weight), dbias, None, None
 
 
-def _fused(g: Tensor, x: Tensor, weight: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The Triton kernels."""
+def _fused(g: Tensor, x: Tensor, weight: Tensor, held: TokenFilter) -> tuple[Tensor, Tensor]:
+    """The Triton kernel."""
     from rnn_lab.kernels.fused.filtered_linear_triton import filtered_gradients
 
-    found: tuple[Tensor, Tensor] = filtered_gradients(g, x, weight, kept_N)
+    found: tuple[Tensor, Tensor] = filtered_gradients(g, x, weight, held.kept_N, held.mask_BT)
     return found
 
 

@@ -4,8 +4,9 @@
 
     g = dL/dy [kept]     dW = g' x[kept]      dx[kept] = g W, else 0
 
-`gathered` copies the kept rows together and leaves both products to torch's library. The Triton kernels load rows where
-they lie: nothing is copied, which matters where a product takes little longer than moving its rows.
+`gathered` copies the kept rows together and leaves both products to torch's library. The Triton kernel loads rows where
+they lie, and both products are one launch: nothing is copied, which matters where a product takes little longer than
+moving its rows, and no multiprocessor waits for the last tile of the one before it begins the other.
 """
 
 import torch
@@ -16,7 +17,9 @@ from rnn_lab.kernels.dispatch import Backend, Op
 from rnn_lab.kernels.triton_support import INTERPRETED, refuses_triton
 
 GRAIN = 64
-"""Columns that a step of the kernels takes at once."""
+"""Columns that a step of the kernel takes at once."""
+LARGEST = 2048 * 2048
+"""Elements of a matrix up to which the kernel is faster than the library on copied rows, on an H100."""
 
 
 def reference(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> Tensor:
@@ -52,6 +55,8 @@ def _refuses(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> str | None:
         return "its rows are not one per position"
     if weight_MK.shape[0] % GRAIN or weight_MK.shape[1] % GRAIN:
         return f"a width of {tuple(weight_MK.shape)} is no multiple of {GRAIN}"
+    if weight_MK.numel() > LARGEST:
+        return f"torch's library is faster with rows copied together for a matrix of {tuple(weight_MK.shape)}"
     return refuses_triton(x_BTK, weight_MK)
 
 
@@ -74,8 +79,10 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from rnn_lab.kernels.fused.filtered_linear_triton import filtered_gradients
 
-        dx, dweight = filtered_gradients(grads[0], *ctx.saved_tensors)  # type: ignore[attr-defined]
-        return dx, dweight, None
+        x_BTK, _, kept_N = saved = ctx.saved_tensors  # type: ignore[attr-defined]
+        mask_BT = torch.zeros(x_BTK.shape[:2], dtype=torch.bool, device=x_BTK.device)
+        mask_BT.view(-1).index_fill_(0, kept_N, True)
+        return *filtered_gradients(grads[0], *saved, mask_BT), None
 
 
 def _probe(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
