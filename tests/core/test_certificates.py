@@ -12,7 +12,8 @@ from rnn_lab.kernels.recurrence import Cell
 
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch, tmp_path):
-    monkeypatch.setattr(certificates, "_known", {})
+    for name in ("_known", "_alike", "_wrong"):
+        monkeypatch.setattr(certificates, name, {})
     monkeypatch.setenv("RNN_LAB_CACHE", str(tmp_path))
 
 
@@ -111,6 +112,18 @@ def test_what_is_stored_is_read_by_the_next_process_and_by_no_other_class(monkey
     monkeypatch.setattr(certificates, "sources", lambda module: "changed")
     op.select(torch.randn(2, 3))
     assert len(calls) == 4 * seen
+
+
+def test_a_matrix_of_another_height_or_another_layout_has_a_certificate_of_its_own():
+    """A product may take another tile, or copy in other units."""
+    op = Op(
+        "product", lambda x, w: x @ w.mT, [Backend("mine", lambda x, w: x @ w.mT, lambda x, w: None)],
+        probe=lambda x, w: (x[:1], w),
+    )  # fmt: skip
+    x, w = torch.randn(2, 3, 8), torch.randn(6, 8)
+    wide = torch.randn(6, 9)
+    for weight, count in ((w, 1), (w.clone(), 1), (torch.randn(5, 8), 2), (wide[:, :8], 3), (wide[:, 1:], 4)):
+        assert op.select(x, weight)[1].backend == "mine" and len(stored()) == count
 
 
 def test_a_torn_certificate_is_made_again():

@@ -2,7 +2,8 @@
 
 The first call of a backend for a class of arguments is run in small beside the reference in fp64: results, every
 gradient and the carried state. What was found is kept in the process and on disk, under a key of operation, backend,
-kernel sources, GPU, driver, versions, dtypes and shape class, so that the next run reads it instead.
+kernel sources, GPU, driver, versions, and dtypes, shapes and layout of the small run, so that the next one reads it
+instead.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.cuda_jit import nvrtc_version
+from rnn_lab.kernels.layout import LINE, laid_out_as
 from rnn_lab.kernels.triton_support import trying
 from rnn_lab.system.atomic import write_bytes_atomic
 from rnn_lab.system.paths import cache_dir
@@ -37,37 +39,62 @@ LIMITS = {
 }
 """Largest relative error of results and of gradients, by the narrowest dtype among the arguments, given or named."""
 _known: dict[Hashable, str | None] = {}
-"""What this process found: asked at every call, so under what is cheap to make."""
+"""What this process found: asked at every call, so under what is cheap to make, the call's own shapes."""
+_alike: dict[Hashable, str | None] = {}
+"""The same under what calls have in common, for when nothing can be run in small: wrong in one is wrong in all."""
+_wrong: dict[str, str] = {}
+"""Backends that were refused for any call, by operation and name: all that a compiler's tracing can ask."""
 
 
 def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> str | None:
     """Why `backend` is not to be trusted with calls like this one, or None where it is certified.
 
-    Under torch.compile and inside a CUDA graph's capture nothing can be measured: only what is known counts. A small
-    run that finds no memory tells nothing of the kernel: the call is refused, and the next one measures again.
+    Under torch.compile nothing can be measured: a backend that was wrong in any call is refused, another one taken.
+    Inside a CUDA graph's capture only what is known counts. A small run that finds no memory tells nothing of the
+    kernel: the call is refused, and the next one measures again.
     """
+    name = f"{op.name}/{backend.name}"
+    if torch.compiler.is_compiling():
+        return _wrong.get(name)
     tensors = _tensors(args)
-    if torch.compiler.is_compiling() or any(t.is_meta for t in tensors):
+    if any(t.is_meta for t in tensors):
         return None
-    device, kind = tensors[0].device.type, _class(args)
-    asked = (op.name, backend, device, kind)
+    device = tensors[0].device.type
+    asked = (op.name, backend, device, _own(args))
     if asked in _known:
         return _known[asked]
+    common = (op.name, backend, device, _class(args))
     if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return "not certified yet, and a CUDA graph is being captured"
-    key = _key(op.name, backend, device, kind)
+        return _alike.get(common, "not certified yet, and a CUDA graph is being captured")
+    try:
+        found = _found(op, backend, device, args)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return "its small run found no memory"
+    _known[asked] = found
+    _alike[common] = _alike.get(common) or found
+    if found is not None:
+        _wrong[name] = found
+    return found
+
+
+def _found(op: "Op[Any]", backend: "Backend[Any]", device: str, args: tuple[Any, ...]) -> str | None:
+    """What the certificate for calls like this one says, which is made where there is none."""
+    assert op.probe is not None
+    with torch.random.fork_rng(), torch.autocast(device, enabled=False), catch_warnings():
+        simplefilter("ignore")
+        torch.manual_seed(0)
+        made = op.probe(*args)
+    calls = made if isinstance(made, list) else [made]
+    key = _key(op.name, backend, device, _own(tuple(calls)))
     path = certificate_dir() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    found = _read(path, key)
-    if found is None:
-        try:
-            found = {"key": json.loads(key)} | _measure(op, backend, args)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return "its small run found no memory"
-        _write(path, found)
-    _known[asked] = found["distrust"]
-    return _known[asked]
+    row = _read(path, key)
+    if row is None:
+        row = {"key": json.loads(key)} | _measure(op, backend, calls)
+        _write(path, row)
+    distrust: str | None = row["distrust"]
+    return distrust
 
 
 def certificate_dir() -> Path:
@@ -140,12 +167,21 @@ def _tensors(args: tuple[Any, ...]) -> "list[Tensor]":
     return [t for part in found for t in part if isinstance(t, Tensor)]
 
 
-def _class(arg: Any) -> Hashable:
-    """Shape class of an argument: dtype and every axis but batch and time; what is no tensor by its fingerprint."""
+def _own(arg: Any) -> Hashable:
+    """An argument's dtype, shape and layout; what is no tensor by its fingerprint."""
     if isinstance(arg, Tensor):
-        return (str(arg.dtype).removeprefix("torch."), arg.dim(), *arg.shape[2:])
+        return str(arg.dtype), tuple(arg.shape), arg.stride(), arg.storage_offset() % LINE
     if isinstance(arg, tuple | list):
-        return tuple(_class(a) for a in arg)
+        return tuple([_own(a) for a in arg])
+    return getattr(arg, "fingerprint", None) or repr(arg)
+
+
+def _class(arg: Any) -> Hashable:
+    """What calls for the same layer have in common: dtypes, and every axis but the first two."""
+    if isinstance(arg, Tensor):
+        return (str(arg.dtype), arg.dim(), *arg.shape[2:])
+    if isinstance(arg, tuple | list):
+        return tuple([_class(a) for a in arg])
     return getattr(arg, "fingerprint", None) or repr(arg)
 
 
@@ -175,15 +211,11 @@ def _write(path: Path, row: dict[str, Any]) -> None:
         pass
 
 
-def _measure(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> dict[str, Any]:
-    """Errors of a small run in every configuration that tuning may choose, and what they mean."""
-    assert op.probe is not None
+def _measure(op: "Op[Any]", backend: "Backend[Any]", calls: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """Errors of small calls in every configuration that tuning may choose, and what they mean."""
     forward = gradient = 0.0
-    with torch.random.fork_rng(), torch.autocast(_tensors(args)[0].device.type, enabled=False), catch_warnings():
+    with torch.random.fork_rng(), torch.autocast(_tensors(calls[0])[0].device.type, enabled=False), catch_warnings():
         simplefilter("ignore")  # a warning is no fault of the kernel, though it may raise where the user asks for that
-        torch.manual_seed(0)
-        made = op.probe(*args)
-        calls = made if isinstance(made, list) else [made]
         try:
             for small in calls:
                 want, want_gradients = evaluate(op.reference, small, torch.float64)
@@ -233,36 +265,10 @@ def copies(args: tuple[Any, ...], dtype: torch.dtype | None = None) -> tuple[tup
             return arg
         if not arg.is_floating_point():
             return arg.clone()
-        leaves.append(_alike(arg.detach(), dtype or arg.dtype).requires_grad_())
+        leaves.append(laid_out_as(arg.detach(), dtype or arg.dtype).requires_grad_())
         return leaves[-1]
 
     return tuple(copied(arg) for arg in args), leaves
-
-
-LINE = 64
-"""Elements to which a copy begins where its original does: no instruction asks for more."""
-
-
-def _alike(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy with the strides and the alignment of `x`: kernels take a piece of wider rows in other ways than a whole.
-
-    Where elements of `x` share memory the copy is contiguous.
-    """
-    first = x.storage_offset() % LINE
-    span = first + 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-    if not x.numel() or not _apart(x):
-        return x.to(dtype, copy=True)
-    return x.new_empty(span, dtype=dtype).as_strided(x.shape, x.stride(), first).copy_(x)
-
-
-def _apart(x: Tensor) -> bool:
-    """Whether each element has memory of its own, by axes that lie one inside the other."""
-    inside = 1
-    for step, n in sorted((step, n) for n, step in zip(x.shape, x.stride(), strict=True) if n > 1):
-        if step < inside:
-            return False
-        inside = step * n
-    return True
 
 
 def evaluate(

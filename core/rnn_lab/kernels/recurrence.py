@@ -18,6 +18,7 @@ from rnn_lab.kernels import recurrence_backends as backends
 from rnn_lab.kernels.cell import Cell as Cell
 from rnn_lab.kernels.cell import Streams as Streams
 from rnn_lab.kernels.dispatch import Backend, Choice, Op
+from rnn_lab.kernels.layout import piece
 
 
 def reference(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -80,18 +81,30 @@ def walk(
     return torch.stack(out, 1), h
 
 
+RARE = 0.1
+"""Share of the steps that a small run resets."""
+
+
 def _probe(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> list[tuple[Any, ...]]:
     """Two sequences of 19 steps, which fill no whole tiles, and of 16, which do; from a state that is not zero.
 
-    A shorter call, a single step of generation say, is repeated: it shares its certificate with longer ones.
+    A smaller call, a single step of generation say, is repeated: it shares its certificate with larger ones. Rows that
+    are pieces of wider ones, or begin elsewhere, are so here too. Where a call may be reset, each sequence is, once at
+    least and behind its first tile.
     """
+    rows = torch.arange(2 if len(h) else 0, device=h.device) % max(len(h), 1)
 
     def cut(steps: int) -> tuple[Any, ...]:
         picked = torch.arange(steps, device=h.device) % streams.inputs[0].shape[1]
         timed = ("inputs", "queries", "gates")
-        parts = {name: tuple(x[:2].detach()[:, picked] for x in getattr(streams, name)) for name in timed}
-        start = h[:2].detach() + 0.3 * torch.randn_like(h[:2])
-        return cell, start, streams._replace(**parts), None if reset_BT is None else reset_BT[:2, picked]
+        parts = {name: tuple(piece(x, rows, picked) for x in getattr(streams, name)) for name in timed}
+        start = h.detach()[rows]
+        start = start + 0.3 * torch.randn_like(start)
+        reset = None
+        if reset_BT is not None:
+            reset = torch.rand(len(rows), steps, device=h.device) < RARE
+            reset[:, steps // 2 + 1] = True
+        return cell, start, streams._replace(**parts), reset
 
     return [cut(steps) for steps in (19, 16)]
 

@@ -141,6 +141,14 @@ def tried(count: int) -> int | None:
     return _trial.index % count
 
 
+def form(count: int) -> int | None:
+    """As `tried`, for forms of a launch, which differ under the interpreter too."""
+    if _trial is None:
+        return None
+    _trial.count = max(_trial.count, count)
+    return _trial.index % count
+
+
 def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Tuned]:
     """Decorator over `triton.jit`; see Tuned."""
     return lambda kernel: Tuned(kernel, configs, key)

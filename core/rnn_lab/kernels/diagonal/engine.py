@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rnn_lab.kernels.diagonal.source import TILE, Program
 from rnn_lab.kernels.saving import keep, kept
+from rnn_lab.kernels.triton_support import form
 
 FILL = 2**15
 """Channels times parts that keep a GPU busy: a linear recurrence is split in time until it has as many."""
@@ -83,6 +84,8 @@ def run(
     B, T, C = xs_BTC[0].shape
     if parts is None:
         parts = parts_of(program, B, T, C) if backend == "triton" else 1
+        tried = form(2) if backend == "triton" and program.factor is not None and T > TILE else None
+        parts = parts if tried is None else tried + 1
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (h_BC, *xs_BTC, *ws_C))
     reset = None if reset_BT is None else reset_BT.to(torch.uint8)
     y, last, _ = _forward(backend, program.text, h_BC.float(), list(xs_BTC), list(ws_C), reset, narrow, wanted, parts)
