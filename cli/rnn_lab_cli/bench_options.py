@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,7 +65,7 @@ def name_and_fields(text: str, option: str = "--model") -> tuple[str, dict[str, 
     """`e74:n_state=32,dim=640` as name and fields.
 
     Raises:
-        ConfigError: a field is not KEY=VALUE.
+        ConfigError: a field is not KEY=VALUE, or is given twice.
 
     """
     from rnn_lab.config import parse_override
@@ -73,7 +75,10 @@ def name_and_fields(text: str, option: str = "--model") -> tuple[str, dict[str, 
     for part in filter(None, rest.split(",")):
         if "=" not in part:
             raise ConfigError(f"{option} {text}: {part!r} is not of the form KEY=VALUE")
-        fields |= parse_override(part)
+        given = parse_override(part)
+        if twice := fields.keys() & given.keys():
+            raise ConfigError(f"{option} {text}: {', '.join(twice)} is given twice")
+        fields |= given
     return name, fields
 
 
@@ -135,7 +140,19 @@ def where(device: str, dtype: str, cpu_defaults: Mapping[str, Any]) -> "tuple[to
 
 
 def progress(out: str | None) -> Callable[[dict[str, Any]], None]:
-    """Shows the last row of a page on stderr and keeps the page so far, so that a killed run loses one row."""
+    """Shows the last row of a page on stderr and keeps the page so far, so that a killed run loses one row.
+
+    Raises:
+        ConfigError: there can be no file of that name, known before anything is measured.
+
+    """
+    if out is not None:
+        if Path(out).is_dir():
+            raise ConfigError(f"--out {out}: this is a folder; name a file in it, such as {Path(out) / 'NAME.json'}")
+        with _refused(out):
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(Path(out).parent, os.W_OK):
+            raise ConfigError(f"--out {out}: nothing can be written to its folder")
 
     def show(page: dict[str, Any]) -> None:
         _announce(page["rows"][-1])
@@ -163,12 +180,14 @@ def percent(share: float | None) -> str | None:
 
 
 def finish(page: dict[str, Any], out: str | None, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    """Write the file, then print JSON or the tables of `show`."""
+    """Write the file, then print JSON or the tables of `show`; exit code 1 where nothing could be measured."""
     keep(page, out)
     if as_json:
         emit_json(page)
     else:
         show(page)
+    if page["rows"] and all(row["status"] == "error" for row in page["rows"]):
+        click.get_current_context().exit(1)
 
 
 def keep(page: dict[str, Any], out: str | Path | None) -> None:
@@ -181,11 +200,17 @@ def keep(page: dict[str, Any], out: str | Path | None) -> None:
     if out is not None:
         from rnn_lab.system.atomic import write_text_atomic
 
-        try:
+        with _refused(out):
             Path(out).parent.mkdir(parents=True, exist_ok=True)
             write_text_atomic(Path(out), json.dumps(page, indent=1, allow_nan=False) + "\n")
-        except OSError as error:
-            raise ConfigError(f"--out {out}: {error}") from error
+
+
+@contextmanager
+def _refused(out: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error}") from error
 
 
 def show_header(page: dict[str, Any]) -> None:

@@ -167,6 +167,8 @@ def test_where_nothing_could_be_measured_scripts_are_told(rnn_lab, monkeypatch):
     done = rnn_lab(*KERNELS, "--model", "e1:dim=128", "--json")
     assert done.code == 1 and {row["status"] for row in done.json["rows"]} == {"error"}
     assert "on cpu" in done.json["rows"][0]["reason"]
+    done = rnn_lab(*TRAIN, "--model", "e1:dim=16,depth=1", "--json")
+    assert done.code == 1 and done.json["rows"][0]["status"] == "error"
 
 
 def test_only_the_implementations_that_are_asked_for(rnn_lab):
@@ -299,6 +301,7 @@ def test_decode_of_a_growing_state_runs_eagerly(rnn_lab):
         [*KERNELS, "--model", "e61:dim=16", "--model", "e999"],
         [*KERNELS, "--model", "e61:dim"],
         [*KERNELS, "--model", "e61:width=16"],
+        [*KERNELS, "--model", "e61:dim=16,dim=32"],
         [*TRAIN, "--model", "e999"],
         [*TRAIN, "--model", "e61:dim=16", "--optimizer", "sgdd"],
         [*TRAIN, "--model", "e61:dim=16", "--optimizer", "muon:bit=8"],
@@ -317,6 +320,12 @@ def test_decode_of_a_growing_state_runs_eagerly(rnn_lab):
 def test_what_cannot_be_used_is_refused_before_anything_runs(rnn_lab, argv):
     done = rnn_lab(*argv)
     assert done.code == 2 and not done.out and ": ok" not in done.err
+
+
+@pytest.mark.parametrize("bench", [KERNELS, TRAIN, DECODE])
+def test_a_folder_is_no_file_and_that_is_said_before_anything_is_measured(rnn_lab, tmp_path, bench):
+    done = rnn_lab(*bench, "--model", "e61:dim=16,depth=1", "--out", str(tmp_path))
+    assert done.code == 2 and "this is a folder" in done.err and ": ok" not in done.err and not list(tmp_path.iterdir())
 
 
 def test_a_file_that_cannot_be_written_is_said(rnn_lab, tmp_path):

@@ -99,8 +99,6 @@ def kernels(
             if not any(fnmatchcase(name, pattern) for name in names):
                 note(f"these models call nothing that is {pattern}")
     finish(page, out, as_json, _show)
-    if page["rows"] and all(row["status"] == "error" for row in page["rows"]):
-        click.get_current_context().exit(1)
 
 
 def _check_ops(ops: tuple[str, ...]) -> None:
