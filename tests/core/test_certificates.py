@@ -126,6 +126,17 @@ def test_a_matrix_of_another_height_or_another_layout_has_a_certificate_of_its_o
         assert op.select(x, weight)[1].backend == "mine" and len(stored()) == count
 
 
+def test_every_source_counts_those_in_folders_too(monkeypatch, tmp_path):
+    core = tmp_path / "kernels"
+    (core / "engine").mkdir(parents=True)
+    monkeypatch.setattr(certificates, "__file__", str(core / "certificates.py"))
+    found = []
+    for name in ("dispatch.py", "engine/walk.py", "engine/walk.cuh", "engine/notes.md"):
+        (core / name).write_text(name)
+        found.append(certificates.sources.__wrapped__("json"))
+    assert len(set(found)) == 3 and found[2] == found[3]
+
+
 def test_a_torn_certificate_is_made_again():
     op = squares(lambda x: x * x)
     op.select(torch.randn(2, 3))

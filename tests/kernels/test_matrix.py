@@ -162,6 +162,26 @@ def test_every_way_to_spread_a_matrix(index):
     expect_reference(call("e74-full-retain", 1, 5, (), 40, 40, bf16), bf16, index)
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_blocks_that_share_a_matrix_share_its_weights(index):
+    """A weight along columns gets its gradient from each of them."""
+
+    def update(S, k, v, w):
+        return torch.tanh(write(S, v, w * k))
+
+    _, h, streams, _ = call("e74", 1, 5, (), 40, 40)
+    args = (Cell(update, retrieve), h, streams._replace(weights=(torch.rand(40).to(DEVICE),)), None)
+    expect_reference(args, fp32, index)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 4])
+def test_rows_may_begin_between_two_words(first):
+    """Pieces of wider rows, which are aligned themselves."""
+    cell, h, streams, reset = call("e74", 2, 19, (), 24, 24, bf16)
+    wide = [F.pad(x, (first, 8 - first))[..., first : first + 24] for x in streams.inputs]
+    expect_reference((cell, h, streams._replace(inputs=tuple(wide)), reset), bf16, 1)
+
+
 def test_the_order_of_threads_does_not_matter(monkeypatch):
     if CUDA:
         pytest.skip("the GPU chooses")
