@@ -1,15 +1,19 @@
-r"""Small dense recurrences for compute-sanitizer: clusters of 8 and 16, one group and several, forward and backward.
+r"""Small recurrences in CUDA C++ for compute-sanitizer, forward and backward, each held to the plain loop.
 
     compute-sanitizer --tool racecheck --racecheck-report all python bench/races.py
     compute-sanitizer --tool memcheck --report-api-errors no python bench/races.py
 
-racecheck does not follow what blocks tell each other by asynchronous stores: that a thread writes partial sums again
-only when it has a message which their readers sent. Here a barrier of the block stands for that before every product,
-so that what it then reports is a race in anything else. With `--as-it-is` it does not.
+Dense ones in clusters of 8 and 16, one group and several; matrices in every way to spread them over lanes and blocks,
+with rows that are aligned and that are not; element-wise ones.
+
+For the dense, racecheck does not follow what blocks tell each other by asynchronous stores: that a thread writes partial
+sums again only when it has a message which their readers sent. Here a barrier of the block stands for that before every
+product, so that what it then reports is a race in anything else. With `--as-it-is` it does not.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +23,10 @@ from rnn_lab.kernels.dense import engine
 from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.dense.cuda import source
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
-from rnn_lab.kernels.recurrence_backends import run_dense
+from rnn_lab.kernels.recurrence_backends import run_dense, run_diagonal_cuda, run_matrix
+from rnn_lab.kernels.triton_support import trying
 from rnn_lab.tensors import relative_error
+from torch.nn import functional as F
 
 PRODUCT = "matrix.multiply(p, exchange.receive("
 STEPS = 6
@@ -29,14 +35,43 @@ CASES = (
     (16, 2, (4,), 17, 256),
 )  # fmt: skip
 """Blocks of a cluster, groups, stages of inputs, sequences, width."""
+MATRICES = ((1, 19, 24), (2, 16, 9), (1, 10, 40), (1, 9, 128))
+"""Sequences, steps, rows and columns."""
 
 
 def main() -> None:
     """Run and check each."""
-    parser = argparse.ArgumentParser(description="Dense recurrences under compute-sanitizer.")
+    parser = argparse.ArgumentParser(description="Recurrences under compute-sanitizer.")
     parser.add_argument("--as-it-is", action="store_true", help="without the barrier")
     if not parser.parse_args().as_it_is:
         engine.source = with_barrier  # type: ignore[attr-defined]
+    dense()
+    for B, T, n in MATRICES:
+        k, v = torch.randn(B, T, n, device="cuda"), torch.randn(B, T, n, device="cuda")
+        streams = Streams((F.normalize(k, dim=-1).bfloat16(), v.bfloat16()), queries=(k.bfloat16(),))
+        reset = torch.rand(B, T, device="cuda") < 0.2
+        index, count = 0, 1
+        while index < count:
+            with trying(index) as trial:
+                check(run_matrix, (Cell(delta, retrieve), torch.zeros(B, n, n, device="cuda"), streams, reset))
+            index, count = index + 1, trial.count
+        sys.stdout.write(f"matrices of {n} x {n}, B {B}, {T} steps, {count} ways: right\n")
+    for B, T, C in ((2, 19, 70), (1, 16, 128)):
+        x, a = (torch.randn(B, T, C, device="cuda").bfloat16() for _ in range(2))
+        reset = torch.rand(B, T, device="cuda") < 0.2
+        check(run_diagonal_cuda, (Cell(leaky), torch.zeros(B, C, device="cuda"), Streams((x, a)), reset))
+        sys.stdout.write(f"{C} channels, B {B}, {T} steps: right\n")
+
+
+def check(run: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Results and gradients are those of the plain loop."""
+    got, want = evaluate(run, args), evaluate(reference, args, torch.float64)
+    for limit, ours, theirs in zip(LIMITS[torch.bfloat16], got, want, strict=True):
+        assert max(map(relative_error, ours, theirs)) < limit
+
+
+def dense() -> None:
+    """In clusters, by groups."""
     for cluster, groups, stages, B, D in CASES:
         restrict({cluster: 7}, (8,), (groups,))
         dense_plan.STAGES = stages
@@ -45,9 +80,7 @@ def main() -> None:
         u = torch.randn(B, STEPS, 2 * D, device="cuda").bfloat16()
         reset = torch.rand(B, STEPS, device="cuda") < 0.2
         args = Cell(gated), torch.zeros(B, D, device="cuda"), Streams((u,), (W, b)), reset
-        got, want = evaluate(run_dense, args), evaluate(reference, args, torch.float64)
-        for limit, ours, theirs in zip(LIMITS[torch.bfloat16], got, want, strict=True):
-            assert max(map(relative_error, ours, theirs)) < limit
+        check(run_dense, args)
         sys.stdout.write(f"clusters of {cluster}, {groups} groups of 8, {stages[0]} stages, B {B}: right\n")
 
 
@@ -56,6 +89,21 @@ def with_barrier(*args: Any) -> str:
     text = source(*args)
     assert f" {PRODUCT}" in text
     return text.replace(f" {PRODUCT}", f" __syncthreads(), {PRODUCT}")
+
+
+def delta(S: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The delta rule with tanh, as in E74."""
+    return torch.tanh(S + (v - retrieve(S, k))[..., None] * k[..., None, :])
+
+
+def retrieve(S: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """S q."""
+    return (S * q[..., None, :]).sum(-1)
+
+
+def leaky(h: torch.Tensor, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """A leak and a candidate of the state."""
+    return torch.lerp(torch.tanh(x + h), h, torch.sigmoid(a))
 
 
 def gated(h: torch.Tensor, u: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
