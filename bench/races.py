@@ -6,9 +6,9 @@ r"""Small recurrences in CUDA C++ for compute-sanitizer, forward and backward, e
 Dense ones in clusters of 8 and 16, one group and several; matrices in every way to spread them over lanes and blocks,
 with rows that are aligned and that are not; element-wise ones.
 
-For the dense, racecheck does not follow what blocks tell each other by asynchronous stores: that a thread writes partial
-sums again only when it has a message which their readers sent. Here a barrier of the block stands for that before every
-product, so that what it then reports is a race in anything else. With `--as-it-is` it does not.
+For the dense, racecheck does not follow what blocks tell each other by asynchronous stores: that a thread writes
+partial sums again only when it has a message which their readers sent. Here a barrier of the block stands for that
+before every product, so that what it then reports is a race in anything else. With `--as-it-is` it does not.
 """
 
 import argparse
