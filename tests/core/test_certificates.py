@@ -126,6 +126,23 @@ def test_a_matrix_of_another_height_or_another_layout_has_a_certificate_of_its_o
         assert op.select(x, weight)[1].backend == "mine" and len(stored()) == count
 
 
+def test_a_cache_that_grows_is_asked_for_once():
+    """Nothing is made for a call that differs in batch and time alone: it may be made at every byte."""
+    made = []
+
+    def probe(x, w):
+        made.append(x.shape)
+        return x[:1, :1], w
+
+    op = Op("product", lambda x, w: x @ w.mT, [Backend("mine", lambda x, w: x @ w.mT, lambda x, w: None)], probe=probe)
+    w = torch.randn(6, 8)
+    for T in (1, 2, 30):
+        assert op.select(torch.randn(T, T, 8), w)[1].backend == "mine"
+    assert len(made) == 1
+    op.select(torch.randn(3, 3, 10)[..., :8], w)
+    assert len(made) == 2
+
+
 def test_every_source_counts_those_in_folders_too(monkeypatch, tmp_path):
     core = tmp_path / "kernels"
     (core / "engine").mkdir(parents=True)

@@ -39,7 +39,7 @@ LIMITS = {
 }
 """Largest relative error of results and of gradients, by the narrowest dtype among the arguments, given or named."""
 _known: dict[Hashable, str | None] = {}
-"""What this process found: asked at every call, so under what is cheap to make, the call's own shapes."""
+"""What this process found: asked at every call, so under what is cheap to make."""
 _alike: dict[Hashable, str | None] = {}
 """The same under what calls have in common, for when nothing can be run in small: wrong in one is wrong in all."""
 _wrong: dict[str, str] = {}
@@ -60,7 +60,7 @@ def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> s
     if any(t.is_meta for t in tensors):
         return None
     device = tensors[0].device.type
-    asked = (op.name, backend, device, _own(args))
+    asked = (op.name, backend, device, _asked(args))
     if asked in _known:
         return _known[asked]
     common = (op.name, backend, device, _class(args))
@@ -173,6 +173,16 @@ def _own(arg: Any) -> Hashable:
         return str(arg.dtype), tuple(arg.shape), arg.stride(), arg.storage_offset() % LINE
     if isinstance(arg, tuple | list):
         return tuple([_own(a) for a in arg])
+    return getattr(arg, "fingerprint", None) or repr(arg)
+
+
+def _asked(arg: Any) -> Hashable:
+    """The same but for batch and time, where a tensor has more axes: a cache that grows is no other call."""
+    if isinstance(arg, Tensor):
+        lead = 2 if arg.dim() > 2 else 0
+        return arg.dtype, arg.dim(), arg.shape[lead:], arg.stride()[lead // 2 :], arg.storage_offset() % LINE
+    if isinstance(arg, tuple | list):
+        return tuple([_asked(a) for a in arg])
     return getattr(arg, "fingerprint", None) or repr(arg)
 
 
