@@ -100,7 +100,8 @@ def main() -> None:
     if a["dtype"] not in LIMITS:
         refuse(f"no limits for {a['dtype']}")
     first, last = options.steps // 10, options.steps // 4
-    curves = together([curve(run, options.steps) for run in runs])
+    told = [curve(run, options.steps) for run in runs]
+    curves = together(told)
     early = apart(curves, first)
     late = abs(mean(curves[0][-last:]) / mean(curves[1][-last:]) - 1)
     limit, late_limit = LIMITS[a["dtype"]]
@@ -111,9 +112,10 @@ def main() -> None:
             refuse(f"{options.exact} differs from {options.other} in more than its dtype: {', '.join(differ)}")
         if exact["dtype"] != "float32":
             refuse(f"{options.exact} ran in {exact['dtype']}, not in fp32")
-        off = [apart(together([curve(run, first), curve(options.exact, first)]), first) for run in runs]
+        close = curve(options.exact, first)
+        off = [apart(together([one[:first], close]), first) for one in told]
         found.append((exact, exact_set, env))
-        curves.append([loss for loss, _ in curve(options.exact, first)])
+        curves.append([loss for loss, _ in close])
     same = late <= late_limit and (early <= limit if off is None else off[0] <= max(limit, 2 * off[1]))
     page = {
         "kind": "curves", "model": a["model"], "params": a["params"], "dtype": a["dtype"], "steps": options.steps,

@@ -17,7 +17,7 @@ import torch
 from rnn_lab.bench import machine
 from rnn_lab.bench.timing import time_graph
 from rnn_lab.kernels.fused import filtered_linear_triton as kernels
-from rnn_lab.kernels.fused.filtered_linear import gathered
+from rnn_lab.kernels.fused.filtered_linear import gathered, mask_of
 from rnn_lab.kernels.triton_support import trying
 from rnn_lab.tensors import relative_error
 from run import say
@@ -53,8 +53,8 @@ def measured(M: int, K: int, sparsity: float, seconds: float, B: int = 32, T: in
     x = torch.randn(B, T, K, device=device).bfloat16()
     weight = (torch.randn(M, K, device=device) * K**-0.5).bfloat16()
     keep = torch.rand(B, T, device=device).topk(round((1 - sparsity) * T), 1).indices.sort(1).values
-    mask = torch.zeros(B, T, dtype=torch.bool, device=device).scatter(1, keep, True)
     kept = (keep + torch.arange(B, device=device)[:, None] * T).flatten()
+    mask = mask_of(x, kept)
     few_g, few_x = (a.flatten(0, 1).index_select(0, kept) for a in (g, x))
     ways: dict[str, Callable[[], tuple[Tensor, ...]]] = {
         "all positions": lambda: products(g.flatten(0, 1), x.flatten(0, 1), weight),

@@ -60,10 +60,10 @@ def distrust(op: "Op[Any]", backend: "Backend[Any]", args: tuple[Any, ...]) -> s
     if any(t.is_meta for t in tensors):
         return None
     device = tensors[0].device.type
-    asked = (op.name, backend, device, _asked(args))
+    asked = (op.name, backend, device, _described(args, _rows))
     if asked in _known:
         return _known[asked]
-    common = (op.name, backend, device, _class(args))
+    common = (op.name, backend, device, _described(args, _class))
     if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return _alike.get(common, "not certified yet, and a CUDA graph is being captured")
     try:
@@ -87,7 +87,7 @@ def _found(op: "Op[Any]", backend: "Backend[Any]", device: str, args: tuple[Any,
         torch.manual_seed(0)
         made = op.probe(*args)
     calls = made if isinstance(made, list) else [made]
-    key = _key(op.name, backend, device, _own(tuple(calls)))
+    key = _key(op.name, backend, device, _described(calls, _whole))
     path = certificate_dir() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     row = _read(path, key)
     if row is None:
@@ -167,32 +167,29 @@ def _tensors(args: tuple[Any, ...]) -> "list[Tensor]":
     return [t for part in found for t in part if isinstance(t, Tensor)]
 
 
-def _own(arg: Any) -> Hashable:
-    """An argument's dtype, shape and layout; what is no tensor by its fingerprint."""
+def _described(arg: Any, of: Callable[[Tensor], Hashable]) -> Hashable:
+    """An argument's tensors by `of`; what is no tensor by its fingerprint."""
     if isinstance(arg, Tensor):
-        return str(arg.dtype), tuple(arg.shape), arg.stride(), arg.storage_offset() % LINE
+        return of(arg)
     if isinstance(arg, tuple | list):
-        return tuple([_own(a) for a in arg])
+        return tuple([_described(a, of) for a in arg])
     return getattr(arg, "fingerprint", None) or repr(arg)
 
 
-def _asked(arg: Any) -> Hashable:
+def _whole(x: Tensor) -> Hashable:
+    """Dtype, shape and layout."""
+    return str(x.dtype), tuple(x.shape), x.stride(), x.storage_offset() % LINE
+
+
+def _rows(x: Tensor) -> Hashable:
     """The same but for batch and time, where a tensor has more axes: a cache that grows is no other call."""
-    if isinstance(arg, Tensor):
-        lead = 2 if arg.dim() > 2 else 0
-        return arg.dtype, arg.dim(), arg.shape[lead:], arg.stride()[lead // 2 :], arg.storage_offset() % LINE
-    if isinstance(arg, tuple | list):
-        return tuple([_asked(a) for a in arg])
-    return getattr(arg, "fingerprint", None) or repr(arg)
+    lead = 2 if x.dim() > 2 else 0
+    return x.dtype, x.dim(), x.shape[lead:], x.stride()[lead // 2 :], x.storage_offset() % LINE
 
 
-def _class(arg: Any) -> Hashable:
-    """What calls for the same layer have in common: dtypes, and every axis but the first two."""
-    if isinstance(arg, Tensor):
-        return (str(arg.dtype), arg.dim(), *arg.shape[2:])
-    if isinstance(arg, tuple | list):
-        return tuple([_class(a) for a in arg])
-    return getattr(arg, "fingerprint", None) or repr(arg)
+def _class(x: Tensor) -> Hashable:
+    """What calls for the same layer have in common: dtype, and every axis but the first two."""
+    return x.dtype, x.dim(), x.shape[2:]
 
 
 def _key(name: str, backend: "Backend[Any]", device: str, kind: Hashable) -> str:

@@ -17,7 +17,7 @@ from rnn_lab.kernels.dispatch import Backend, Op
 from rnn_lab.kernels.triton_support import INTERPRETED, refuses_triton
 
 GRAIN = 64
-"""Columns that a step of the kernel takes at once."""
+"""Rows or columns that a step of the kernel's products takes in."""
 LARGEST = 2048 * 2048
 """Elements of a matrix up to which the kernel is faster than the library on copied rows, on an H100."""
 
@@ -32,9 +32,13 @@ def reference(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> Tensor:
 
     """
     y_BTM = F.linear(x_BTK, weight_MK)
-    kept = torch.zeros(y_BTM.shape[:2].numel(), dtype=torch.bool, device=y_BTM.device)
-    kept = kept.index_fill_(0, kept_N, True).view(y_BTM.shape[0], y_BTM.shape[1], 1)
-    return torch.where(kept, y_BTM, y_BTM.detach())
+    return torch.where(mask_of(x_BTK, kept_N)[..., None], y_BTM, y_BTM.detach())
+
+
+def mask_of(x_BTK: Tensor, kept_N: Tensor) -> Tensor:
+    """Where a position is kept, `[B, T]`."""
+    mask = torch.zeros(x_BTK.shape[:2].numel(), dtype=torch.bool, device=x_BTK.device)
+    return mask.index_fill_(0, kept_N, True).view(x_BTK.shape[:2])
 
 
 def gathered(g_BTM: Tensor, x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,10 +83,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from rnn_lab.kernels.fused.filtered_linear_triton import filtered_gradients
 
-        x_BTK, _, kept_N = saved = ctx.saved_tensors  # type: ignore[attr-defined]
-        mask_BT = torch.zeros(x_BTK.shape[:2], dtype=torch.bool, device=x_BTK.device)
-        mask_BT.view(-1).index_fill_(0, kept_N, True)
-        return *filtered_gradients(grads[0], *saved, mask_BT), None
+        x_BTK, weight_MK, kept_N = ctx.saved_tensors  # type: ignore[attr-defined]
+        return *filtered_gradients(grads[0], x_BTK, weight_MK, kept_N, mask_of(x_BTK, kept_N)), None
 
 
 def _probe(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,18 +10,17 @@ from torch import Tensor
 from triton import Config
 
 from rnn_lab.kernels.functions_triton import narrow, operand
+from rnn_lab.kernels.fused.filtered_linear import GRAIN
 from rnn_lab.kernels.triton_support import tuned
 
 UNITS = 132
 """Programs that run at once on an H100, one to a multiprocessor."""
-INNER = 64
-"""Rows or columns that a step of a product takes in."""
 ZEROS = tl.constexpr(32)
 """Filtered rows that are cleared at once."""
 
 
 def _config(rows: int, columns: int, warps: int, stages: int) -> Any:
-    return Config({"ROWS": rows, "COLUMNS": columns, "INNER": INNER}, num_warps=warps, num_stages=stages)
+    return Config({"ROWS": rows, "COLUMNS": columns, "INNER": GRAIN}, num_warps=warps, num_stages=stages)
 
 
 _CONFIGS = [_config(128, 256, 8, 3), _config(128, 256, 8, 4), _config(128, 128, 4, 3), _config(256, 128, 8, 3)]
@@ -117,8 +116,8 @@ def gradients_kernel(
 
 def parts_of(N: int, M: int, K: int) -> int:
     """Programs that share a tile of dW: so many that none takes much longer than all multiprocessors together do."""
-    tiles, steps = triton.cdiv(M, 128) * triton.cdiv(K, 256), int(triton.cdiv(N, INNER))
-    together: int = tiles * steps + triton.cdiv(N, 128) * triton.cdiv(K, 256) * (M // INNER)
+    tiles, steps = triton.cdiv(M, 128) * triton.cdiv(K, 256), int(triton.cdiv(N, GRAIN))
+    together: int = tiles * steps + triton.cdiv(N, 128) * triton.cdiv(K, 256) * (M // GRAIN)
     return max(1, min(round(steps * UNITS / together), steps // 8))
 
 
