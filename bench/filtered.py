@@ -1,10 +1,10 @@
-"""Backward of one product over kept positions, beside the whole one: gradients by input and by matrix.
+"""Backward of products over kept positions, beside the whole ones: gradients by the input and by each matrix.
 
     python bench/filtered.py --json docs/benchmarks/h100-filtered.json
 
-B 32, T 512, bf16, 35 % of the positions filtered at random, under a CUDA graph. In milliseconds: both products over all
-positions by torch's library; over the kept rows where these lie together already, which no filter is faster than;
-with copying them together and apart; and every configuration of the kernel, with its largest error.
+B 32, T 512, bf16, 35 % of the positions filtered at random, under a CUDA graph; one matrix, and two of one input. In
+milliseconds: over all positions by torch's library; over kept rows where these lie together already; with copying them
+together and apart; and by the kernel, with its largest error.
 """
 
 import argparse
@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from rnn_lab.bench import machine
 from rnn_lab.bench.timing import time_graph
-from rnn_lab.kernels.fused import filtered_linear_triton as kernels
 from rnn_lab.kernels.fused.filtered_linear import gathered, mask_of
-from rnn_lab.kernels.triton_support import trying
+from rnn_lab.kernels.fused.filtered_linear_cuda import filtered_gradients
 from rnn_lab.tensors import relative_error
 from run import say
 from torch import Tensor
@@ -37,49 +36,47 @@ def main() -> None:
     rows = []
     for shape in options.shapes:
         M, K = map(int, shape.split("x"))
-        rows += (found := measured(M, K, options.sparsity, options.seconds))
-        for row in found:
-            error = "" if row["error"] is None else f"  errors {row['error']:.1e}"
-            say(f"{shape:>10}  {row['way']:<40}{row['ms']:8.4f} ms  {row['reduction']:+7.1%}{error}")
+        for maps in (1, 2):
+            found = measured(M, K, maps, options.sparsity, options.seconds)
+            rows += found
+            for row in found:
+                error = f"  error {row['error']:.1e}" if "error" in row else ""
+                say(f"{maps} of {shape:>10}  {row['way']:<30}{row['ms']:8.4f} ms  {row['reduction']:+7.1%}{error}")
     if options.json:
         page = {"kind": "filtered", "header": machine.header(torch.device("cuda")), "sparsity": options.sparsity}
         options.json.write_text(json.dumps({**page, "rows": rows}, indent=1) + "\n")
 
 
-def measured(M: int, K: int, sparsity: float, seconds: float, B: int = 32, T: int = 512) -> list[dict[str, Any]]:
+def measured(M: int, K: int, maps: int, sparsity: float, seconds: float) -> list[dict[str, Any]]:
     """Rows of one shape of W; `reduction` is the share of the whole products' time that is saved."""
-    device = torch.device("cuda")
-    g = torch.randn(B, T, M, device=device).bfloat16()
+    device, (B, T) = torch.device("cuda"), (32, 512)
+    grads = [torch.randn(B, T, M, device=device).bfloat16() for _ in range(maps)]
     x = torch.randn(B, T, K, device=device).bfloat16()
-    weight = (torch.randn(M, K, device=device) * K**-0.5).bfloat16()
+    weights = [(torch.randn(M, K, device=device) * K**-0.5).bfloat16() for _ in range(maps)]
     keep = torch.rand(B, T, device=device).topk(round((1 - sparsity) * T), 1).indices.sort(1).values
     kept = (keep + torch.arange(B, device=device)[:, None] * T).flatten()
     mask = mask_of(x, kept)
-    few_g, few_x = (a.flatten(0, 1).index_select(0, kept) for a in (g, x))
-    ways: dict[str, Callable[[], tuple[Tensor, ...]]] = {
-        "all positions": lambda: products(g.flatten(0, 1), x.flatten(0, 1), weight),
-        "kept rows that lie together": lambda: products(few_g, few_x, weight),
-        "kept rows copied": lambda: gathered(g, x, weight, kept),
+    whole = [a.flatten(0, 1) for a in (*grads, x)]
+    few = [a.index_select(0, kept) for a in whole]
+    ways: dict[str, Callable[[], object]] = {
+        "all positions": lambda: products(*whole, weights=weights),
+        "kept rows that lie together": lambda: products(*few, weights=weights),
+        "kept rows copied": lambda: gathered(grads, x, weights, kept),
+        "kernel": lambda: filtered_gradients(grads, x, weights, kept, mask),
     }
-    wanted = gathered(g.double(), x.double(), weight.double(), kept)
-    rows = [{"way": way, "ms": timed(call, seconds), "error": None} for way, call in ways.items()]
-    for i, config in enumerate(kernels.gradients_kernel.configs):
-        with trying(i):
-            error = max(map(relative_error, kernels.filtered_gradients(g, x, weight, kept, mask), wanted))
-            ms = timed(lambda: kernels.filtered_gradients(g, x, weight, kept, mask), seconds)
-        rows.append({"way": f"kernel, {size(config)}", "ms": ms, "error": error})
-    return [{"M": M, "K": K, "reduction": 1 - row["ms"] / rows[0]["ms"], **row} for row in rows]
+    rows = [{"M": M, "K": K, "maps": maps, "way": way, "ms": timed(call, seconds)} for way, call in ways.items()]
+    (dx, found), (wanted, exact) = (
+        filtered_gradients(grads, x, weights, kept, mask),
+        gathered([g.double() for g in grads], x.double(), [w.double() for w in weights], kept),
+    )
+    rows[-1]["error"] = max(relative_error(a, b) for a, b in zip([dx, *found], [wanted, *exact], strict=True))
+    return [{**row, "reduction": 1 - row["ms"] / rows[0]["ms"]} for row in rows]
 
 
-def products(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """Both, in bf16."""
-    return g @ weight, g.mT @ x
-
-
-def size(config: Any) -> str:
-    """A configuration in words."""
-    tile = config.kwargs
-    return f"{tile['ROWS']} x {tile['COLUMNS']}, {config.num_stages} stages"
+def products(*rows: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+    """All gradients in bf16, those by x added up as autograd does."""
+    *grads, x = rows
+    return sum(g @ w for g, w in zip(grads, weights, strict=True)), *(g.mT @ x for g in grads)
 
 
 def timed(call: Callable[[], object], seconds: float) -> float:

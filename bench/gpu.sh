@@ -92,6 +92,7 @@ print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xar
           --out "$OUT/h100-train-dense-b256-waves-$N.json" > "$OUT/waves-b256-$N.txt" 2>&1
       done ;;
     optimizers)
+      limited "$PYTHON" bench/symmetric.py --json "$OUT/h100-symmetric.json" 2>&1 | tee "$OUT/symmetric.txt"
       for B in 32 256; do
         for optimizer in muon muon8bit; do
           limited $LAB bench train --model e61 --model e1 --target 100M --batch-size $B --graph on --steps 8 \

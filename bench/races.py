@@ -42,10 +42,22 @@ MATRICES = ((1, 19, 24), (2, 16, 9), (1, 10, 40), (1, 9, 128))
 def main() -> None:
     """Run and check each."""
     parser = argparse.ArgumentParser(description="Recurrences under compute-sanitizer.")
+    kinds = {"dense": dense, "matrix": matrices, "diagonal": channels}
+    parser.add_argument(
+        "kinds", nargs="*", default=list(kinds), metavar="KIND", help=f"{', '.join(kinds)}; default: all"
+    )
     parser.add_argument("--as-it-is", action="store_true", help="without the barrier")
-    if not parser.parse_args().as_it_is:
+    options = parser.parse_args()
+    if unknown := set(options.kinds) - set(kinds):
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}")
+    if not options.as_it_is:
         engine.source = with_barrier  # type: ignore[attr-defined]
-    dense()
+    for kind in options.kinds:
+        kinds[kind]()
+
+
+def matrices() -> None:
+    """In every way to spread them."""
     for B, T, n in MATRICES:
         k, v = torch.randn(B, T, n, device="cuda"), torch.randn(B, T, n, device="cuda")
         streams = Streams((F.normalize(k, dim=-1).bfloat16(), v.bfloat16()), queries=(k.bfloat16(),))
@@ -56,6 +68,10 @@ def main() -> None:
                 check(run_matrix, (Cell(delta, retrieve), torch.zeros(B, n, n, device="cuda"), streams, reset))
             index, count = index + 1, trial.count
         sys.stdout.write(f"matrices of {n} x {n}, B {B}, {T} steps, {count} ways: right\n")
+
+
+def channels() -> None:
+    """Element-wise."""
     for B, T, C in ((2, 19, 70), (1, 16, 128)):
         x, a = (torch.randn(B, T, C, device="cuda").bfloat16() for _ in range(2))
         reset = torch.rand(B, T, device="cuda") < 0.2

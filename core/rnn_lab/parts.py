@@ -21,6 +21,7 @@ from rnn_lab.kernels.dispatch import Choice
 from rnn_lab.kernels.fused.causal_conv import CAUSAL_CONV
 from rnn_lab.spectral import ClippedMatrix, FreeMatrix, ScaledOrthogonal, SpectralMatrix, SpectralProduct
 from rnn_lab.token_filter import linear as linear
+from rnn_lab.token_filter import linears
 
 Matrices = dict[str, tuple[int, ...]]
 """Parameters of a part that are matrices, by name within it, with the heights of what is stacked in their rows."""
@@ -151,9 +152,12 @@ class Linear(nn.Linear):
         """W x + b."""
         return (linear if self.filtered else F.linear)(input, self.weight, self.bias)
 
-    def product(self, x: Tensor) -> Tensor:
-        """W x without the bias, for cells that add it themselves."""
-        return (linear if self.filtered else F.linear)(x, self.weight)
+
+def products(x: Tensor, *maps: Linear) -> tuple[Tensor, ...]:
+    """`W x` of each map without its bias, for cells that add it themselves."""
+    if all(one.filtered for one in maps):
+        return linears(x, [one.weight for one in maps])
+    return tuple((linear if one.filtered else F.linear)(x, one.weight) for one in maps)
 
 
 def together(x: Tensor, *maps: nn.Linear) -> Tensor:
@@ -165,6 +169,11 @@ def together(x: Tensor, *maps: nn.Linear) -> Tensor:
         return torch.cat([one(x) for one in maps], -1)
     product = linear if all(getattr(one, "filtered", False) for one in maps) else F.linear
     return product(x, torch.cat([one.weight for one in maps]))
+
+
+def pieces(x: Tensor, n: int) -> tuple[Tensor, ...]:
+    """The last axis in n pieces of one width; one is x itself, whose gradient `chunk` would copy."""
+    return (x,) if n == 1 else x.chunk(n, -1)
 
 
 def vector(size: int, value: float) -> Weight:

@@ -9,7 +9,7 @@ A recurrence stays as it is: its gradient flows through every step. So the resid
 every layer, which is what Collider (arXiv 2502.00340) does to attention's keys and values. The gradient is biased.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rnn_lab.kernels.dispatch import REFERENCE, Choice
 from rnn_lab.kernels.fused.filtered_linear import FILTERED_LINEAR, gathered
+from rnn_lab.kernels.fused.filtered_linear_cuda import filtered_gradients
 
 _active: "TokenFilter | None" = None
 
@@ -71,10 +72,10 @@ class TokenFilter:
         """Whether x has a row, or several, for each position of this pass."""
         return x.dim() >= 3 and tuple(x.shape[:2]) == (self.shape[0], self.span[1] - self.span[0])
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The filtered product of rows that `takes` accepted."""
-        self.maps += 1
-        found: Tensor = FilteredLinear.apply(x, weight, bias, self, self.span)  # type: ignore[no-untyped-call]
+    def products(self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The filtered products of rows that `takes` accepted; a bias is the first one's."""
+        self.maps += len(weights)
+        found: tuple[Tensor, ...] = FilteredLinear.apply(x, bias, self, self.span, *weights)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -98,7 +99,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` for maps of one position to one position, `[B, T, ..., K]` to `[B, T, ..., M]`."""
     if _active is None or not _active.takes(x):
         return F.linear(x, weight, bias)
-    return _active.product(x, weight, bias)
+    return _active.products(x, (weight,), bias)[0]
+
+
+def linears(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`linear` by each matrix: filtered, the gradients by x are added up before they are spread over all positions."""
+    if _active is None or not _active.takes(x):
+        return tuple(F.linear(x, weight) for weight in weights)
+    return _active.products(x, weights)
 
 
 class FilteredLinear(torch.autograd.Function):
@@ -106,48 +114,46 @@ class FilteredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, held: TokenFilter, span: tuple[int, int]
-    ) -> Tensor:
-        """The product over all positions."""
+        ctx: Any, x: Tensor, bias: Tensor | None, held: TokenFilter, span: tuple[int, int], *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The products over all positions."""
         device = x.device.type
-        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.dtypes = x.dtype, None if bias is None else bias.dtype, [weight.dtype for weight in weights]
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
+            x, weights = x.to(dtype), tuple(weight.to(dtype) for weight in weights)
             bias = None if bias is None else bias.to(dtype)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, *weights)
         ctx.held, ctx.span = held, span
         nothing = torch.empty(0, dtype=torch.int64, device=x.device)
-        _, choice = FILTERED_LINEAR.select(x, weight, nothing)
+        _, choice = FILTERED_LINEAR.select(x, weights, nothing)
         ctx.fused = choice.backend != REFERENCE
         held.record[choice.op] = choice
         with torch.autocast(device, enabled=False):
-            return F.linear(x, weight, bias)
+            return F.linear(x, weights[0], bias), *(F.linear(x, weight) for weight in weights[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients from the kept positions."""
-        (grad,) = grads
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.dtypes
+        x, *weights = ctx.saved_tensors
+        of_x, of_bias, of_weights = ctx.dtypes
         held, span = ctx.held, ctx.span
+        biased = grads[0]
         if span == (0, held.shape[1]) and held.kept_N is not None:
-            dx, dweight = _fused(grad, x, weight, held) if ctx.fused else gathered(grad, x, weight, held.kept_N)
-            rows = grad.flatten(0, 1).index_select(0, held.kept_N) if of_bias else grad
+            if ctx.fused:
+                dx, found = filtered_gradients(grads, x, weights, held.kept_N, held.mask_BT)
+            else:
+                dx, found = gathered(grads, x, weights, held.kept_N)
+            if of_bias:
+                biased = biased.flatten(0, 1).index_select(0, held.kept_N)
         else:
-            rows = _masked(grad, held, span)
-            dx = (rows.reshape(-1, rows.shape[-1]) @ weight).view(x.shape)
-            dweight = rows.reshape(-1, rows.shape[-1]).mT @ x.reshape(-1, x.shape[-1])
-        dbias = rows.reshape(-1, rows.shape[-1]).sum(0).to(of_bias) if of_bias else None
-        return dx.to(of_x), dweight.to(of_weight), dbias, None, None
-
-
-def _fused(g: Tensor, x: Tensor, weight: Tensor, held: TokenFilter) -> tuple[Tensor, Tensor]:
-    """The Triton kernel."""
-    from rnn_lab.kernels.fused.filtered_linear_triton import filtered_gradients
-
-    found: tuple[Tensor, Tensor] = filtered_gradients(g, x, weight, held.kept_N, held.mask_BT)
-    return found
+            rows = [_masked(grad, held, span) for grad in grads]
+            flat = [grad.reshape(-1, grad.shape[-1]) for grad in rows]
+            dx = sum(g @ weight for g, weight in zip(flat, weights, strict=True)).view(x.shape)
+            found = [g.mT @ x.reshape(-1, x.shape[-1]) for g in flat]
+            biased = rows[0]
+        dbias = biased.reshape(-1, biased.shape[-1]).sum(0).to(of_bias) if of_bias else None
+        return dx.to(of_x), dbias, None, None, *(d.to(dtype) for d, dtype in zip(found, of_weights, strict=True))
 
 
 def _masked(grad: Tensor, held: TokenFilter, span: tuple[int, int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_lab.parts import Dense, together
+from rnn_lab.parts import Dense, pieces, together
 
 
 @pytest.mark.parametrize("rows", [2, 40])
@@ -17,3 +17,9 @@ def test_maps_of_one_input_are_one_product(rows):
     weight = torch.randn_like(wanted)
     gradients = [torch.autograd.grad((y * weight).sum(), leaves) for y in (found, wanted)]
     torch.testing.assert_close(*gradients)
+
+
+def test_one_piece_is_the_whole():
+    x = torch.randn(2, 3, 6)
+    assert pieces(x, 1) == (x,)
+    torch.testing.assert_close(torch.cat(pieces(x, 3), -1), x)

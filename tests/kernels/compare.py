@@ -20,7 +20,9 @@ def expect_reference(op, args, dtype):
     forward, gradient = LIMITS[dtype]
     for got, want in zip(found, wanted, strict=True):
         assert got.shape == want.shape
-        assert relative_error(got, want) <= forward
+        error = relative_error(got, want)
+        assert error <= forward, f"differs by {error}"
     for got, want in zip(found_gradients, wanted_gradients, strict=True):
         assert got.shape == want.shape
-        assert relative_error(got, want) <= gradient
+        error = relative_error(got, want)
+        assert error <= gradient, f"a gradient differs by {error}"

@@ -17,8 +17,9 @@ constexpr int SHARED = sizeof(recurrence::shared) / BLOCKS, BARRIERS = 10, ON_TH
 struct Arriving { char* to; recurrence::Word word; };
 struct Phases {
     recurrence::Barrier* at;
-    int arrivals, bytes, length;
+    int arrivals, each, bytes, length, copying;
     unsigned ended, cluster;  // the latter: which one of all it belongs to
+    int copiers[512];  // threads whose oldest commit arrives when the phase ends
     Arriving words[ON_THEIR_WAY];
 };
 inline Phases phases[BLOCKS][BARRIERS];
@@ -36,7 +37,8 @@ inline Phases& phases_of(int block, const recurrence::Barrier* at) {
 inline void end_phase(Phases& p) {
     if (p.arrivals || p.bytes) return;
     for (int i = 0; i < p.length; ++i) std::memcpy(p.words[i].to, &p.words[i].word, 8);
-    p.arrivals = 1, p.length = 0, ++p.ended;
+    for (int i = 0; i < p.copying; ++i) deliver(queues[p.copiers[i]], 1);
+    p.arrivals = p.each, p.length = p.copying = 0, ++p.ended;
 }
 
 struct Lanes { uint4 a; uint2 b; };
@@ -60,7 +62,8 @@ inline void cluster_meet() { emulated::meet(emulated::cluster); }
 inline void begin(Barrier* barrier) {
     for (emulated::Phases& p : emulated::phases[emulated::own_block()])
         if (p.cluster != emulated::clusters) {
-            p.at = barrier, p.arrivals = 1, p.bytes = p.length = 0, p.ended = 0, p.cluster = emulated::clusters;
+            p.at = barrier, p.arrivals = p.each = 1, p.bytes = p.length = p.copying = 0, p.ended = 0;
+            p.cluster = emulated::clusters;
             return;
         }
     emulated::fail("more barriers than the emulation has room for");

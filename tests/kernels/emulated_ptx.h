@@ -79,8 +79,20 @@ inline int tensors;
 
 // Asynchronous copies of a thread that have not arrived, oldest first, and the commits that it made before each.
 struct Copy { void* to; const void* from; int bytes, commits; };
-struct Queue { int length, commits; Copy copies[512]; };
+struct Queue { int length, commits, delivered; Copy copies[512]; };
 inline Queue queues[THREADS];
+
+// The copies of a thread's oldest commits.
+inline void deliver(Queue& own, int commits) {
+    int n = 0;
+    for (; n < own.length && own.copies[n].commits < own.delivered + commits; ++n) {
+        const Copy& c = own.copies[n];
+        c.from ? std::memcpy(c.to, c.from, c.bytes) : std::memset(c.to, 0, c.bytes);
+    }
+    own.delivered += commits;
+    own.length -= n;
+    std::memmove(own.copies, own.copies + n, own.length * sizeof(Copy));
+}
 
 // Ends the kernel; `go` hands the reason back. The first one counts.
 inline const char* fault;
@@ -215,13 +227,7 @@ template <int BYTES> void copy_async(void* to, const void* from, bool valid) {
 inline void commit() { ++emulated::queues[emulated::current].commits; }
 template <int AHEAD> void arrived() {
     auto& own = emulated::queues[emulated::current];
-    int n = 0;
-    for (; n < own.length && own.copies[n].commits < own.commits - AHEAD; ++n) {
-        const emulated::Copy& c = own.copies[n];
-        c.from ? std::memcpy(c.to, c.from, c.bytes) : std::memset(c.to, 0, c.bytes);
-    }
-    own.length -= n;
-    std::memmove(own.copies, own.copies + n, own.length * sizeof(emulated::Copy));
+    if (own.commits - AHEAD > own.delivered) emulated::deliver(own, own.commits - AHEAD - own.delivered);
 }
 
 }  // namespace recurrence
@@ -247,7 +253,7 @@ inline void emulated::run(unsigned grid, int count, int size, bool reversed, voi
             ucontext_t& context = fibres[i].context;
             fibres[i].done = false;
             fibres[i].counter = nullptr;
-            queues[i].length = queues[i].commits = 0;
+            queues[i].length = queues[i].commits = queues[i].delivered = 0;
             getcontext(&context);
             context.uc_stack.ss_sp = stacks + i * STACK;
             context.uc_stack.ss_size = STACK;

@@ -35,7 +35,7 @@ def _library(text, name):
     from rnn_lab.kernels.cuda_jit import skeleton
 
     source = text
-    for part in ("ptx", "cluster"):
+    for part in ("ptx", "cluster", "warpgroup"):
         source = source.replace(skeleton(part), (HERE / f"emulated_{part}.h").read_text())
     assert source != text
     assert source.count(COPIED) == ("copy_tile" in text)

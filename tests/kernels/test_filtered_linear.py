@@ -1,58 +1,162 @@
-"""Products over kept rows: kernels beside the reference, and the plain way beside it too."""
+"""Products over kept rows: the kernel on the CPU and on a GPU beside the reference, and the plain way beside it too."""
+
+import re
 
 import pytest
 import torch
+from rnn_lab.kernels.cuda_jit import missing, resources
 from rnn_lab.kernels.fused import filtered_linear
+from rnn_lab.kernels.fused import filtered_linear_cuda as cuda
 from rnn_lab.kernels.fused.filtered_linear import FILTERED_LINEAR
 from rnn_lab.tensors import relative_error
 
 from kernels.compare import DEVICE, expect_reference, random
+from tests.kernels import emulation
+
+ON_GPU = DEVICE == "cuda"
 
 
-def arguments(B, T, K, M, dtype, share=2):
+def arguments(B, T, K, heights, kept, dtype=torch.bfloat16):
     torch.manual_seed(0)
-    kept = torch.randperm(B * T)[: max(1, B * T // share)].sort().values.to(DEVICE)
-    return random(B, T, K, dtype=dtype), (random(M, K) * K**-0.5).to(dtype), kept
+    places = torch.randperm(B * T)[:kept].sort().values.to(DEVICE)
+    return random(B, T, K, dtype=dtype), tuple((random(M, K) * K**-0.5).to(dtype) for M in heights), places
 
 
-@pytest.mark.parametrize("share", [1, 2, 10**6])
-@pytest.mark.parametrize("shape", [(2, 70, 64, 128), (1, 3, 192, 64)])
-def test_agrees(shape, share):
-    """All, a half and one of the positions kept; every other row of dx is zero, though nothing had cleared it."""
-    expect_reference(FILTERED_LINEAR, arguments(*shape, torch.bfloat16, share), torch.bfloat16)
+@pytest.fixture
+def blocks(monkeypatch):
+    """How many blocks run; without a GPU they are emulated."""
+
+    def choose(n, forwards=True):
+        monkeypatch.setattr(cuda, "multiprocessors", lambda device: n)
+        if not ON_GPU:
+            monkeypatch.setattr(emulation.EmulatedKernel, "reversed", not forwards)
+
+    if not ON_GPU:
+        if not emulation.available():
+            pytest.skip("needs g++")
+        monkeypatch.setattr(cuda, "Kernel", emulation.EmulatedKernel)
+        monkeypatch.setattr(cuda, "refuses", lambda *tensors: None)
+    cuda._kernel.cache_clear()
+    yield choose
+    cuda._kernel.cache_clear()
 
 
-def test_refuses_what_its_products_would_round():
+CASES = [
+    (1, 70, 64, (64,), 40, 3),
+    (2, 100, 256, (128, 64), 131, 3),
+    (2, 100, 256, (128, 64), 200, 1),
+    (1, 301, 320, (192, 64, 320), 200, 2),
+    (1, 300, 320, (192, 64, 320), 1, 7),
+    (1, 1200, 64, (64,), 1100, 4),
+    (1, 1200, 512, (64, 64), 1100, 6),
+    (1, 100, 256, (448,), 70, 2),
+]
+"""B, T, K, heights, kept positions, blocks: tiles that are not full, in K, in M and in rows; more blocks than tiles,
+and fewer; all positions and one; one sum in two parts; blocks that begin with several tiles of dx."""
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_agrees(blocks, case, forwards):
+    """Every row of dx that is not kept is zero, though nothing had cleared it."""
+    *shape, n = case
+    blocks(n, forwards)
+    expect_reference(FILTERED_LINEAR, arguments(*shape), torch.bfloat16)
+
+
+@pytest.mark.parametrize("blocks", [132, 7])
+@pytest.mark.parametrize(("heights", "K"), [((2048, 2048), 2048), ((1024,), 2048), ((256,), 1024), ((64, 448), 64)])
+@pytest.mark.parametrize("N", [10656, 333, 1])
+def test_blocks_share_all_tiles_evenly(N, heights, K, blocks):
+    """There is room for every tile, and no block has more to do than the mean and one tile of each sort."""
+    share = cuda.share_of(N, heights, K, blocks)
+    weights, inputs = cuda.tiles_of(N, heights, K)
+    weights *= share.parts
+    long, short = cuda.over(cuda.over(N, 64), share.parts) + cuda.STORE_WEIGHT, sum(heights) // 64 + cuda.STORE_INPUT
+    kinds = share.split, blocks - share.split
+    assert min(kinds) >= 0 and sum(n * tiles for n, tiles in zip(kinds, share.weights, strict=True)) >= weights
+    assert sum(n * tiles for n, tiles in zip(kinds, share.inputs, strict=True)) >= inputs
+    longest = max(w * long + x * short for n, w, x in zip(kinds, share.weights, share.inputs, strict=True) if n)
+    assert longest <= (weights * long + inputs * short) / blocks + long + short
+
+
+def test_long_sums_are_cut():
+    """Where a tile of W's gradient takes longer than all the rest, so that its parts' sum is worth its time."""
+    found = [
+        cuda.share_of(*call).parts
+        for call in (
+            (10656, (2048,), 2048, 132),
+            (10656, (1024,), 2048, 132),
+            (10656, (256,), 1024, 132),
+            (64, (256,), 1024, 132),
+        )
+    ]
+    assert found[0] == found[3] == 1 < found[1] < found[2]
+
+
+@pytest.mark.parametrize(("good", "bad", "noticed"), [
+    ("await(empty + n % STAGES, (n / STAGES & 1) ^ 1);", "", "on its way|differs"),
+    ("await(full + n % STAGES, n / STAGES & 1);", "", "never comes"),
+    ("products_done<1>(), ring.read(ring.n - 1);", "products_done<1>(), ring.read(ring.n);", "never comes|differs"),
+    ("products_done<1>(), ring.read(ring.n - 1);", "ring.read(ring.n - 1);", "differs"),
+    ("word ^ line % 8", "word", "differs"),
+    ("next[i] = n < tile.end ? int(a.kept[n]) : -1;", "next[i] = int(a.kept[min(n, tile.end - 1)]);", "differs"),
+    ("lines[i] >= 0 && column", "column", "outside"),
+    ("over(int(a.all), bands(a))", "int(a.all) / bands(a)", "differs"),
+    ("to[0] = two[0], to[K] = two[1];", "to[0] = two[1], to[K] = two[0];", "differs"),
+    ("first + 16 * i < a.N ?", "first + 16 * i + 8 < a.N ?", "differs"),
+    ("ask(at + INNER);", "ask(at);", "differs"),
+    ("i % 8 * 4 + lane / 8", "i % 8 * 4", "differs"),
+    ("a.split * a.places[sort][0] - a.split", "a.split * a.places[sort][1] - a.split", "differs"),
+    ("a.blocks - a.split : a.split", "a.split : a.split", "differs"),
+    ("half * 64 + threadIdx.x", "half * 32 + threadIdx.x", "differs"),
+])  # fmt: skip
+@pytest.mark.skipif(ON_GPU, reason="the emulation notices")
+def test_the_emulation_notices(blocks, monkeypatch, good, bad, noticed):
+    """Readers and writers that do not wait, lines that lie elsewhere, tiles that are forgotten, what is not full."""
+    text = cuda.source()
+    assert text.count(good) == 1
+    monkeypatch.setattr(cuda, "source", lambda: text.replace(good, bad))
+    with pytest.raises(AssertionError, match=noticed):
+        for *shape, n in CASES[2:]:
+            blocks(n)
+            cuda._kernel.cache_clear()
+            expect_reference(FILTERED_LINEAR, arguments(*shape), torch.bfloat16)
+
+
+@pytest.mark.skipif(missing() is not None, reason="needs NVRTC")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_compiles(arch):
+    """Without spills; for older GPUs to a trap."""
+    found = resources(cuda.source(), arch)["filtered"]
+    assert found.spilled == found.stack == 0 and found.registers <= 65536 // cuda.THREADS // 8 * 8
+
+
+def test_sizes_are_those_of_the_source():
+    text = cuda.source()
+    for name in ("ROWS", "COLUMNS", "INNER"):
+        assert re.search(rf"\b{name} = {getattr(cuda, name)}\b", text)
+    assert sum(map(int, re.search(r"MULTIPLIERS = (\d+), FETCHERS = (\d+)", text).groups())) == cuda.THREADS
+    few, many = map(int, re.search(r"FEW = (\d+), MANY = (\d+)", text).groups())
+    assert few * 128 + many * 256 <= 65536 and few % 8 == many % 8 == 0
+
+
+def test_refuses_what_it_would_round_or_cannot_take(blocks):
     refuses = FILTERED_LINEAR.backends[0].refuses
-    assert "left to torch's library" in refuses(*arguments(2, 4, 64, 64, torch.float32))
-    assert "multiple of 64" in refuses(*arguments(2, 4, 64, 48, torch.bfloat16))
-    assert "copied together" in refuses(*arguments(1, 2, 2048, 2112, torch.bfloat16))
-
-
-def test_long_sums_are_shared_out():
-    """Tiles of W's gradient that would take longer than all the rest go to several programs; few rows do not."""
-    parts_of = pytest.importorskip("rnn_lab.kernels.fused.filtered_linear_triton").parts_of
-    assert parts_of(10656, 2048, 2048) == parts_of(10656, 1024, 2048) == 1
-    assert parts_of(10656, 256, 1024) > 4 and parts_of(64, 256, 1024) == 1
-
-
-def test_parts_add_up():
-    """Two programs to a tile of W's gradient, the second with fewer rows."""
-    kernels = pytest.importorskip("rnn_lab.kernels.fused.filtered_linear_triton")
-    assert kernels.parts_of(1055, 64, 64) == 2
-    x, weight, kept = arguments(1, 2110, 64, 64, torch.bfloat16)
-    g = random(1, 2110, 64, dtype=torch.bfloat16)
-    mask = torch.zeros(1, 2110, dtype=torch.bool, device=DEVICE).index_fill_(1, kept, True)
-    found = kernels.filtered_gradients(g, x, weight, kept, mask)
-    for got, want in zip(found, filtered_linear.gathered(g.double(), x.double(), weight.double(), kept), strict=True):
-        assert relative_error(got, want) < 5e-3
+    assert "left to torch's library" in refuses(*arguments(2, 4, 64, (64,), 5, torch.float32))
+    assert "multiple of 64" in refuses(*arguments(2, 4, 64, (64, 48), 5))
+    assert "more than 4" in refuses(*arguments(2, 4, 64, (64,) * 5, 5))
+    x, weights, kept = arguments(2, 4, 64, (64,), 5)
+    assert "one per position" in refuses(x[:, :, None], weights, kept)
+    assert refuses(x, weights, kept) is None
 
 
 def test_gathered_rows_are_the_reference():
-    x, weight, kept = arguments(2, 9, 5, 4, torch.float64)
-    x.requires_grad_(), weight.requires_grad_()
-    y = filtered_linear.reference(x, weight, kept)
-    g = random(*y.shape, dtype=torch.float64)
-    wanted = torch.autograd.grad((y * g).sum(), (x, weight))
-    for got, want in zip(filtered_linear.gathered(g, x.detach(), weight.detach(), kept), wanted, strict=True):
+    x, weights, kept = arguments(2, 9, 5, (4, 3), 9, torch.float64)
+    leaves = [x.requires_grad_(), *(w.requires_grad_() for w in weights)]
+    results = filtered_linear.reference(x, weights, kept)
+    grads = [random(*y.shape, dtype=torch.float64) for y in results]
+    wanted = torch.autograd.grad(results, leaves, grads)
+    dx, found = filtered_linear.gathered(grads, x.detach(), [w.detach() for w in weights], kept)
+    for got, want in zip([dx, *found], wanted, strict=True):
         assert relative_error(got, want) < 1e-12

@@ -55,6 +55,26 @@ def test_filtered_gradients_are_those_of_constants(how):
     assert held.maps == 1 and torch.equal(held.mask_BT, mask)
 
 
+@pytest.mark.parametrize("how", ["rows", "mask", "nothing"])
+def test_several_maps_of_the_same_rows_are_each_for_itself(how):
+    """One pass through `linears` is one through `linear` for each; what no result is asked of has zeros."""
+    (x, w), v = leaves(bias=False), torch.randn(3, D, dtype=torch.float64).requires_grad_()
+    found = []
+    for maps in (lambda: token_filter.linears(x, (w, v)), lambda: (linear(x, w), linear(x, v))):
+        held = TokenFilter((B, T))
+        with held.during():
+            y, z = maps()
+        if how == "rows":
+            held.keep(kept())
+        elif how == "mask":
+            held.keep_where(torch.zeros(B, T, dtype=torch.bool).scatter(1, kept(), True))
+        assert held.maps == 2
+        both = torch.autograd.grad((y * y).sum() + z.sin().sum(), (x, w, v), retain_graph=True)
+        found.append((y, z, *both, *torch.autograd.grad(z.sum(), (x, w, v), allow_unused=True)))
+    for one, other in zip(*found, strict=True):
+        assert (one - (0 if other is None else other)).abs().max() < 1e-12
+
+
 def test_autocast_keeps_dtypes_and_several_rows_per_position():
     tensors = [t.detach().float().requires_grad_() for t in leaves()]
     heads = tensors[0].detach()[:, :, None].repeat(1, 1, 2, 1).requires_grad_()
@@ -85,11 +105,11 @@ def test_every_token_wise_map_of_a_model_is_the_constant_of_a_filtered_position(
     assert held.maps >= 2 * 1 + 1
     mask = held.mask_BT
 
-    def detached(self, x, weight, bias):
-        y = torch.nn.functional.linear(x, weight, bias)
-        return torch.where(mask.view(*mask.shape, *[1] * (y.dim() - 2)), y, y.detach())
+    def detached(self, x, weights, bias=None):
+        results = [torch.nn.functional.linear(x, weight, bias) for weight in weights]
+        return [torch.where(mask.view(*mask.shape, *[1] * (y.dim() - 2)), y, y.detach()) for y in results]
 
-    monkeypatch.setattr(TokenFilter, "product", detached)
+    monkeypatch.setattr(TokenFilter, "products", detached)
     assert_equal(ours, gradients(model, loss(lambda: None)), atol=1e-12)
 
 

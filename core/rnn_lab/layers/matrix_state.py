@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rnn_lab.kernels.linear.rank_one import retrieve
 from rnn_lab.kernels.recurrence import Cell
 from rnn_lab.layers.projected import ProjectedConfig, ProjectedLayer, widen
-from rnn_lab.parts import Dense, Part, together
+from rnn_lab.parts import Dense, Part, pieces, together
 
 PROJECTIONS = {
     "full": ("W_k", "W_v", "W_q"),
@@ -84,7 +84,7 @@ class MatrixStateLayer(ProjectedLayer):
     def project(self, x_BTd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Key, value, query."""
         names = [name for name in ("W_k", "W_v", "W_q") if hasattr(self, name)]
-        parts = together(x_BTd, *(getattr(self, name) for name in names)).chunk(len(names), -1)
+        parts = pieces(together(x_BTd, *(getattr(self, name) for name in names)), len(names))
         found = dict(zip(names, parts, strict=True))
         k_BTn = found["W_k"]
         return k_BTn, found.get("W_v", k_BTn), found.get("W_q", k_BTn)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from rnn_lab.kernels.expression import NotElementwise, trace
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
-from rnn_lab.parts import CausalConv, Conv, Dense, Part
+from rnn_lab.parts import CausalConv, Conv, Dense, Part, pieces
 
 
 def widen(x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class ProjectedLayer(Layer):
     ) -> tuple[Tensor, State]:
         """See Layer.forward."""
         state = self.init_state(x_BTD.shape[0]) if state is None else state
-        x_BTd, *rest = self.in_proj(x_BTD).chunk(self.branches, -1)
+        x_BTd, *rest = pieces(self.in_proj(x_BTD), self.branches)
         new: State = {}
         silu = self.has_silu(self.cfg)
         if self.cfg.use_conv:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from rnn_lab.layers import ProjectedConfig, ProjectedLayer
-from rnn_lab.parts import Dense, Linear, Part
+from rnn_lab.parts import Dense, Linear, Part, products
 from torch import Tensor
 
 
@@ -34,7 +34,7 @@ class GatedLayer(ProjectedLayer):
 
     def inputs(self, x_BTd: Tensor) -> tuple[Tensor, ...]:
         """Products without their biases."""
-        return tuple(linear.product(x_BTd) for linear in self.projections())
+        return products(x_BTd, *self.projections())
 
     def biases(self) -> tuple[Tensor, ...]:
         """The biases."""

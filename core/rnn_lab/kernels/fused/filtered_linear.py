@@ -1,100 +1,107 @@
-"""y = x W'   with a backward over the kept positions only, as if what others put in were constants: token_filter.
+"""y_p = x W_p'   with a backward over the kept positions only, as if what others put in were constants: token_filter.
 
-    x_BTK   input        weight_MK   W        kept_N   kept positions as indices into B * T, int64
+    x_BTK   input        weights   matrices W_p [M_p, K]        kept_N   kept positions as indices into B * T, int64
 
-    g = dL/dy [kept]     dW = g' x[kept]      dx[kept] = g W, else 0
+    g_p = dL/dy_p [kept]     dW_p = g_p' x[kept]      dx[kept] = sum over p of g_p W_p, else 0
 
-`gathered` copies the kept rows together and leaves both products to torch's library. The Triton kernel loads rows where
-they lie, and both products are one launch: nothing is copied, which matters where a product takes little longer than
-moving its rows, and no multiprocessor waits for the last tile of the one before it begins the other.
+`gathered` copies the kept rows together and leaves the products to torch's library. The CUDA C++ kernel loads rows
+where they lie, and all products are one launch: nothing is copied, which matters where a product takes little longer
+than moving its rows, and no multiprocessor waits for the last tile of one before it begins the next.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rnn_lab.kernels.dispatch import Backend, Op
-from rnn_lab.kernels.triton_support import INTERPRETED, refuses_triton
-
-GRAIN = 64
-"""Rows or columns that a step of the kernel's products takes in."""
-LARGEST = 2048 * 2048
-"""Elements of a matrix up to which the kernel is faster than the library on copied rows, on an H100."""
+from rnn_lab.kernels.fused import filtered_linear_cuda as cuda
 
 
-def reference(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> Tensor:
+def reference(x_BTK: Tensor, weights: tuple[Tensor, ...], kept_N: Tensor) -> tuple[Tensor, ...]:
     """All positions forward, filtered ones detached.
 
     Args:
         x_BTK: input.
-        weight_MK: matrix.
+        weights: matrices.
         kept_N: kept positions.
 
     """
-    y_BTM = F.linear(x_BTK, weight_MK)
-    return torch.where(mask_of(x_BTK, kept_N)[..., None], y_BTM, y_BTM.detach())
+    results = [F.linear(x_BTK, weight) for weight in weights]
+    kept = mask_of(x_BTK, kept_N).view(*x_BTK.shape[:2], *[1] * (x_BTK.dim() - 2))
+    return tuple(torch.where(kept, y, y.detach()) for y in results)
 
 
 def mask_of(x_BTK: Tensor, kept_N: Tensor) -> Tensor:
     """Where a position is kept, `[B, T]`."""
-    mask = torch.zeros(x_BTK.shape[:2].numel(), dtype=torch.bool, device=x_BTK.device)
-    return mask.index_fill_(0, kept_N, True).view(x_BTK.shape[:2])
+    mask_BT = torch.zeros(x_BTK.shape[:2], dtype=torch.bool, device=x_BTK.device)
+    mask_BT.view(-1).index_fill_(0, kept_N, True)
+    return mask_BT
 
 
-def gathered(g_BTM: Tensor, x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients by x and W from the rows `kept_N` of dL/dy; axes between time and width are further rows."""
-    g = g_BTM.flatten(0, 1).index_select(0, kept_N).reshape(-1, g_BTM.shape[-1])
-    x = x_BTK.flatten(0, 1).index_select(0, kept_N).reshape(-1, x_BTK.shape[-1])
-    small = (g @ weight_MK).view(len(kept_N), *x_BTK.shape[2:])
+def gathered(
+    grads: Sequence[Tensor], x_BTK: Tensor, weights: Sequence[Tensor], kept_N: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients by x and every W from the rows `kept_N` of dL/dy; axes between time and width are further rows."""
+
+    def rows(a: Tensor) -> Tensor:
+        return a.flatten(0, 1).index_select(0, kept_N).reshape(-1, a.shape[-1])
+
+    few = [rows(g) for g in grads]
+    small = few[0] @ weights[0]
+    for g, weight in zip(few[1:], weights[1:], strict=True):
+        small = torch.addmm(small, g, weight)
     dx_BTK = small.new_zeros(x_BTK.shape)
-    dx_BTK.flatten(0, 1).index_copy_(0, kept_N, small)
-    return dx_BTK, g.mT @ x
+    dx_BTK.flatten(0, 1).index_copy_(0, kept_N, small.view(len(kept_N), *x_BTK.shape[2:]))
+    x = rows(x_BTK)
+    return dx_BTK, [g.mT @ x for g in few]
 
 
-def _refuses(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> str | None:
-    """Why the Triton kernels cannot take this call, or None."""
-    if x_BTK.dtype not in (torch.bfloat16, torch.float16) or weight_MK.dtype != x_BTK.dtype:
+def _refuses(x_BTK: Tensor, weights: tuple[Tensor, ...], kept_N: Tensor) -> str | None:
+    """Why the kernel cannot take this call, or None."""
+    if x_BTK.dtype != torch.bfloat16 or any(weight.dtype != x_BTK.dtype for weight in weights):
         return f"{str(x_BTK.dtype).removeprefix('torch.')} products are left to torch's library"
     if x_BTK.dim() != 3:
         return "its rows are not one per position"
-    if weight_MK.shape[0] % GRAIN or weight_MK.shape[1] % GRAIN:
-        return f"a width of {tuple(weight_MK.shape)} is no multiple of {GRAIN}"
-    if weight_MK.numel() > LARGEST:
-        return f"torch's library is faster with rows copied together for a matrix of {tuple(weight_MK.shape)}"
-    return refuses_triton(x_BTK, weight_MK)
+    if len(weights) > cuda.MAPS:
+        return f"{len(weights)} matrices are more than {cuda.MAPS}"
+    if any(n % cuda.INNER for weight in weights for n in weight.shape):
+        return f"not every width of {[tuple(weight.shape) for weight in weights]} is a multiple of {cuda.INNER}"
+    if x_BTK.shape[:2].numel() * max(x_BTK.shape[2], *map(len, weights)) >= 2**31:
+        return "an operand has 2^31 numbers or more"
+    return cuda.refuses(x_BTK, *weights)
 
 
-def _triton(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> Tensor:
-    """The kernels in backward; see `reference`."""
-    y_BTM: Tensor = _Fused.apply(x_BTK, weight_MK, kept_N)  # type: ignore[no-untyped-call]
-    return y_BTM
+def _run(x_BTK: Tensor, weights: tuple[Tensor, ...], kept_N: Tensor) -> tuple[Tensor, ...]:
+    """The kernel in backward; see `reference`."""
+    results: tuple[Tensor, ...] = _Fused.apply(x_BTK, kept_N, *weights)  # type: ignore[no-untyped-call]
+    return results
 
 
 class _Fused(torch.autograd.Function):
     """The operation with positions that are known beforehand, as a certificate runs it."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, *args: Tensor) -> Tensor:
-        x, weight, _ = args
+    def forward(ctx: torch.autograd.function.FunctionCtx, *args: Tensor) -> tuple[Tensor, ...]:
+        x, _, *weights = args
         ctx.save_for_backward(*args)
-        return F.linear(x, weight)
+        return tuple(F.linear(x, weight) for weight in weights)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from rnn_lab.kernels.fused.filtered_linear_triton import filtered_gradients
+        x, kept_N, *weights = ctx.saved_tensors  # type: ignore[attr-defined]
+        dx, dweights = cuda.filtered_gradients(grads, x, weights, kept_N, mask_of(x, kept_N))
+        return dx, None, *dweights
 
-        x_BTK, weight_MK, kept_N = ctx.saved_tensors  # type: ignore[attr-defined]
-        return *filtered_gradients(grads[0], x_BTK, weight_MK, kept_N, mask_of(x_BTK, kept_N)), None
 
-
-def _probe(x_BTK: Tensor, weight_MK: Tensor, kept_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows that fill no block, of the same widths; all but every third kept."""
-    steps = 7 if INTERPRETED else 301
-    M, K = (min(n, GRAIN) if INTERPRETED else n for n in weight_MK.shape)
+def _probe(x_BTK: Tensor, weights: tuple[Tensor, ...], kept_N: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """Rows that fill no tile, of the same widths; all but every third kept."""
+    steps, K = 301, x_BTK.shape[-1]
     x = torch.randn(2, steps, K, device=x_BTK.device).to(x_BTK.dtype)
-    weight = (torch.randn(M, K, device=x.device) * K**-0.5).to(x.dtype)
+    smaller = tuple((torch.randn(len(w), K, device=x.device) * K**-0.5).to(x.dtype) for w in weights)
     places = torch.arange(2 * steps, device=x.device)
-    return x, weight, places[places % 3 != 0]
+    return x, smaller, places[places % 3 != 0]
 
 
-FILTERED_LINEAR = Op("filtered_linear", reference, [Backend("triton", _triton, _refuses)], _probe)
+FILTERED_LINEAR = Op("filtered_linear", reference, [Backend("cuda", _run, _refuses)], _probe)
