@@ -29,13 +29,15 @@ def made(codec, shape):
 @pytest.mark.parametrize("codec", [None, Blockwise(256), Blockwise(100)], ids=["plain", "blocks", "odd-blocks"])
 @pytest.mark.parametrize("shape", [(64, 66), (70, 64)])
 def test_one_pass_is_plain_torch(codec, shape):
+    """Wide matrices and tall ones, whose gradients lie transposed; one that has no gradient in a step."""
     batch, other = made(codec, shape), made(codec, shape)
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
-        for one, two in zip(batch.members, other.members, strict=True):
-            one.parameter.grad = two.parameter.grad = torch.randn(shape, generator=generator).to(DEVICE)
+        for i, (one, two) in enumerate(zip(batch.members, other.members, strict=True)):
+            grad = None if step == i else torch.randn(shape, generator=generator).to(DEVICE)
+            one.parameter.grad = two.parameter.grad = grad
         now = signals()
-        u = batch._advance_fused(batch.gradients(now, masked=False), now)
+        u = batch._advance_fused(now)
         m = other.momentum.read()
         expected = advance(m, other.gradients(now), 0.95, now)
         other.momentum.write(m, now.skipped)

@@ -22,10 +22,12 @@ def test_it_is_the_whole_product(shape, dtype, allowed):
     A = symmetric(X)
     wide = X.double()
     assert relative_error(A, wide @ wide.mT) < allowed and torch.equal(A, A.mT)
-    B = symmetric(A, A, 2.0315, -4.775)
     wide = A.double()
-    assert relative_error(B, 2.0315 * wide @ wide - 4.775 * wide) < allowed and torch.equal(B, B.mT)
-    assert relative_error(gram.library(A, A, 2.0315, -4.775), B.double()) < 2 * allowed
+    for diagonal in (0.0, 3.4445):
+        B = symmetric(A, A, 2.0315, -4.775, diagonal)
+        exact = 2.0315 * wide @ wide - 4.775 * wide + diagonal * torch.eye(len(A[0]), device=DEVICE)
+        assert relative_error(B, exact) < allowed and torch.equal(B, B.mT)
+        assert relative_error(gram.library(A, A, 2.0315, -4.775, diagonal), B.double()) < 2 * allowed
 
 
 @pytest.mark.parametrize("kind", ["ns", "polar_express"])

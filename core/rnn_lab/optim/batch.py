@@ -65,15 +65,16 @@ class MatrixBatch:
     def __iter__(self) -> Iterator[tuple[Member, slice]]:
         return ((member, slice(*span)) for member, span in zip(self.members, self.spans, strict=True))
 
-    def gradients(self, now: Signals, masked: bool = True) -> Tensor:
-        """Unscaled gradients `[K, m, n]`, fp32 or wider; zeros where there is none and, `masked`, in a skipped step."""
-        found = []
+    def views(self) -> Iterator[Tensor]:
+        """Each member's gradients `[k, m, n]`, of any strides; zeros where there is none."""
         for member in self.members:
             grad = member.parameter.grad
-            like = member.parameter if grad is None else grad
-            view = member.piece.view(like)
-            found.append(torch.zeros_like(view) if grad is None else view)
-        grad_Kmn = torch.cat(found).to(self.dtype)
+            view = member.piece.view(member.parameter if grad is None else grad)
+            yield torch.zeros_like(view) if grad is None else view
+
+    def gradients(self, now: Signals, masked: bool = True) -> Tensor:
+        """Unscaled gradients `[K, m, n]`, fp32 or wider; zeros where there is none and, `masked`, in a skipped step."""
+        grad_Kmn = torch.cat(list(self.views())).to(self.dtype)
         # A skipped step's gradients may hold NaN, which no factor of zero takes away.
         return grad_Kmn.masked_fill_(now.skipped, 0.0) if masked else grad_Kmn
 

@@ -5,6 +5,7 @@ kernel's results are held to the library's. What was chosen and why is on record
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,16 @@ from rnn_lab.kernels.dispatch import REFERENCE, Choice, setting
 from rnn_lab.kernels.triton_support import refuses_triton
 from rnn_lab.tensors import relative_error
 
-Product = Callable[[Tensor, Tensor | None, float, float], Tensor]
+
+class Product(Protocol):
+    """`alpha A A' + beta S + diagonal`, the latter times the unit matrix; S is symmetric."""
+
+    def __call__(
+        self, A_Kmn: Tensor, S_Kmm: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0, diagonal: float = 0.0
+    ) -> Tensor:
+        """`[K, m, m]` in the dtype of A."""
+
+
 SMALLEST = 256
 """Rows below which half of a product is too little to gain by."""
 ALLOWED = 1e-2
@@ -33,11 +43,17 @@ def agree_by(agreed: Callable[[str | None], str | None]) -> None:
     _agreed[:] = [agreed]
 
 
-def library(A_Kmn: Tensor, S_Kmm: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
-    """`alpha A A' + beta S` by torch."""
+def library(
+    A_Kmn: Tensor, S_Kmm: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0, diagonal: float = 0.0
+) -> Tensor:
+    """See Product; by torch."""
     if S_Kmm is None:
-        return torch.bmm(A_Kmn, A_Kmn.mT) if alpha == 1.0 else alpha * torch.bmm(A_Kmn, A_Kmn.mT)
-    return torch.baddbmm(S_Kmm, A_Kmn, A_Kmn.mT, beta=beta, alpha=alpha)
+        found = torch.bmm(A_Kmn, A_Kmn.mT) if alpha == 1.0 else alpha * torch.bmm(A_Kmn, A_Kmn.mT)
+    else:
+        found = torch.baddbmm(S_Kmm, A_Kmn, A_Kmn.mT, beta=beta, alpha=alpha)
+    if diagonal:
+        found.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+    return found
 
 
 def product(X_Kmn: Tensor) -> Product:
@@ -89,8 +105,8 @@ def _worse(kernel: Product, X_Kmn: Tensor) -> str | None:
     """Why the kernel is not to be used for these matrices."""
 
     def both(run: Product, X: Tensor) -> Tensor:
-        A = run(X, None, 1.0, 0.0)
-        return run(A, A, 2.0315, -4.775)
+        A = run(X)
+        return run(A, A, 2.0315, -4.775, 3.4445)
 
     error = relative_error(both(kernel, X_Kmn[:1]), both(library, X_Kmn[:1]))
     if not error <= ALLOWED:

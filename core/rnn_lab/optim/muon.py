@@ -68,26 +68,29 @@ class MuonBatch(MatrixBatch):
 
     def step(self, now: Signals, weight_decay: float) -> None:
         """One update, or none where the step is skipped."""
-        grad_Kmn = self.gradients(now, masked=not self.fused)
         if self.fused:
-            u_Kmn = self._advance_fused(grad_Kmn, now)
+            u_Kmn = self._advance_fused(now)
         else:
             m_Kmn = self.momentum.read()
-            u_Kmn = advance(m_Kmn, grad_Kmn, self.rule.beta, now)
+            u_Kmn = advance(m_Kmn, self.gradients(now), self.rule.beta, now)
             self.momentum.write(m_Kmn, now.skipped)
         self.apply(self.rule.direction(u_Kmn), now, weight_decay, self.rule.factor(self.rows, self.columns))
 
-    def _advance_fused(self, grad_Kmn: Tensor, now: Signals) -> Tensor:
+    def _advance_fused(self, now: Signals) -> Tensor:
         """As `advance` between reading and writing the momentum, in one pass over memory."""
         from rnn_lab.kernels.updates import muon_triton as kernels
 
         kept, beta = self.momentum, self.rule.beta
-        u_Kmn = torch.empty_like(grad_Kmn, dtype=self.rule.product_dtype or product_dtype(grad_Kmn))
+        dtype = self.rule.product_dtype or product_dtype(self.members[0].parameter)
+        u_Kmn = torch.empty(self.shape, dtype=dtype, device=self.device)
         gain, skipped = ((1 - beta) * now.scale).float(), now.skipped.to(torch.int8)
         if isinstance(kept, CodedMomentum):
+            grad_Kmn = self.gradients(now, masked=False)
             kernels.coded(kept.codes, kept.scales, grad_Kmn, u_Kmn, gain, skipped, beta, kept.codec.block)
         else:
-            kernels.plain(kept.read(), grad_Kmn, u_Kmn, gain, skipped, beta)
+            m_Kmn = kept.read()
+            for (_, span), grad_kmn in zip(self, self.views(), strict=True):
+                kernels.plain(m_Kmn[span], grad_kmn, u_Kmn[span], gain, skipped, beta)
         return u_Kmn
 
 

@@ -42,9 +42,9 @@ def orthogonalise(u_Kmn: Tensor, steps: int = 5, kind: str = "ns", dtype: torch.
     X_Kmn = X_Kmn / scale.to(X_Kmn.dtype)
     symmetric = product(X_Kmn)
     for a, b, c in coefficients(steps, kind):
-        A_Kmm = symmetric(X_Kmn, None, 1.0, 0.0)
-        B_Kmm = symmetric(A_Kmm, A_Kmm, c, b)
-        X_Kmn = torch.baddbmm(X_Kmn, B_Kmm, X_Kmn, beta=a)
+        A_Kmm = symmetric(X_Kmn)
+        B_Kmm = symmetric(A_Kmm, A_Kmm, c, b, a)
+        X_Kmn = torch.bmm(B_Kmm, X_Kmn)  # with a in B, X is not copied to be added to
     return X_Kmn
 
 
@@ -57,7 +57,7 @@ def flops(m: int, n: int, steps: int = 5) -> int:
 
 
 def coefficients(steps: int, kind: str) -> list[tuple[float, float, float]]:
-    """(a, b, c) of X <- a X + (b A + c A²) X with A = X X', per step."""
+    """(a, b, c) of X <- (a + b A + c A²) X with A = X X', per step."""
     if kind == "ns":
         return [NS] * steps
     return [POLAR_EXPRESS[min(i, len(POLAR_EXPRESS) - 1)] for i in range(steps)]

@@ -10,10 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ELEMENTS = 1024
-"""Per program of `plain`."""
 TILE = (32, 64)
-"""Rows and columns per program of `apply`: a square enough tile, for W may be transposed."""
+"""Rows and columns per program: a square enough tile, for what belongs to a parameter may be transposed."""
 
 
 @triton.jit
@@ -43,27 +41,34 @@ def _coded(
 
 
 @triton.jit
-def _plain(momentum, grad, u, gain, skipped, beta, numel, ELEMENTS: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    inside = at < numel
+def _places(m, n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of a program's tile: which matrix, its rows, its columns, what of it is inside, and where that is in a batch."""
+    k = tl.program_id(2).to(tl.int64)
+    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    return k, row, column, (row < m) & (column < n), k * m * n + row * n + column
+
+
+@triton.jit
+def _plain(
+    momentum, grad, u, gain, skipped, beta, m, n, g_k, g_m, g_n, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    k, row, column, inside, at = _places(m, n, ROWS, COLUMNS)
     if tl.load(skipped) != 0:
-        tl.store(u + at, tl.zeros([ELEMENTS], tl.float32), inside)
+        tl.store(u + at, tl.zeros([ROWS, COLUMNS], tl.float32), inside)
     else:
-        g = tl.load(grad + at, inside, other=0.0) * tl.load(gain)
-        m = tl.load(momentum + at, inside, other=0.0) * beta + g
-        tl.store(momentum + at, m, inside)
-        tl.store(u + at, m * beta + g, inside)
+        g = tl.load(grad + k * g_k + row * g_m + column * g_n, inside, other=0.0).to(tl.float32) * tl.load(gain)
+        new = tl.load(momentum + at, inside, other=0.0) * beta + g
+        tl.store(momentum + at, new, inside)
+        tl.store(u + at, new * beta + g, inside)
 
 
 @triton.jit
 def _apply(W, step, decay, factor, m, n, w_k, w_m, w_n, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    k = tl.program_id(2).to(tl.int64)
-    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
-    inside = (row < m) & (column < n)
+    k, row, column, inside, place = _places(m, n, ROWS, COLUMNS)
     at = W + k * w_k + row * w_m + column * w_n
     old = tl.load(at, inside, other=0.0).to(tl.float32)
-    moved = tl.load(step + k * m * n + row * n + column, inside, other=0.0).to(tl.float32)
+    moved = tl.load(step + place, inside, other=0.0).to(tl.float32)
     tl.store(at, old * tl.load(decay) + moved * tl.load(factor), inside)
 
 
@@ -97,12 +102,12 @@ def coded(
     )  # fmt: skip
 
 
-def plain(momentum_Kmn: Tensor, grad_Kmn: Tensor, u_Kmn: Tensor, gain: Tensor, skipped: Tensor, beta: float) -> None:
-    """Advance fp32 momentum in place; arguments as for `coded`."""
-    numel = momentum_Kmn.numel()
-    _plain[(triton.cdiv(numel, ELEMENTS),)](
-        momentum_Kmn, grad_Kmn, u_Kmn, gain, skipped, beta, numel, ELEMENTS=ELEMENTS, num_warps=4
-    )
+def plain(momentum_kmn: Tensor, grad_kmn: Tensor, u_kmn: Tensor, gain: Tensor, skipped: Tensor, beta: float) -> None:
+    """Advance fp32 momentum in place; arguments as for `coded`, but gradients of any dtype and strides."""
+    _plain[_grid(grad_kmn)](
+        momentum_kmn, grad_kmn, u_kmn, gain, skipped, beta, *grad_kmn.shape[1:], *grad_kmn.stride(),
+        ROWS=TILE[0], COLUMNS=TILE[1], num_warps=4,
+    )  # fmt: skip
 
 
 def apply(W_kmn: Tensor, step_kmn: Tensor, decay: Tensor, factor: Tensor) -> None:
@@ -115,6 +120,11 @@ def apply(W_kmn: Tensor, step_kmn: Tensor, decay: Tensor, factor: Tensor) -> Non
         factor: fp32 scalar on the device.
 
     """
-    k, m, n = W_kmn.shape
-    grid = (triton.cdiv(n, TILE[1]), triton.cdiv(m, TILE[0]), k)
-    _apply[grid](W_kmn, step_kmn, decay, factor, m, n, *W_kmn.stride(), ROWS=TILE[0], COLUMNS=TILE[1], num_warps=4)
+    _apply[_grid(W_kmn)](
+        W_kmn, step_kmn, decay, factor, *W_kmn.shape[1:], *W_kmn.stride(), ROWS=TILE[0], COLUMNS=TILE[1], num_warps=4
+    )
+
+
+def _grid(kmn: Tensor) -> tuple[int, int, int]:
+    k, m, n = kmn.shape
+    return triton.cdiv(n, TILE[1]), triton.cdiv(m, TILE[0]), k

@@ -1,6 +1,6 @@
-"""Batched products whose results are symmetric: C = alpha A A' + beta S, half of the tiles computed and stored twice.
+"""Batched products whose results are symmetric: C = alpha A A' + beta S + d 1, half of their tiles stored twice.
 
-Newton-Schulz iterations need X X' and, of the symmetric A = X X', b A + c A A. A library computes all of both.
+Newton-Schulz iterations need X X' and, of the symmetric A = X X', a + b A + c A A. A library computes all of both.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
@@ -26,7 +26,7 @@ _CONFIGS = [_config(128, 64, 8, 3), _config(128, 64, 4, 4), _config(128, 32, 4, 
 @tuned(_CONFIGS, key=("m", "n"))
 @triton.jit
 def symmetric_kernel(
-    a_ptr, s_ptr, c_ptr, m, n, alpha, beta, ADDS: tl.constexpr, SIDE: tl.constexpr, INNER: tl.constexpr
+    a_ptr, s_ptr, c_ptr, m, n, alpha, beta, diagonal, ADDS: tl.constexpr, SIDE: tl.constexpr, INNER: tl.constexpr
 ):  # fmt: skip
     """One tile on or below the diagonal of one matrix of the batch."""
     DTYPE: tl.constexpr = a_ptr.dtype.element_ty
@@ -55,14 +55,17 @@ def symmetric_kernel(
     place = k * m * m + i[:, None] * m + j[None, :]
     if ADDS:
         total += beta * tl.load(s_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    total += tl.where(i[:, None] == j[None, :], diagonal, 0.0)
     tl.store(c_ptr + place, narrow(total, DTYPE), mask=inside)
     if r != c:
         mirrored = k * m * m + j[:, None] * m + i[None, :]
         tl.store(c_ptr + mirrored, narrow(tl.trans(total), DTYPE), mask=(j < m)[:, None] & (i < m)[None, :])
 
 
-def symmetric(A_Kmn: Tensor, S_Kmm: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
-    """`alpha A A' + beta S` `[K, m, m]`, S symmetric, in the dtype of A, with sums in fp32."""
+def symmetric(
+    A_Kmn: Tensor, S_Kmm: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0, diagonal: float = 0.0
+) -> Tensor:
+    """`alpha A A' + beta S + diagonal 1` `[K, m, m]`, S symmetric, in the dtype of A, with sums in fp32."""
     A_Kmn = A_Kmn.contiguous()
     K, m, n = A_Kmn.shape
     C_Kmm = torch.empty(K, m, m, dtype=A_Kmn.dtype, device=A_Kmn.device)
@@ -72,5 +75,5 @@ def symmetric(A_Kmn: Tensor, S_Kmm: Tensor | None = None, alpha: float = 1.0, be
         across = triton.cdiv(m, meta["SIDE"])
         return across * (across + 1) // 2, K
 
-    symmetric_kernel[grid](A_Kmn, S, C_Kmm, m, n, alpha, beta, ADDS=S_Kmm is not None)
+    symmetric_kernel[grid](A_Kmn, S, C_Kmm, m, n, alpha, beta, diagonal, ADDS=S_Kmm is not None)
     return C_Kmm
