@@ -13,8 +13,9 @@ from rnn_lab.errors import RnnLabError
 
 TIMES = {"forward_ms": 1.0, "both_ms": 3.0}
 MEASURED = {
+    "kind": "backward", "header": {"torch": "2"},
     "model": "e61", "dim": 1024, "depth": 4, "params": 9, "batch_size": 8, "seq_len": 64, "sparsity": 0.35,
-    "device": "cuda", "gpu": "a GPU", "dtype": "bfloat16", "torch": "2", "graph": {"used": True, "reason": None},
+    "device": "cuda", "gpu": "a GPU", "dtype": "bfloat16", "graph": {"used": True, "reason": None},
     "rounds": [{"dense": TIMES, "filtered": TIMES}],
     "dense": {"forward_ms": 1.0, "backward_ms": 2.0}, "filtered": {"forward_ms": 1.0, "backward_ms": 1.0},
     "backward_reduction": {"value": 0.5, "low": 0.4, "high": 0.6},

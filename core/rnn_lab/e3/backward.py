@@ -8,11 +8,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from rnn_lab.bench.machine import header
 from rnn_lab.bench.timing import Call, time_eager, time_graph
 from rnn_lab.comparison.records import RunRecord, read_series
 from rnn_lab.comparison.stats import mean_of_seeds
@@ -67,6 +68,8 @@ class _Graph(_Strict):
 class _Measured(_Strict):
     """What backward.json holds, to the key; `sum` is that of all the rest."""
 
+    kind: Literal["backward"]
+    header: dict[str, Any]
     model: str
     dim: int = Field(ge=1)
     depth: int = Field(ge=1)
@@ -77,7 +80,6 @@ class _Measured(_Strict):
     device: str
     gpu: str | None
     dtype: str
-    torch: str
     graph: _Graph
     rounds: list[_Round]
     dense: _Means
@@ -144,10 +146,11 @@ def measure(
         for _ in range(ROUNDS)
     ]  # fmt: skip
     return sealed({
+        "kind": "backward", "header": header(device),
         "model": spec.name, "dim": int(spec.layer_cfg.dim), "depth": spec.lm_cfg.depth,
         "params": spec.certificate.params, "batch_size": batch_size, "seq_len": seq_len, "sparsity": sparsity,
         "device": str(device), "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__,
+        "dtype": str(dtype).removeprefix("torch."),
         "graph": {"used": reason is None, "reason": reason}, "rounds": rounds, **_summary(rounds),
     })  # fmt: skip
 
