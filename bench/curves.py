@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NoReturn
 
+from asked import file
 from rnn_lab.errors import CheckpointError
 from rnn_lab.train.metrics import read_metrics
 
@@ -37,8 +38,9 @@ def read(run: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         found = {f"{name}.{k}": v for name in sections if name not in BESIDES for k, v in sections[name].items()}
         found = {key: value for key, value in found.items() if key not in MAY_DIFFER}
         found |= {"data": result["data"]["fingerprint"], "dtype": result["dtype"], "parameters": result["params"]}
+        result = {key: result[key] for key in ("model", "params", "dtype", "backends", "graph")}
         return result, found, {key: env[key] for key in ("date", "packages", "gpu", "gpu_driver", "git")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         refuse(f"{run} is no finished run ({type(error).__name__}: {error})")
 
 
@@ -51,7 +53,7 @@ def curve(run: Path, steps: int) -> list[tuple[float, float]]:
     if [line["step"] for line in lines] != list(range(1, steps + 1)):
         refuse(f"{run} does not have the steps 1 to {steps}")
     losses = [line["loss"] for line in lines]
-    if not all(isinstance(loss, float) and abs(loss) < float("inf") for loss in losses):
+    if not all(isinstance(loss, float) and 0 < loss < float("inf") for loss in losses):
         refuse(f"{run} has a step without a loss")
     return list(zip(losses, [line.get("lr") for line in lines], strict=True))
 
@@ -87,7 +89,7 @@ def main() -> None:
     parser.add_argument("other", type=Path)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--exact", type=Path, help="the other run again in fp32, a tenth of the steps or more")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=file)
     options = parser.parse_args()
     if options.steps < 10:
         parser.error("--steps: at least 10")

@@ -1,6 +1,6 @@
 r"""Dense recurrences: this library's clusters beside the captured loop and cuDNN in fp16 and bf16, one layer, T 512.
 
-    python bench/dense.py --widths 768,1024,1280 --batches 32,256
+    python bench/dense.py --widths 768,1024,1280 --batches 32,256 --json FILE
     python bench/dense.py --every-plan --widths 1024 --batches 32
 
 Milliseconds of forward and of forward with backward, inputs drawn at random, products of inputs left out of ours and
@@ -11,6 +11,7 @@ other: what a wavefront over layers could gain at most.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,6 +19,8 @@ from itertools import product
 from typing import Any
 
 import torch
+from asked import file, on_gpu
+from rnn_lab.bench import machine
 from rnn_lab.bench.calls import Bound, bind
 from rnn_lab.bench.timing import Spread, time_eager, time_graph
 from rnn_lab.kernels.certificates import evaluate
@@ -160,7 +163,9 @@ def main() -> None:
     parser.add_argument("--every-plan", action="store_true", help="our kernels alone, spread in every way")
     parser.add_argument("--together", action="store_true", help="several forward passes at once")
     parser.add_argument("--only", default="", help="names that contain this")
-    options = parser.parse_args()
+    parser.add_argument("--json", type=file, help="also write the figures there")
+    options = on_gpu(parser)
+    page: dict[str, Any] = {"kind": "dense", "header": machine.header(DEVICE), "steps": STEPS, "rows": []}
     restrict(RESIDENT, ROWS, tuple(options.groups))
     sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, T {STEPS}\n")
     for B, D in product(options.batches, options.widths):
@@ -181,6 +186,9 @@ def main() -> None:
             line = f"D {D:5} B {B:4}  {name:16} {forward:8.3f} {both:8.3f} ms {us:7.2f} us  {notes}"
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
+            page["rows"].append({"D": D, "B": B, "name": name, "forward_ms": forward, "both_ms": both, "notes": notes})
+    if options.json:
+        options.json.write_text(json.dumps(page, indent=1) + "\n")
 
 
 if __name__ == "__main__":

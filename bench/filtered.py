@@ -9,11 +9,13 @@ together and apart; and by the kernel, with its largest error.
 
 import argparse
 import json
+import operator
 from collections.abc import Callable
-from pathlib import Path
+from functools import reduce
 from typing import Any
 
 import torch
+from asked import file, on_gpu, seconds, shape, share
 from rnn_lab.bench import machine
 from rnn_lab.bench.timing import time_graph
 from rnn_lab.kernels.fused.filtered_linear import gathered, mask_of
@@ -28,20 +30,19 @@ SHAPES = ((1024, 1024), (2048, 1024), (1024, 2048), (2048, 2048), (4096, 4096))
 def main() -> None:
     """Measure every shape, print the table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["x".join(map(str, s)) for s in SHAPES], metavar="MxK")
-    parser.add_argument("--sparsity", type=float, default=0.35)
-    parser.add_argument("--seconds", type=float, default=0.2, help="per measurement; default: 0.2")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--shapes", nargs="+", type=shape, default=SHAPES, metavar="MxK")
+    parser.add_argument("--sparsity", type=share, default=0.35)
+    parser.add_argument("--seconds", type=seconds, default=0.2, help="per measurement; default: 0.2")
+    parser.add_argument("--json", type=file)
+    options = on_gpu(parser)
     rows = []
-    for shape in options.shapes:
-        M, K = map(int, shape.split("x"))
+    for M, K in options.shapes:
         for maps in (1, 2):
             found = measured(M, K, maps, options.sparsity, options.seconds)
             rows += found
             for row in found:
                 error = f"  error {row['error']:.1e}" if "error" in row else ""
-                say(f"{maps} of {shape:>10}  {row['way']:<30}{row['ms']:8.4f} ms  {row['reduction']:+7.1%}{error}")
+                say(f"{maps} of {f'{M}x{K}':>10}  {row['way']:<30}{row['ms']:8.4f} ms  {row['reduction']:+7.1%}{error}")
     if options.json:
         page = {"kind": "filtered", "header": machine.header(torch.device("cuda")), "sparsity": options.sparsity}
         options.json.write_text(json.dumps({**page, "rows": rows}, indent=1) + "\n")
@@ -76,7 +77,7 @@ def measured(M: int, K: int, maps: int, sparsity: float, seconds: float) -> list
 def products(*rows: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
     """All gradients in bf16, those by x added up as autograd does."""
     *grads, x = rows
-    return sum(g @ w for g, w in zip(grads, weights, strict=True)), *(g.mT @ x for g in grads)
+    return reduce(operator.add, (g @ w for g, w in zip(grads, weights, strict=True))), *(g.mT @ x for g in grads)
 
 
 def timed(call: Callable[[], object], seconds: float) -> float:

@@ -4,7 +4,7 @@ r"""Small recurrences in CUDA C++ for compute-sanitizer, forward and backward, e
     compute-sanitizer --tool memcheck --report-api-errors no python bench/races.py
 
 Dense ones in clusters of 8 and 16, one group and several; matrices in every way to spread them over lanes and blocks,
-with rows that are aligned and that are not; element-wise ones.
+with rows that are aligned and that are not; element-wise ones; products over kept rows.
 
 For the dense, racecheck does not follow what blocks tell each other by asynchronous stores: that a thread writes
 partial sums again only when it has a message which their readers sent. Here a barrier of the block stands for that
@@ -17,11 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from asked import on_gpu
 from dense import restrict
 from rnn_lab.kernels.certificates import LIMITS, evaluate
 from rnn_lab.kernels.dense import engine
 from rnn_lab.kernels.dense import plan as dense_plan
 from rnn_lab.kernels.dense.cuda import source
+from rnn_lab.kernels.fused.filtered_linear import FILTERED_LINEAR
 from rnn_lab.kernels.recurrence import Cell, Streams, reference
 from rnn_lab.kernels.recurrence_backends import run_dense, run_diagonal_cuda, run_matrix
 from rnn_lab.kernels.triton_support import trying
@@ -42,12 +44,12 @@ MATRICES = ((1, 19, 24), (2, 16, 9), (1, 10, 40), (1, 9, 128))
 def main() -> None:
     """Run and check each."""
     parser = argparse.ArgumentParser(description="Recurrences under compute-sanitizer.")
-    kinds = {"dense": dense, "matrix": matrices, "diagonal": channels}
+    kinds = {"dense": dense, "matrix": matrices, "diagonal": channels, "filtered": products}
     parser.add_argument(
         "kinds", nargs="*", default=list(kinds), metavar="KIND", help=f"{', '.join(kinds)}; default: all"
     )
     parser.add_argument("--as-it-is", action="store_true", help="without the barrier")
-    options = parser.parse_args()
+    options = on_gpu(parser)
     if unknown := set(options.kinds) - set(kinds):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
     if not options.as_it_is:
@@ -77,6 +79,19 @@ def channels() -> None:
         reset = torch.rand(B, T, device="cuda") < 0.2
         check(run_diagonal_cuda, (Cell(leaky), torch.zeros(B, C, device="cuda"), Streams((x, a)), reset))
         sys.stdout.write(f"{C} channels, B {B}, {T} steps: right\n")
+
+
+def products() -> None:
+    """Over kept rows, tiles that are full and not."""
+    for T, K, heights, kept in ((300, 320, (192, 64), 200), (1100, 256, (448,), 1060)):
+        x = torch.randn(1, T, K, device="cuda").bfloat16()
+        weights = tuple((torch.randn(M, K, device="cuda") * K**-0.5).bfloat16() for M in heights)
+        places = torch.randperm(T, device="cuda")[:kept].sort().values
+        got, want = (
+            evaluate(run, (x, weights, places)) for run in (FILTERED_LINEAR.backends[0].run, FILTERED_LINEAR.reference)
+        )
+        assert all(relative_error(a, b) < 1e-2 for a, b in zip(got[1], want[1], strict=True))
+        sys.stdout.write(f"{kept} of {T} rows by {heights} x {K}: right\n")
 
 
 def check(run: Callable[..., Any], args: tuple[Any, ...]) -> None:

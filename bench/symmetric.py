@@ -8,9 +8,9 @@ those of the whole products, so that the kernel may show more than a GPU can do.
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
+from asked import file, on_gpu, seconds
 from rnn_lab.bench import machine
 from rnn_lab.bench.timing import time_graph
 from rnn_lab.kernels.updates.symmetric_triton import symmetric
@@ -25,9 +25,9 @@ WAYS = {"library": gram.library, "triton": symmetric}
 def main() -> None:
     """Measure every shape, print the table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.2, help="per measurement; default: 0.2")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=seconds, default=0.2, help="per measurement; default: 0.2")
+    parser.add_argument("--json", type=file)
+    options = on_gpu(parser)
     device, rows = torch.device("cuda"), []
     for K, m, n in SHAPES:
         X = (torch.randn(K, m, n, device=device) / (m * n) ** 0.5).bfloat16()

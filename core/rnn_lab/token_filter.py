@@ -9,8 +9,10 @@ A recurrence stays as it is: its gradient flows through every step. So the resid
 every layer, which is what Collider (arXiv 2502.00340) does to attention's keys and values. The gradient is biased.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from rnn_lab.kernels.dispatch import REFERENCE, Choice
 from rnn_lab.kernels.fused.filtered_linear import FILTERED_LINEAR, gathered
 from rnn_lab.kernels.fused.filtered_linear_cuda import filtered_gradients
 
+MASKED = "how many positions are kept is not known in advance, so they are masked"
 _active: "TokenFilter | None" = None
 
 
@@ -149,9 +152,10 @@ class FilteredLinear(torch.autograd.Function):
         else:
             rows = [_masked(grad, held, span) for grad in grads]
             flat = [grad.reshape(-1, grad.shape[-1]) for grad in rows]
-            dx = sum(g @ weight for g, weight in zip(flat, weights, strict=True)).view(x.shape)
+            dx = reduce(operator.add, (g @ weight for g, weight in zip(flat, weights, strict=True))).view(x.shape)
             found = [g.mT @ x.reshape(-1, x.shape[-1]) for g in flat]
             biased = rows[0]
+            held.record[FILTERED_LINEAR.name] = Choice(FILTERED_LINEAR.name, REFERENCE, (("cuda", MASKED),))
         dbias = biased.reshape(-1, biased.shape[-1]).sum(0).to(of_bias) if of_bias else None
         return dx.to(of_x), dbias, None, None, *(d.to(dtype) for d, dtype in zip(found, of_weights, strict=True))
 

@@ -6,7 +6,7 @@
 namespace emulated {
 
 struct Product { bool a_across, b_across; unsigned long long a, b; float* sums; int groups; };
-struct Products { int length, groups; Product products[256]; };
+struct Products { int length, groups; bool begun; Product products[256]; };
 inline Products products[THREADS];
 
 // Number k of the sum for a row of a or a column of b.
@@ -99,10 +99,14 @@ inline unsigned transposed(unsigned two) {
     __syncwarp();
     return r;
 }
-inline void products_begin() {}
-inline void products_end() { ++emulated::products[emulated::current].groups; }
+inline void products_begin() { emulated::products[emulated::current].begun = true; }
+inline void products_end() {
+    ++emulated::products[emulated::current].groups;
+    emulated::products[emulated::current].begun = false;
+}
 template <bool A_ACROSS, bool B_ACROSS> void product(float (&c)[96], Described a, Described b) {
     emulated::Products& own = emulated::products[emulated::current];
+    if (!own.begun) emulated::fail("products that nothing comes before");
     if (own.length == 256) emulated::fail("more products than the emulation has room for");
     own.products[own.length++] = {A_ACROSS, B_ACROSS, a, b, c, own.groups};
 }

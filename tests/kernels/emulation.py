@@ -63,7 +63,9 @@ class Apart:
     def __init__(self, x):
         last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
         self.x, self.size = x, (last + 1) * x.element_size() if x.numel() else 0
-        room = torch.full((self.size + 2 * MARGIN,), 255, dtype=torch.uint8)  # not a number, as which type it is read
+        # Not a number, as which floating-point type it is read; an index that exists.
+        self.filled = 0 if x.dtype == torch.int64 else 255
+        room = torch.full((self.size + 2 * MARGIN,), self.filled, dtype=torch.uint8)
         before = MARGIN - (room.data_ptr() - x.data_ptr()) % 64  # aligned as the tensor is
         self.margins = room[:before], room[before + self.size :]
         self.first = room.data_ptr() + before
@@ -72,7 +74,7 @@ class Apart:
 
     def back(self):
         """What the kernel wrote."""
-        assert all((m == 255).all() for m in self.margins), "a kernel wrote outside the tensors' memory"
+        assert all((m == self.filled).all() for m in self.margins), "a kernel wrote outside the tensors' memory"
         ctypes.memmove(self.x.data_ptr(), self.first, self.size)
 
 

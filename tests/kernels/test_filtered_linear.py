@@ -9,6 +9,7 @@ from rnn_lab.kernels.fused import filtered_linear
 from rnn_lab.kernels.fused import filtered_linear_cuda as cuda
 from rnn_lab.kernels.fused.filtered_linear import FILTERED_LINEAR
 from rnn_lab.tensors import relative_error
+from rnn_lab.token_filter import TokenFilter, linears
 
 from kernels.compare import DEVICE, expect_reference, random
 from tests.kernels import emulation
@@ -50,9 +51,10 @@ CASES = [
     (1, 1200, 64, (64,), 1100, 4),
     (1, 1200, 512, (64, 64), 1100, 6),
     (1, 100, 256, (448,), 70, 2),
+    (1, 1100, 64, (64,), 1060, 4),
 ]
 """B, T, K, heights, kept positions, blocks: tiles that are not full, in K, in M and in rows; more blocks than tiles,
-and fewer; all positions and one; one sum in two parts; blocks that begin with several tiles of dx."""
+and fewer; all positions and one; sums in two parts, equally long and not; blocks without tiles of dW."""
 
 
 @pytest.mark.parametrize("forwards", [True, False])
@@ -62,6 +64,74 @@ def test_agrees(blocks, case, forwards):
     *shape, n = case
     blocks(n, forwards)
     expect_reference(FILTERED_LINEAR, arguments(*shape), torch.bfloat16)
+
+
+@pytest.fixture
+def certified(monkeypatch):
+    """The kernel needs no certificate."""
+    monkeypatch.setattr(FILTERED_LINEAR, "probe", None)
+
+
+def test_a_filter_takes_its_own_positions_to_the_kernel(blocks, certified):
+    """Under autocast, two maps of one input: gradients of the kept positions and of no other."""
+    blocks(3)
+    x, weights, _ = arguments(2, 100, 128, (64, 128), 1, torch.float32)
+    leaves = [x.requires_grad_(), *(w.requires_grad_() for w in weights)]
+    held = TokenFilter((2, 100))
+    with torch.autocast(DEVICE, torch.bfloat16), held.during():
+        results = linears(x, weights)
+    kept_BK = torch.rand(2, 100, device=DEVICE).topk(65, 1).indices.sort(1).values
+    held.keep(kept_BK)
+    grads = [random(*y.shape) for y in results]
+    found = torch.autograd.grad(results, leaves, grads)
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    wanted = torch.autograd.grad(
+        filtered_linear.reference(wide[0], tuple(wide[1:]), held.kept_N), wide, [g.double() for g in grads]
+    )
+    assert held.record["filtered_linear"].backend == "cuda"
+    assert all(relative_error(got, want) < 1e-2 for got, want in zip(found, wanted, strict=True))
+    assert not found[0].flatten(0, 1)[~held.mask_BT.flatten()].any()
+
+
+def test_it_takes_tensors_however_they_lie(blocks):
+    """Time before batch, transposed matrices, every third index, rows that begin between two copies' units."""
+    blocks(3)
+    B, T, K, M = 4, 75, 128, 64
+    g, x, w = random(T, B, M).transpose(0, 1), random(B * T * K + 1)[1:].view(B, T, K), random(K, M).mT
+    g, x, w = g.bfloat16(), random(B * T * K + 1).bfloat16()[1:].view(B, T, K), w.bfloat16()
+    kept = torch.arange(B * T, device=DEVICE)[::3]
+    mask = filtered_linear.mask_of(x, kept).T.contiguous().T
+    assert x.data_ptr() % 16 and not g.is_contiguous() and not w.is_contiguous() and not mask.is_contiguous()
+    dx, (dw,) = cuda.filtered_gradients([g], x, [w], kept, mask)
+    wanted, (exact,) = filtered_linear.gathered([g.double()], x.double(), [w.double()], kept)
+    assert relative_error(dx, wanted) < 5e-3 and relative_error(dw, exact) < 5e-3
+
+
+def test_nothing_kept_is_nothing_learnt(blocks):
+    blocks(3)
+    x, (w,), kept = arguments(1, 70, 64, (64,), 0)
+    dx, (dw,) = cuda.filtered_gradients([random(1, 70, 64).bfloat16()], x, [w], kept, filtered_linear.mask_of(x, kept))
+    assert not dx.any() and not dw.any()
+
+
+def test_shapes_are_known_beforehand(blocks):
+    """By torch.compile, which may choose layouts."""
+    blocks(3)
+    x, weights, kept = arguments(2, 40, 64, (64, 128), 20)
+    mask, grads = filtered_linear.mask_of(x, kept), [random(2, 40, len(w)).bfloat16() for w in weights]
+    for turned in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
+        torch.library.opcheck(
+            cuda.filtered_gradients, (grads, turned, list(weights), kept, mask), test_utils="test_faketensor"
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+def test_ten_runs_give_the_same_bits():
+    x, weights, kept = arguments(8, 512, 1024, (2048, 256), 2660)
+    mask, grads = filtered_linear.mask_of(x, kept), [random(8, 512, len(w)).bfloat16() for w in weights]
+    first, *others = (cuda.filtered_gradients(grads, x, weights, kept, mask) for _ in range(10))
+    assert all(torch.equal(a, b) for dx, dws in others for a, b in zip((dx, *dws), (first[0], *first[1]), strict=True))
 
 
 @pytest.mark.parametrize("blocks", [132, 7])
@@ -106,6 +176,8 @@ def test_long_sums_are_cut():
     ("to[0] = two[0], to[K] = two[1];", "to[0] = two[1], to[K] = two[0];", "differs"),
     ("first + 16 * i < a.N ?", "first + 16 * i + 8 < a.N ?", "differs"),
     ("ask(at + INNER);", "ask(at);", "differs"),
+    ("t.end = min(int(a.N), t.begin + int(a.stages) * INNER);", "t.end = t.begin + int(a.stages) * INNER;", "differs"),
+    ("        products_begin();\n", "", "nothing comes before"),
     ("i % 8 * 4 + lane / 8", "i % 8 * 4", "differs"),
     ("a.split * a.places[sort][0] - a.split", "a.split * a.places[sort][1] - a.split", "differs"),
     ("a.blocks - a.split : a.split", "a.split : a.split", "differs"),
@@ -138,7 +210,9 @@ def test_sizes_are_those_of_the_source():
         assert re.search(rf"\b{name} = {getattr(cuda, name)}\b", text)
     assert sum(map(int, re.search(r"MULTIPLIERS = (\d+), FETCHERS = (\d+)", text).groups())) == cuda.THREADS
     few, many = map(int, re.search(r"FEW = (\d+), MANY = (\d+)", text).groups())
-    assert few * 128 + many * 256 <= 65536 and few % 8 == many % 8 == 0
+    assert few * 128 + many * 256 <= cuda.THREADS * (65536 // cuda.THREADS // 8 * 8) and few % 8 == many % 8 == 0
+    stage = (cuda.ROWS + cuda.COLUMNS) * cuda.INNER * 2
+    assert 1023 + cuda.STAGES * (stage + 2 * 8) <= cuda.SHARED <= 227 * 1024
 
 
 def test_refuses_what_it_would_round_or_cannot_take(blocks):
@@ -147,6 +221,11 @@ def test_refuses_what_it_would_round_or_cannot_take(blocks):
     assert "multiple of 64" in refuses(*arguments(2, 4, 64, (64, 48), 5))
     assert "more than 4" in refuses(*arguments(2, 4, 64, (64,) * 5, 5))
     x, weights, kept = arguments(2, 4, 64, (64,), 5)
+    meta = (
+        torch.empty(1, 64, 8192, dtype=torch.bfloat16, device="meta"),
+        (torch.empty(2**18 + 64, 8192, dtype=torch.bfloat16, device="meta"),),
+    )
+    assert "2^31" in refuses(*meta, kept)
     assert "one per position" in refuses(x[:, :, None], weights, kept)
     assert refuses(x, weights, kept) is None
 

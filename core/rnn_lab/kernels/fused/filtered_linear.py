@@ -68,7 +68,8 @@ def _refuses(x_BTK: Tensor, weights: tuple[Tensor, ...], kept_N: Tensor) -> str 
         return f"{len(weights)} matrices are more than {cuda.MAPS}"
     if any(n % cuda.INNER for weight in weights for n in weight.shape):
         return f"not every width of {[tuple(weight.shape) for weight in weights]} is a multiple of {cuda.INNER}"
-    if x_BTK.shape[:2].numel() * max(x_BTK.shape[2], *map(len, weights)) >= 2**31:
+    rows = max(x_BTK.shape[:2].numel(), *map(len, weights))
+    if rows * max(x_BTK.shape[2], *map(len, weights)) >= 2**31:
         return "an operand has 2^31 numbers or more"
     return cuda.refuses(x_BTK, *weights)
 
@@ -97,7 +98,7 @@ class _Fused(torch.autograd.Function):
 
 def _probe(x_BTK: Tensor, weights: tuple[Tensor, ...], kept_N: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     """Rows that fill no tile, of the same widths; all but every third kept."""
-    steps, K = 301, x_BTK.shape[-1]
+    steps, K = 1001, x_BTK.shape[-1]
     x = torch.randn(2, steps, K, device=x_BTK.device).to(x_BTK.dtype)
     smaller = tuple((torch.randn(len(w), K, device=x.device) * K**-0.5).to(x.dtype) for w in weights)
     places = torch.arange(2 * steps, device=x.device)

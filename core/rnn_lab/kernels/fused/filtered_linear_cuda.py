@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.cuda_jit import Kernel, refuses_cuda, skeleton
-from rnn_lab.kernels.triton_support import capability
+from rnn_lab.kernels.triton_support import capability, form
 
 MAPS = 4
 """Matrices that one launch takes."""
@@ -26,6 +26,8 @@ ROWS, COLUMNS, INNER, THREADS = 256, 192, 64, 384
 SHARED = STAGES * ((ROWS + COLUMNS) * INNER * 2 + 16) + 1024
 """Bytes: stages, their barriers, and what aligns them."""
 HOPPER = 9
+FEW = 8
+"""Blocks of a second small run."""
 STORE_WEIGHT, STORE_INPUT = 8, 3
 """Stages that are multiplied in the time that a tile takes to be stored."""
 BYTES = 3 << 20
@@ -69,17 +71,25 @@ def tiles_of(N: int, heights: tuple[int, ...], K: int) -> tuple[int, int]:
 
 
 @cache
-def share_of(N: int, heights: tuple[int, ...], K: int, blocks: int) -> Share:
-    """The cut and the division among blocks by which the last block ends first, with the time to add up the parts."""
+def share_of(N: int, heights: tuple[int, ...], K: int, blocks: int, least: int = 1) -> Share:
+    """The cut and the division among blocks by which the last block ends first, with the time to add up the parts.
+
+    Args:
+        N: kept rows.
+        heights: rows of each W.
+        K: their columns.
+        blocks: of the launch.
+        least: parts of a sum at least.
+
+    """
     steps, (weights, rest) = over(N, INNER), tiles_of(N, heights, K)
     inputs = rest, sum(heights) // INNER + STORE_INPUT
     best, found = math.inf, Share(1, blocks, (0, 0), (0, 0))
-    for parts in range(1, max(1, steps // 8) + 1):
-        tiles = weights * parts, over(steps, parts) + STORE_WEIGHT
+    for parts in range(least, max(least, steps // 8) + 1):
         adding = (parts + 1) * 4 * sum(heights) * K / BYTES if parts > 1 else 0
-        if adding + (math.prod(tiles) + math.prod(inputs)) / blocks > best:
+        if adding + (weights * (steps + parts * STORE_WEIGHT) + math.prod(inputs)) / blocks > best:
             break  # and so it is for more
-        end, share = _leveled(tiles, inputs, blocks)
+        end, share = _leveled((weights * parts, over(steps, parts) + STORE_WEIGHT), inputs, blocks)
         if end + adding < best:
             best, found = end + adding, Share(parts, *share)
     return found
@@ -119,22 +129,34 @@ def _leveled(weights: tuple[int, int], inputs: tuple[int, int], blocks: int) -> 
 def filtered_gradients(
     g_BTM: Sequence[Tensor], x_BTK: Tensor, weight_MK: Sequence[Tensor], kept_N: Tensor, mask_BT: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients by x, and by each W in fp32, from the rows `kept_N` of each dL/dy: those where `mask_BT` is True."""
-    x = x_BTK.contiguous()
-    maps = [(g.contiguous(), w.contiguous()) for g, w in zip(g_BTM, weight_MK, strict=True)]
-    sizes = N, heights, K = kept_N.numel(), tuple(len(w) for _, w in maps), x.shape[-1]
-    blocks = multiprocessors(x.device)
-    share, (weights, inputs) = share_of(*sizes, blocks), tiles_of(*sizes)
+    """Gradients by x, and by each W in fp32, from the rows `kept_N` of each dL/dy: those where `mask_BT` is True.
+
+    Args:
+        g_BTM: dL/dy of each map, bf16.
+        x_BTK: their input, bf16.
+        weight_MK: matrices, bf16, with as many rows and columns as FILTERED_LINEAR's backend takes.
+        kept_N: kept positions as indices into B * T, each once.
+        mask_BT: True where a position is kept.
+
+    """
+    x, mask = _dense(x_BTK), mask_BT.contiguous().view(torch.uint8)
+    maps = [(_dense(g), _dense(w)) for g, w in zip(g_BTM, weight_MK, strict=True)]
+    kept = kept_N.to(torch.int64).contiguous()
+    sizes = N, heights, K = kept.numel(), tuple(len(w) for _, w in maps), x.shape[-1]
+    if N == 0:
+        return torch.zeros_like(x), [torch.zeros_like(w, dtype=torch.float32) for _, w in maps]
+    # A certificate sees few blocks too, that take one tile after the other, and sums that are cut.
+    blocks, least = (FEW, 2) if form(2) == 1 else (multiprocessors(x.device), 1)
+    share, (weights, inputs) = share_of(*sizes, blocks, least), tiles_of(*sizes)
     dx = torch.empty_like(x)
     dweights = [torch.empty(share.parts, M, K, dtype=torch.float32, device=x.device) for M in heights]
-    mask = mask_BT.contiguous().view(torch.uint8)
     none = [None] * (MAPS - len(maps))
     cut = share.parts, over(over(N, INNER), share.parts), sum(heights)
     tiles = weights * share.parts, inputs, *share.weights, *share.inputs
     _kernel()(
         (blocks, 1, 1), (THREADS, 1, 1),
         *(g for g, _ in maps), *none, *(w for _, w in maps), *none, *dweights, *none, *heights, *none, len(maps),
-        x, dx, kept_N, mask, N, mask.numel(), K, *cut, blocks, share.split, *tiles, shared=SHARED,
+        x, dx, kept, mask, N, mask.numel(), K, *cut, blocks, share.split, *tiles, shared=SHARED,
     )  # fmt: skip
     return dx, [d[0] if share.parts == 1 else d.sum(0) for d in dweights]
 
@@ -143,7 +165,13 @@ def filtered_gradients(
 def _(
     g_BTM: Sequence[Tensor], x_BTK: Tensor, weight_MK: Sequence[Tensor], kept_N: Tensor, mask_BT: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    return torch.empty_like(x_BTK), [torch.empty_like(w, dtype=torch.float32) for w in weight_MK]
+    return x_BTK.new_empty(x_BTK.shape), [w.new_empty(w.shape, dtype=torch.float32) for w in weight_MK]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The tensor, or a copy whose rows lie one behind the other and begin where 16 bytes can be copied at once."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def over(n: int, by: int) -> int:
