@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rnn_lab_cli.bench_options import Finite
 from rnn_lab_cli.fit_options import apply, budget_options, not_empty, override_option
 from rnn_lab_cli.names import complete_executor
 from rnn_lab_cli.output import json_option
@@ -27,7 +28,7 @@ _common = (
     click.option("--gpus", metavar="IDS", help="GPUs to use, `0,1`, or `none` for the CPU; default: all."),
 )  # fmt: skip
 _rest = (
-    click.option("--stall", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES",
+    click.option("--stall", type=Finite(min=0, min_open=True), metavar="MINUTES",
                  help="A run without a sign of life for so long has hung; default: the protocol's."),
     click.option("--out", metavar="DIR", callback=not_empty, help="Folder of the series."),
     click.option("--resume", is_flag=True, help="Go on with the series in DIR; finished runs are left alone."),

@@ -59,6 +59,9 @@ def _complete(out: Path) -> None:
     for title in ("Claims", "Configurations", "Losses", "Speed and memory", "Memory", "Checklist", "Diagnostics",
                   "Failures", "Curves", "Limits", "Environment", "Again"):  # fmt: skip
         assert f"\n## {title}\n" in page
-    assert "o Baseline" in page and "rnn-lab fit --config DIR/suite/baseline.toml" in page
+    assert "o Baseline" in page
+    (again,) = [line for line in page.splitlines() if " fit " in line and "baseline.toml" in line]
+    assert "--protocol DIR/suite/e3.toml --config DIR/suite/baseline.toml" in again
+    assert "train.seed=42" in again and "--out" not in again and str(out) not in again
     html = (out / "report.html").read_text()
     assert "<svg" in html and "<script" not in html and "http" not in html

@@ -20,6 +20,11 @@ def test_throughput_may_fall_by_a_twentieth(ratio, found):
     assert state("Throughput", speed_ratio=paired([ratio] * 3, ratio=True)) == found
 
 
+@pytest.mark.parametrize("ratios", [[0.5], [1.5], [0.9, 1.0, 1.1]])
+def test_one_seed_or_scattered_ones_tell_nothing_of_throughput(ratios):
+    assert state("Throughput", speed_ratio=paired(ratios, ratio=True)) == "not run"
+
+
 @pytest.mark.parametrize(("worse", "found"), [(0.0099, "pass"), (0.0101, "fail")])
 def test_a_hundredth_of_a_nat_may_be_lost(worse, found):
     assert state("Quality Maintained", delta=paired([worse] * 3)) == found

@@ -36,6 +36,13 @@ def suite(**rows):
     return {label: rows.get(stem) or row(label) for stem, label in CONFIGS.items()}
 
 
+def test_minutes_of_killed_attempts_are_not_known():
+    of = {lost: next(c for c in claims(suite(), None, 10.0, lost) if c.id == "C7") for lost in (False, True)}
+    assert (of[False].verdict, of[True].verdict) == ("verified", "inconclusive")
+    assert "at least 10.0 minutes" in of[True].measured
+    assert next(c for c in claims(suite(), None, 99.0, True) if c.id == "C7").verdict == "refuted"
+
+
 def verdicts(rows, backward=None, minutes=10.0):
     return {(c.id, c.baseline.partition(",")[0]): c for c in claims(rows, backward, minutes)}
 

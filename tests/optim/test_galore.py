@@ -234,6 +234,21 @@ def test_gum_is_unbiased():
     assert not all(alike for _, alike in seen), "parameters draw by themselves"
 
 
+def test_a_refused_state_leaves_gum_as_it_was():
+    settings = {"galore_debias": "gum", "galore_gum_share": 0.5, "galore_update_freq": 2, "galore_rank": 4, **FORCED}
+    (_, saved), (model, optimizer) = (
+        made("galore_muon", **settings),
+        made("galore_muon", **{**settings, "galore_rank": 3}),
+    )
+    train(model, optimizer, range(3))
+    state = saved.state_dict()
+    state["param_groups"][0]["settings"] = optimizer.state_dict()["param_groups"][0]["settings"]
+    before = [t.clone() for _, _, t in optimizer.states()]
+    with pytest.raises(ValueError, match="another block size, rank or rule"):
+        optimizer.load_state_dict(state)
+    assert all(torch.equal(old, t) for old, (_, _, t) in zip(before, optimizer.states(), strict=True))
+
+
 def test_gum_is_of_galore_muon_alone():
     with pytest.raises(ValueError, match="galore_muon"):
         made("muon", galore_debias="gum")

@@ -104,7 +104,7 @@ def facts(folder: Path) -> E3Report:
     found = rows(by_label, BASELINE)
     by_name = {row.label: row for row in found}
     measured = backward.read(folder)
-    judged = claims(by_name, measured, _minutes(series))
+    judged = claims(by_name, measured, _minutes(series), _lost(series))
     field = [Contestant(Group(label, tuple(r for r in runs if counts(r)))) for label, runs in by_label.items()]
     field = [one for one in field if one.runs]
     return settled(
@@ -216,6 +216,12 @@ def _minutes(series: Series) -> float | None:
     return spent / 60 if spent else None
 
 
+def _lost(series: Series) -> bool:
+    """Whether an attempt ended unseen, so that nobody knows how long it took."""
+    attempts = (one for run in series.runs if run.label in CONFIGS.values() for one in run.job.get("attempts") or ())
+    return any(one.get("seconds") is None for one in attempts)
+
+
 def _about(series: Series, sound: Sequence[RunRecord]) -> dict[str, str]:
     """What was run: model, sizes, data, protocol."""
     written = {"begun": str(series.meta.get("created")).replace("T", " ").replace("+00:00", " UTC")}
@@ -278,5 +284,17 @@ def _commands(series: Series, folder: Path) -> tuple[str, ...]:
     """What makes the suite again, what trains one configuration again, what renders this page again."""
     words = [str(word) for word in series.meta.get("command") or ()]
     again = shlex.join(["rnn-lab", *words[1:]]) if words else "rnn-lab bench e3"
-    files = sorted(path.name for path in (folder / SUITE).glob("*.toml") if path.name != "e3.toml")
-    return (again, *(f"rnn-lab fit --config DIR/{SUITE}/{name}" for name in files), "rnn-lab bench report DIR")
+    first = {run.label: run for run in reversed(series.runs)}
+    runs = [_command(first[label]) for label in CONFIGS.values() if label in first]
+    return (again, *filter(None, runs), "rnn-lab bench report DIR")
+
+
+def _command(run: RunRecord) -> str | None:
+    """What trains a run again, in a folder of its own; None where it has not begun."""
+    attempts = run.job.get("attempts") or []
+    words = [str(word) for word in attempts[-1].get("command") or ()] if attempts else []
+    if "--out" not in words:
+        return None
+    at = words.index("--out")
+    root = str(Path(words[at + 1]).parents[1])
+    return shlex.join(word.replace(root, "DIR") for word in (*words[:at], *words[at + 2 :]))

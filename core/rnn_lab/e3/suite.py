@@ -1,6 +1,6 @@
 """A suite in a folder: its configuration files with what was asked for, and the protocol that runs them.
 
-The folder is part of the results: each file trains the same again by `rnn-lab fit --config`.
+The folder is part of the results: REPORT.md has the command that trains each configuration again.
 """
 
 import shutil

@@ -139,8 +139,9 @@ def _health(report: E3Report) -> Table:
 
 def _memory(report: E3Report) -> Table:
     text = (
-        "State is predicted from shapes before training, and measured tensor by tensor after it. What is left of the "
-        "peak are activations, workspaces and, on a CPU, the program itself.",
+        "State is predicted from shapes alone, and measured tensor by tensor after training; weights and gradients are "
+        "counted from the model's parameters. What is left of the peak are activations, workspaces and, on a CPU, the "
+        "program itself.",
     )
     rows = []
     for one in report.memory:

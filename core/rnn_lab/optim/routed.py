@@ -188,9 +188,30 @@ class RoutedOptimizer(torch.optim.Optimizer):
                     f"the optimizer's state was saved with {key} = {saved}, and this optimizer has {value}: set "
                     f"optimizer.{key} back, or start anew"
                 )
-        for _, rule in self.rules:
-            if isinstance(rule, GumBatch):
-                rule.begin(int(groups[0]["steps_taken"]))
+        gum = [rule for _, rule in self.rules if isinstance(rule, GumBatch)]
+        before = [(rule.full, rule.value) for rule in gum]
+        for rule in gum:
+            rule.begin(int(groups[0]["steps_taken"]))
+        try:
+            pairs = self._saved(state_dict)
+        except ValueError:
+            for rule, (full, value) in zip(gum, before, strict=True):
+                rule.full, rule.value = full, value
+            raise
+        with torch.no_grad():
+            for tensor, saved in pairs:
+                tensor.copy_(saved)
+        for group, saved_group in zip(self.param_groups, groups, strict=True):
+            group.update({k: v for k, v in saved_group.items() if k not in ("params", "settings", "waiting")})
+        order = [p for group in self.param_groups for p in group["params"]]
+        self._wait({(id(order[int(i)]), slot, k) for i, slot, k in groups[0].get("waiting", [])})
+        self._done = int(groups[0]["steps_taken"])
+        self._taken.fill_(self._done)
+        self._lrs.copy_(torch.tensor([g["scheduled_lr"] for g in groups], dtype=torch.float64))
+        self._show_state()
+
+    def _saved(self, state_dict: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
+        """Every tensor of the state beside its saved one."""
         order = [p for group in self.param_groups for p in group["params"]]
         saved_state = {id(order[int(index)]): entries for index, entries in state_dict["state"].items()}
         pairs = []
@@ -203,16 +224,7 @@ class RoutedOptimizer(torch.optim.Optimizer):
                     f"{tensor.dtype} {tuple(tensor.shape)}: it was saved with another block size, rank or rule"
                 )
             pairs.append((tensor, saved))
-        with torch.no_grad():
-            for tensor, saved in pairs:
-                tensor.copy_(saved)
-        for group, saved_group in zip(self.param_groups, groups, strict=True):
-            group.update({k: v for k, v in saved_group.items() if k not in ("params", "settings", "waiting")})
-        self._wait({(id(order[int(i)]), slot, k) for i, slot, k in groups[0].get("waiting", [])})
-        self._done = int(groups[0]["steps_taken"])
-        self._taken.fill_(self._done)
-        self._lrs.copy_(torch.tensor([g["scheduled_lr"] for g in groups], dtype=torch.float64))
-        self._show_state()
+        return pairs
 
     def diagnostics(self, everywhere: Callable[[Told], list[Told]] = lambda told: [told]) -> dict[str, float]:
         """Figures for a log now and then; they wait for the device.
