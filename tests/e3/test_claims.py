@@ -1,6 +1,7 @@
 """Verdicts by rule, on figures whose verdict is known."""
 
 from dataclasses import replace
+from math import exp
 
 import pytest
 from rnn_lab.e3.checklist import checklist
@@ -102,6 +103,22 @@ def test_loss_is_judged_apart_from_data():
     found = verdicts(suite(mtp_only=row("MTP_Only", gain=1.2, worse=-0.04)))
     assert found["C1", "Baseline"].verdict == "verified"
     assert found["C1 (loss)", "Baseline"].verdict == "refuted" and "2 %" in found["C1 (loss)", "Baseline"].measured
+
+
+@pytest.mark.parametrize(("gain", "worse", "verdict"), [(1.25, -0.4, "verified"), (1.05, -0.2, "refuted")])
+def test_data_and_loss_are_judged_by_one_sided_bounds(gain, worse, verdict):
+    """The two-sided interval of each would hold the claim's edge."""
+    spread, t = (-1.0, 0.0, 1.0), 2.919986 / 3**0.5
+    e_data = paired([gain * exp(0.0413 * x) for x in spread], ratio=True)
+    delta = paired([worse + 0.0495 * x for x in spread])
+    assert e_data.low < 1.15 < e_data.high and delta.low < -0.3 < delta.high
+    found = verdicts(suite(mtp_only=row("MTP_Only", e_data=e_data, delta=delta)))
+    data, loss = found["C1", "Baseline"], found["C1 (loss)", "Baseline"]
+    assert data.verdict == loss.verdict == verdict
+    low, high = (gain * exp(sign * 0.0413 * t) for sign in (-1, 1))
+    assert data.interval == f"{low:.3f} to {high:.3f}, one-sided 95 % each"
+    low, high = ((-worse + sign * 0.0495 * t) / 2 for sign in (-1, 1))
+    assert loss.interval == f"{100 * low:.1f} % to {100 * high:.1f} %, one-sided 95 % each"
 
 
 def test_state_stands_against_both_baselines():

@@ -17,7 +17,7 @@ from rnn_lab.registry import registry
 from torch import nn
 from torch.nn import functional as F
 
-from .small import assert_equal, made, reloaded, small, train
+from .small import assert_equal, gradients, made, reloaded, small, train
 
 WIDE = {"dim": 64, "wide": 96, "vocab": 64}
 
@@ -171,6 +171,20 @@ def test_8bit_adamw_follows_adamw():
     moved = (plain.embedding.weight - small(**WIDE).embedding.weight).norm()
     assert (plain.embedding.weight - coded.embedding.weight).norm() < 0.05 * moved
     assert torch.equal(plain.norm.weight, coded.norm.weight), "too small to be coded"
+
+
+def test_8bit_adamw_sees_clipped_gradients():
+    (one, first), (two, second) = (made("muon8bit", sizes=WIDE, aux_8bit=True) for _ in "ab")
+    for step, scale in enumerate((1.0, 0.25, 0.5)):
+        gradients(one, step)
+        gradients(two, step)
+        first.gated_step(torch.tensor(scale), torch.zeros(()))
+        for p in two.parameters():
+            p.grad.mul_(scale)
+        second.step()
+    assert torch.equal(one.embedding.weight, two.embedding.weight)
+    found, expected = first.state[one.embedding.weight], second.state[two.embedding.weight]
+    assert "exp_avg.codes" in found and all(torch.equal(t, expected[name]) for name, t in found.items())
 
 
 def test_what_stays_in_fp32_is_not_called_8_bit():

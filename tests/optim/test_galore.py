@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rnn_lab.optim.newton_schulz import orthogonalise
 from rnn_lab.optim.projector import energy, leading_vectors, saves
 from rnn_lab.train.optimizers import current_lr
 
@@ -138,6 +139,20 @@ def test_adamw_in_a_subspace_is_the_definition():
     torch.testing.assert_close(weight.detach(), W, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["galore_muon", "galore_adamw"])
+def test_a_reset_leaves_the_gradient_of_the_refresh_alone(kind):
+    model, optimizer = made(kind, torch.float64, galore_rank=4, galore_update_freq=3, galore_on_refresh="reset",
+                            **FORCED)  # fmt: skip
+    weight, share = model.layers[0].square.weight, 0.05 if kind == "galore_muon" else 0.1
+    for step in range(7):
+        train(model, optimizer, [step])
+        state = optimizer.state[weight]
+        g = state["0.U"][0].T @ weight.grad
+        assert torch.allclose(state["0.momentum"][0], share * g, rtol=1e-12, atol=1e-12) == (step % 3 == 0)
+        if kind == "galore_adamw":
+            assert torch.allclose(state["0.second"][0], 0.001 * g**2, rtol=1e-12, atol=1e-12) == (step % 3 == 0)
+
+
 def test_what_a_refresh_shows():
     model, optimizer = made("galore_muon", galore_rank=4, galore_update_freq=3, bits=8, **FORCED,
                             sizes={"dim": 64, "wide": 80})  # fmt: skip
@@ -247,6 +262,25 @@ def test_a_refused_state_leaves_gum_as_it_was():
     with pytest.raises(ValueError, match="another block size, rank or rule"):
         optimizer.load_state_dict(state)
     assert all(torch.equal(old, t) for old, (_, _, t) in zip(before, optimizer.states(), strict=True))
+
+
+def test_a_step_of_gum_is_its_orthogonalised_momentum():
+    settings = {"galore_debias": "gum", "galore_gum_share": 0.5, "galore_update_freq": 3, "galore_rank": 4}
+    model, optimizer = made("galore_muon", torch.float64, muon_momentum=0.9, **settings, **FORCED)
+    weight, seen = model.layers[0].square.weight, set()
+    rule = next(rule for _, rule in optimizer.rules if rule.members[0].parameter is weight)
+    R = None
+    for step in range(18):
+        W = weight.detach().clone()
+        train(model, optimizer, [step])
+        U, G = rule.U[0], weight.grad
+        new = (G - U @ (U.T @ G)) / 0.5 if rule.full else U.T @ G / 0.5
+        R = new if step % 3 == 0 else 0.9 * R + new
+        moved = orthogonalise(R.unsqueeze(0)).squeeze(0)
+        W = (1 - 0.02 * 0.1) * W - 0.02 * (moved if rule.full else U @ moved)
+        torch.testing.assert_close(weight.detach(), W, rtol=0, atol=1e-10)
+        seen.add(rule.full)
+    assert seen == {True, False}, "both kinds of period occur"
 
 
 def test_gum_is_of_galore_muon_alone():

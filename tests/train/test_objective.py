@@ -94,6 +94,23 @@ def test_blocks_carry_state_and_see_no_future(name, variant):
     assert again.figures[-2].item() != whole.figures[-2].item()
 
 
+def test_a_sequential_block_reads_the_byte_before_its_target():
+    model, _ = with_heads(mtp_variant="sequential", mtp_n_tokens=4)
+    window = windows(T=12, ahead=4)
+    stream, x, _ = model.trunk(window[:, :12])
+
+    def predicted(window):
+        return {k: logits for k, logits, _ in model.heads(model, stream, x, window, None, None, x)}
+
+    plain = predicted(window)
+    for k in (2, 3, 4):
+        other = window.clone()
+        other[:, 12 + k - 2] = 0  # the byte before the last position's target
+        changed = {at: (logits != plain[at]).any(-1).any(0) for at, logits in predicted(other).items()}
+        assert [at for at, where in changed.items() if where.any()] == list(range(k, 5))
+        assert changed[k].nonzero().flatten().tolist() == [11]
+
+
 def test_filtered_positions_are_dropped_from_every_horizon():
     model, _ = with_heads()
     made = Objective(ObjectiveSection(use_mtp=True, use_collider=True))

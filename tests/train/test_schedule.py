@@ -41,6 +41,25 @@ def test_minutes_follow_the_training_clock():
     assert [steps.factor(k, 0.0) for k in (0, 3, 4)] == [0.25, 1, 1]
 
 
+def test_a_decay_begins_where_a_long_warm_up_ends():
+    cosine = schedule(type="cosine", warmup=50, min_lr_ratio=0.2, steps=110)
+    wsd = schedule(type="wsd", warmup=50, stable_ratio=0.3, min_lr_ratio=0.2, steps=110)
+    for made in (cosine, wsd):
+        assert [made.factor(k, 0) for k in (24, 49, 50, 80, 110)] == pytest.approx([0.5, 1, 1, 0.6, 0.2])
+
+
+def test_a_warm_up_longer_than_the_plateau_is_followed_by_decay():
+    wsd = schedule(type="wsd", warmup=0.5, stable_ratio=0.3, minutes=10)
+    rise, top, later = (wsd.factor(9, 60 * m) for m in (4.9, 5, 7.5))
+    assert rise < 1 and top == pytest.approx(1) and 0.4 < later < 0.7
+
+
+def test_of_steps_and_minutes_the_one_further_on_counts():
+    both = schedule(type="wsd", warmup=0.1, steps=100, minutes=10)
+    found = [both.factor(k, 60.0 * m) for k, m in ((50, 5), (90, 5), (50, 9), (4, 5), (99, 9))]
+    assert found == pytest.approx([1, 0.55, 0.55, 0.5, both.factor(99, 300.0)]) and found[-1] < 0.11
+
+
 def test_what_cannot_be_is_refused(tiny):
     with pytest.raises(ConfigError, match="does not end within the budget of 10 steps"):
         tiny(train={"steps": 10}, optimizer={"name": "adamw"}, schedule={"type": "wsd", "warmup": 10})

@@ -188,6 +188,30 @@ def test_random_scores_follow_from_seed_step_row_and_position():
     assert scores.unique().numel() == scores.numel()
 
 
+def test_the_random_scorer_keeps_other_positions_at_another_step():
+    model, window, made = model_of(), windows(T=40), objective(collider_scorer="random")
+
+    def kept_ce(step):
+        parts_ = made(model, window, None, None, filtering=True, step=torch.tensor(step))
+        return dict(zip(made.columns, parts_.figures, strict=True))["collider_kept_ce"].item()
+
+    assert kept_ce(7) == kept_ce(7) != kept_ce(8)
+
+
+def test_regularisers_are_over_kept_positions():
+    model, window = model_of(), windows(T=40)
+    made = objective(entropy_weight=0.03, label_smoothing=0.1)
+    parts_ = made(model, window, None, None, filtering=True)
+    log_p = model(window[:, :-1])[0].log_softmax(-1)
+    nll = -log_p.gather(-1, window[:, 1:, None].long())[..., 0]
+    top = nll.topk(26, 1).indices
+    ce, spread, entropy = (
+        values.gather(1, top).mean().item() for values in (nll, -log_p.mean(-1), -(log_p.exp() * log_p).sum(-1))
+    )
+    assert dict(zip(made.columns, parts_.figures, strict=True))["entropy"].item() == pytest.approx(entropy, rel=1e-9)
+    assert parts_.objective.item() == pytest.approx(0.9 * ce + 0.1 * spread - 0.03 * entropy, rel=1e-9)
+
+
 def test_outside_of_a_pass_nothing_is_filtered():
     held = TokenFilter((B, T))
     with pytest.raises(RuntimeError), held.during():

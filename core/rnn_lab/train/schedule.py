@@ -74,8 +74,8 @@ class Schedule:
             return (k + 1) / warmup
         if 0 < warmup < 1 and share < warmup:
             return max(LEAST, share / warmup)
-        first = self.cfg.stable_ratio if self.cfg.type == "wsd" else warmup if warmup < 1 else 0.0
-        return self._decayed(share, first, 1.0)
+        risen = warmup if warmup < 1 else 0.0
+        return self._decayed(share, max(self.cfg.stable_ratio, risen) if self.cfg.type == "wsd" else risen, 1.0)
 
     def _decayed(self, at: float, first: float, end: float) -> float:
         if self.cfg.type == "constant" or at < first:
