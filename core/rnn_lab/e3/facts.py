@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -208,18 +208,18 @@ def _failure(folder: Path, run: RunRecord) -> Failure:
 
 def _minutes(series: Series) -> float | None:
     """Minutes that all runs of the five took, one after the other."""
-    spent = 0.0
-    for run in series.runs:
-        if run.label not in CONFIGS.values():
-            continue
-        spent += sum(float(attempt.get("seconds") or 0) for attempt in run.job.get("attempts") or ())
+    spent = sum(float(attempt.get("seconds") or 0) for attempt in _attempts(series))
     return spent / 60 if spent else None
 
 
 def _lost(series: Series) -> bool:
     """Whether an attempt ended unseen, so that nobody knows how long it took."""
-    attempts = (one for run in series.runs if run.label in CONFIGS.values() for one in run.job.get("attempts") or ())
-    return any(one.get("seconds") is None for one in attempts)
+    return any(attempt.get("seconds") is None for attempt in _attempts(series))
+
+
+def _attempts(series: Series) -> Iterator[Mapping[str, Any]]:
+    """Of every run of the five."""
+    return (one for run in series.runs if run.label in CONFIGS.values() for one in run.job.get("attempts") or ())
 
 
 def _about(series: Series, sound: Sequence[RunRecord]) -> dict[str, str]:

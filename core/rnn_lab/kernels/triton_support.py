@@ -45,6 +45,12 @@ def capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+@constant
+def multiprocessors(index: int) -> int:
+    """Of a GPU."""
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
 def refuses_gpu(*tensors: Tensor) -> str | None:
     """Why no kernel of ours can take these tensors, or None: dtype, device, or a GPU too old."""
     if reason := _refuses_dtype(*tensors):

@@ -6,7 +6,7 @@ is bf16, the state and every sum fp32. Saved for backward: the inputs, and state
 that backward needs, and gradients by the matrices, are large products over all steps outside of the kernels.
 """
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from rnn_lab.kernels.dense.cuda import Form, source
 from rnn_lab.kernels.dense.plan import MULTIPROCESSORS, UNITS, Plan, choices, soonest
 from rnn_lab.kernels.dense.source import Program, parse
 from rnn_lab.kernels.saving import keep, kept
-from rnn_lab.kernels.triton_support import constant, tried
+from rnn_lab.kernels.triton_support import constant, multiprocessors, tried
 
 
 def run(
@@ -202,17 +202,10 @@ def refuses(text: str, types: tuple[torch.dtype, ...]) -> str | None:
 
 def planned(form: Form, sequences: int, heads: int, device: torch.device, calls: int = 1) -> Plan:
     """The way to spread a direction beside so many calls like it; a certificate asks for each that may be chosen."""
-    count = _multiprocessors(device)
+    count = multiprocessors(device.index or 0) if device.type == "cuda" else MULTIPROCESSORS
     found = choices(form.problem, heads, count)
     index = tried(len(found))
     return soonest(found, sequences, heads * calls, count) if index is None else found[index]
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return MULTIPROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @lru_cache(maxsize=1024)

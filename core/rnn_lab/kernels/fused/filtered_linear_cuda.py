@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rnn_lab.kernels.cuda_jit import Kernel, refuses_cuda, skeleton
-from rnn_lab.kernels.triton_support import capability, form
+from rnn_lab.kernels.triton_support import capability, form, multiprocessors
 
 MAPS = 4
 """Matrices that one launch takes."""
@@ -146,7 +146,7 @@ def filtered_gradients(
     if N == 0:
         return torch.zeros_like(x), [torch.zeros_like(w, dtype=torch.float32) for _, w in maps]
     # A certificate sees few blocks too, that take one tile after the other, and sums that are cut.
-    blocks, least = (FEW, 2) if form(2) == 1 else (multiprocessors(x.device), 1)
+    blocks, least = (FEW, 2) if form(2) == 1 else (multiprocessors(x.device.index or 0), 1)
     share, (weights, inputs) = share_of(*sizes, blocks, least), tiles_of(*sizes)
     dx = torch.empty_like(x)
     dweights = [torch.empty(share.parts, M, K, dtype=torch.float32, device=x.device) for M in heights]
@@ -177,9 +177,3 @@ def _dense(x: Tensor) -> Tensor:
 def over(n: int, by: int) -> int:
     """How many times `by` it takes to reach n."""
     return -(-n // by)
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    """Of a GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -2,7 +2,6 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,assignment,misc"
 """Triton kernels of residual_norm: one row of the stream per program forward, a strided set of rows backward."""
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from triton import Config
 
 from rnn_lab.kernels.functions_triton import narrow
-from rnn_lab.kernels.triton_support import INTERPRETED, Tuned
+from rnn_lab.kernels.triton_support import INTERPRETED, Tuned, multiprocessors
 
 
 @triton.jit
@@ -89,10 +88,9 @@ BACKWARD = [
 """Each kernel for rows up to `NARROW`, and for wider ones."""
 
 
-@cache
 def _programs(index: int) -> int:
     """Programs that sum a weight's gradient: four per multiprocessor keep the memory busy."""
-    return 8 if INTERPRETED else 4 * torch.cuda.get_device_properties(index).multi_processor_count
+    return 8 if INTERPRETED else 4 * multiprocessors(index)
 
 
 @torch.library.custom_op("rnn_lab::residual_norm", mutates_args=())
