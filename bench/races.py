@@ -82,8 +82,8 @@ def channels() -> None:
 
 
 def products() -> None:
-    """Over kept rows, tiles that are full and not."""
-    for T, K, heights, kept in ((300, 320, (192, 64), 200), (1100, 256, (448,), 1060)):
+    """Over kept rows, tiles that are full and not, and sums in parts."""
+    for T, K, heights, kept in ((300, 320, (192, 64), 200), (1700, 256, (64, 64), 1600)):
         x = torch.randn(1, T, K, device="cuda").bfloat16()
         weights = tuple((torch.randn(M, K, device="cuda") * K**-0.5).bfloat16() for M in heights)
         places = torch.randperm(T, device="cuda")[:kept].sort().values

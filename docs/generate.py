@@ -25,6 +25,7 @@ FAMILIES = sorted(path.name for path in (ROOT / "plugins").iterdir() if (path / 
 os.environ["RNN_LAB_LOAD_PLUGINS"] = ",".join(FAMILIES)
 os.environ.pop("RNN_LAB_PLUGINS_DIR", None)
 
+import collider  # noqa: E402
 import e3_page  # noqa: E402
 import results  # noqa: E402
 import seeds  # noqa: E402
@@ -318,6 +319,7 @@ def pages() -> dict[Path, str]:
         "bench-kernels": speed.kernels_block,
         "bench-train": speed.train_block,
         "bench-decode": speed.decode_block,
+        "bench-filtered": collider.products_block,
     }
     blocks += [(docs / "performance.md", name, make(docs / "benchmarks", table)) for name, make in measured.items()]
     blocks += [
@@ -326,6 +328,7 @@ def pages() -> dict[Path, str]:
         (docs / "protocols.md", "protocol-fields", protocol_fields_block()),
         (docs / "e3.md", "e3-files", e3_page.files_block(table)),
         (docs / "e3.md", "e3-state", e3_page.state_block(table)),
+        (docs / "e3.md", "bench-backward", collider.backward_block(docs / "benchmarks", table)),
         (docs / "e3.md", "e3-keys", e3_page.keys_block(table, _field_rows)),
     ]
     for family in FAMILIES:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
+NOTHING = "Not measured: nothing has been recorded yet.\n"
 RUN_HEADERS = (
     "model", "parameters", "steps", "batch", "data", "last100", "bits per byte", "validation bits per byte", "tok/s",
     "device", "torch", "commit", "date",
@@ -52,6 +53,12 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Every record of one kind, by file name."""
     pages = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     return [page for page in pages if page["kind"] == kind]
+
+
+def commit_of(head: dict[str, Any]) -> str:
+    """The commit that a page's header names, and whether the tree had changes behind it."""
+    commit = str(head["commit"])
+    return f"commit {commit[:10]}{'+' * commit.endswith('+')}"
 
 
 def runs_block(folder: Path, table: Table) -> str:

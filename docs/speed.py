@@ -1,12 +1,11 @@
 """Tables of speed: pages that `rnn-lab bench ... --out docs/benchmarks/NAME.json` wrote, and floors by arithmetic."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from results import records
+from results import NOTHING, Table, commit_of, records
 
-Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
 REFERENCE_SIZE = {"batch": 32, "seq_len": 512, "dtype": "bfloat16"}
 FLOORS = (
     # class, model and fields, shape, bytes, arithmetic, serial chain, prediction: milliseconds, forward and backward
@@ -78,7 +77,7 @@ def _tables(
     """One table per page below what it was measured on."""
     pages = _pages(folder, kind)
     if not pages:
-        return "Not measured: nothing has been recorded yet.\n"
+        return NOTHING
     return "\n".join(
         f"{_above(page)}\n\n{table(headers, [cells(page['setting'] | row) for row in page['rows']])}" for page in pages
     )
@@ -92,7 +91,7 @@ def _above(page: dict[str, Any]) -> str:
         head["device"],
         *(f"{name} {head[name]}" for name in ("driver", "torch", "triton", "cudnn") if head[name]),
         *peers,
-        f"commit {str(head['commit'])[:10]}{'+' * str(head['commit']).endswith('+')}",
+        commit_of(head),
         *(f"{name} {value}" for name, value in page["setting"].items()),
         f"copy {top['copy_bytes_per_s'] / 1e12:.2f} TB/s",
         f"matmul {top['matmul_flops_per_s'] / 1e12:.0f} TFLOP/s",

@@ -7,6 +7,7 @@ that the kernel was given, and nothing may write around them; what is read there
 
 import ctypes
 import hashlib
+import os
 import shutil
 import struct
 import subprocess
@@ -48,10 +49,11 @@ def _library(text, name):
     BUILT.mkdir(exist_ok=True)
     path = BUILT / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.so"
     if not path.exists():
-        file, made = path.with_suffix(".cc"), path.with_suffix(".tmp")
+        file, made = (path.with_suffix(f".{os.getpid()}.{suffix}") for suffix in ("cc", "tmp"))
         file.write_text(source)
         subprocess.run(["g++", "-std=c++17", "-O0", "-w", "-shared", "-fPIC", str(file), "-o", str(made)], check=True)
         made.rename(path)
+        file.unlink()
     go = ctypes.CDLL(str(path)).go
     go.restype = ctypes.c_char_p
     return go

@@ -28,9 +28,9 @@ SHARED = STAGES * ((ROWS + COLUMNS) * INNER * 2 + 16) + 1024
 HOPPER = 9
 FEW = 8
 """Blocks of a second small run."""
-STORE_WEIGHT, STORE_INPUT = 8, 3
-"""Stages that are multiplied in the time that a tile takes to be stored."""
-BYTES = 3 << 20
+STORE_WEIGHT, STORE_INPUT = 16, 8
+"""Stages that are multiplied in the time that a tile takes to be stored; docs/performance.md says how it was found."""
+BYTES = 3 << 19
 """That are moved to and from global memory in the time of a stage of every block."""
 
 
