@@ -139,20 +139,31 @@ def where(device: str, dtype: str, cpu_defaults: Mapping[str, Any]) -> "tuple[to
     return chosen, pick_dtype(dtype, chosen)
 
 
+def check_out(out: str | None) -> None:
+    """Make the folder of `--out`, before anything is measured.
+
+    Raises:
+        ConfigError: there can be no file of that name.
+
+    """
+    if out is None:
+        return
+    if Path(out).is_dir():
+        raise ConfigError(f"--out {out}: this is a folder; name a file in it, such as {Path(out) / 'NAME.json'}")
+    with _refused(out):
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(Path(out).parent, os.W_OK):
+        raise ConfigError(f"--out {out}: nothing can be written to its folder")
+
+
 def progress(out: str | None) -> Callable[[dict[str, Any]], None]:
     """Shows the last row of a page on stderr and keeps the page so far, so that a killed run loses one row.
 
     Raises:
-        ConfigError: there can be no file of that name, known before anything is measured.
+        ConfigError: there can be no file of that name.
 
     """
-    if out is not None:
-        if Path(out).is_dir():
-            raise ConfigError(f"--out {out}: this is a folder; name a file in it, such as {Path(out) / 'NAME.json'}")
-        with _refused(out):
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(Path(out).parent, os.W_OK):
-            raise ConfigError(f"--out {out}: nothing can be written to its folder")
+    check_out(out)
 
     def show(page: dict[str, Any]) -> None:
         _announce(page["rows"][-1])
@@ -190,8 +201,8 @@ def finish(page: dict[str, Any], out: str | None, as_json: bool, show: Callable[
         click.get_current_context().exit(1)
 
 
-def keep(page: dict[str, Any], out: str | Path | None) -> None:
-    """Write the page where `--out` says, in a folder that is made if it has to be.
+def keep(page: dict[str, Any], out: str | None) -> None:
+    """Write the page where `--out` says.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -201,12 +212,11 @@ def keep(page: dict[str, Any], out: str | Path | None) -> None:
         from rnn_lab.system.atomic import write_text_atomic
 
         with _refused(out):
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
             write_text_atomic(Path(out), json.dumps(page, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager
-def _refused(out: str | Path) -> Iterator[None]:
+def _refused(out: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

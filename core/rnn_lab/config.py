@@ -328,12 +328,14 @@ def validate(
     try:
         return schema.model_validate(dict(values))
     except ValidationError as error:
-        lines = [_explain(schema, item, prefix, origins or {}) for item in error.errors()[:5]]
-        raise ConfigError("\n".join(lines)) from error
+        lines = dict.fromkeys(_explain(schema, item, prefix, origins or {}) for item in error.errors())
+        raise ConfigError("\n".join(list(lines)[:5])) from error
 
 
 def _explain(schema: type[BaseModel], item: Any, prefix: str, origins: Mapping[str, str]) -> str:
     path = [str(part) for part in item["loc"]]
+    if path[-1:] in (["int"], ["float"]):  # the member of a union that refused
+        path.pop()
     key = prefix + ".".join(path)
     where = f" (from {origins[key]})" if key in origins else ""
     if item["type"] == "extra_forbidden":
@@ -342,9 +344,12 @@ def _explain(schema: type[BaseModel], item: Any, prefix: str, origins: Mapping[s
         return f"{key}: unknown key{where}.{hint}"
     if not path:  # the table as a whole
         return ": ".join(filter(None, [prefix.rstrip("."), item["msg"].removeprefix("Value error, ")]))
-    value = repr(item.get("input"))
+    is_table = item["type"] in ("model_type", "dict_type")
+    message = f"expected a table, [{'.'.join(path)}]" if is_table else item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], Mapping):  # what does not fit together in a table
+        return f"{key}{where}: {message}"
+    value = repr(item["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
-    message = item["msg"].removeprefix("Value error, ")
     return f"{key} = {shown}{where}: {message}"
 
 

@@ -39,8 +39,10 @@ def _expected(kind: Any, value: Any) -> str | None:
     if isinstance(value, str) and (value in words or others):
         return None
     numbers = [name for each, name in _NUMBERS.items() if each in kinds]
-    expected = " or ".join([*numbers, *map(repr, words)]) + (", without quotes" if isinstance(value, str) else "")
-    return expected if numbers else None
+    if not numbers:
+        return None
+    quoted = ", without quotes" if isinstance(value, str) else ""
+    return " or ".join([*numbers[:-1], numbers[-1] + quoted + "," * bool(quoted and words), *map(repr, words)])
 
 
 def _alternatives(kind: Any) -> list[Any]:

@@ -156,15 +156,20 @@ def test_places(monkeypatch):
     slots = local.places("none", 2)
     assert [place.args for place in slots] == [("--device", "cpu")] * 2
     assert slots[0].env == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    for wrong in ("5", "0,0"):
-        with pytest.raises(ConfigError, match=f"--gpus {wrong}: {wrong[0]} is named twice or is not there"):
+    assert local.places("GPU-8a,MIG-1", None)[1].env == {"CUDA_VISIBLE_DEVICES": "MIG-1"}
+    for wrong in ("5", "0,0", "x", "GPU-8a,GPU-8a"):
+        with pytest.raises(ConfigError, match=f"--gpus {wrong}: {wrong.split(',')[0]} is named twice or is not there"):
             local.places(wrong, None)
     with pytest.raises(ConfigError, match="--slots is for CPUs"):
         local.places("0", 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
     assert [place.name for place in local.places(None, None)] == ["gpu 2", "gpu 0"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert local.places(None, 3)[2].name == "cpu 2"
+    for wrong in ("2", "GPU-8a"):
+        with pytest.raises(ConfigError, match=f"{wrong} is named twice or is not there; there are: none"):
+            local.places(wrong, None)
 
 
 def test_runs_that_start_at_once_have_time_to_import(lab, monkeypatch):

@@ -194,9 +194,9 @@ def test_a_task_that_waits_for_a_machine_ends_at_once(lab, remote):
             os.kill(os.getpid(), signal.SIGINT)
 
     began = time.monotonic()
-    assert lab.run(lab.begin(a="ok"), Recorder(stop), executor=remote(pool)).interrupted
+    assert lab.run(lab.begin(a="ok"), Recorder(stop), executor=remote(pool, grace=60.0)).interrupted
     assert lab.states() == {"a": "pending"} and lab.starts("a") == [] and pool.hired[0].gone
-    assert time.monotonic() - began < 5.0, "nothing runs that could need its grace"
+    assert time.monotonic() - began < 30.0, "nothing runs that could need its grace"
 
 
 def test_a_hung_run_is_ended_though_it_ignores_sigterm(lab, remote):

@@ -1,11 +1,9 @@
 """`rnn-lab bench backward`."""
 
-from pathlib import Path
-
 import click
 from rnn_lab.registry import registry
 
-from rnn_lab_cli.bench_options import Finite, device_option, dtype_option, keep
+from rnn_lab_cli.bench_options import Finite, check_out, device_option, dtype_option, keep, out_option
 from rnn_lab_cli.names import complete_model
 from rnn_lab_cli.output import emit_json, json_option, note, pairs
 
@@ -27,10 +25,10 @@ from rnn_lab_cli.output import emit_json, json_option, note, pairs
 @dtype_option
 @device_option
 @json_option
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Also write the JSON there.")
+@out_option
 def backward(
     model: str, dim: int, depth: int, batch_size: int, seq_len: int, sparsity: float, dtype: str, device: str,
-    as_json: bool, out: Path | None,
+    as_json: bool, out: str | None,
 ) -> None:  # fmt: skip
     """Measure a whole model's backward pass with and without Collider, and forward beside it.
 
@@ -40,6 +38,7 @@ def backward(
     from rnn_lab.e3.backward import measure
     from rnn_lab.train.device import pick_device, pick_dtype
 
+    check_out(out)
     chosen = pick_device(device)
     section = ModelSection(name=model, depth=depth, fields={"dim": dim})
     found = measure(

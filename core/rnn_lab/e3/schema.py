@@ -214,8 +214,10 @@ def _changed(t: TrainingKeys, names: Iterable[str]) -> list[str]:
 
 
 def is_e3(tables: Mapping[str, Any]) -> bool:
-    """Whether a TOML file is written with the suite's sections."""
-    return "training" in tables or "hardware" in tables
+    """Whether a TOML file is written with the suite's sections, or with keys that only its `[model]` has."""
+    model = tables.get("model")
+    of_model = model if isinstance(model, Mapping) else {}
+    return bool({"training", "hardware"} & {*tables} or {"family", "target_params"} & {*of_model})
 
 
 def parse(tables: Mapping[str, Any], name: str) -> E3File:

@@ -18,6 +18,8 @@ from rnn_lab.lab.series import SeriesDir
 from rnn_lab.strict import StrictModel
 
 PROBE_SECONDS = 180.0
+UUID_PREFIXES = ("GPU-", "MIG-")
+"""Of what `nvidia-smi -L` names GPUs and their instances by; whether one is there is found out by running on it."""
 _INNOCENT = (0, 3, 130)
 """Exit codes of runs whose GPU answered: finished, diverged, interrupted."""
 
@@ -61,8 +63,12 @@ def places(gpus: str | None, slots: int | None) -> list[Place]:
     if slots is not None:
         raise ConfigError("--slots is for CPUs: leave it out, or give --gpus none")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    known = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    wrong = [gpu for gpu in named if named.count(gpu) > 1 or (gpu.isdigit() and gpu not in known)]
+    numbers = [str(i) for i in range(torch.cuda.device_count())]
+    known = visible.split(",") if visible and numbers else numbers
+    wrong = [
+        gpu for gpu in named
+        if named.count(gpu) > 1 or not (gpu in known or (known and gpu.startswith(UUID_PREFIXES)))
+    ]  # fmt: skip
     if wrong:
         there = ", ".join(known) or "none"
         raise ConfigError(f"--gpus {gpus}: {wrong[0]} is named twice or is not there; there are: {there}")
