@@ -54,6 +54,7 @@ bench: setup
 check: lint types
 	$(BIN)/python docs/generate.py --check
 	$(MAKE) test
+	$(BIN)/python bench/e3_models.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -11,11 +11,11 @@ import argparse
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from asked import file, on_gpu, seconds
 from rnn_lab.bench import machine
 from rnn_lab.bench.calls import Bound, bind
 from rnn_lab.bench.cases import Case, Source
@@ -77,9 +77,9 @@ def main() -> int:
     """Measure every variant, print the table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME[:KEY=VALUE,...]")
-    parser.add_argument("--seconds", type=float, default=0.3, help="per measurement; default: 0.3")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=seconds, default=0.3, help="per measurement; default: 0.3")
+    parser.add_argument("--json", type=file, metavar="FILE", help="also write the figures there")
+    options = on_gpu(parser)
     header, rows = machine.header(torch.device("cuda")), []
     say(f"{'model':<38}{'tanh':<50}{'forward, ms':<13}{'both, ms':<11}{'error':<11}of gradients")
     for model in options.models:
@@ -93,7 +93,7 @@ def main() -> int:
             rows.append(row)
     if options.json:
         page = {"kind": "tanh", "header": header, "rows": rows}
-        Path(options.json).write_text(json.dumps(page, indent=1) + "\n")
+        options.json.write_text(json.dumps(page, indent=1) + "\n")
     return 0
 
 
@@ -124,7 +124,7 @@ def replaced(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def measured(model: str, seconds: float) -> dict[str, float]:
+def measured(model: str, budget: float) -> dict[str, float]:
     """Times at B 32, T 512, errors at B 2."""
     name, fields = name_and_fields(model)
     spec = model_spec(ModelSection(name=name, depth=1, fields=fields), registry())
@@ -137,8 +137,8 @@ def measured(model: str, seconds: float) -> dict[str, float]:
     errors = [relative_error(a, b) for a, b in zip(results, wanted, strict=True)]
     pairs = [(a, b) for a, b in zip(gradients, wanted_gradients, strict=True) if a is not None and b is not None]
     return {
-        "forward_ms": time_graph([bound.inference], device, seconds).median,
-        "both_ms": time_graph([bound.forward_backward], device, seconds).median,
+        "forward_ms": time_graph([bound.inference], device, budget).median,
+        "both_ms": time_graph([bound.forward_backward], device, budget).median,
         "error": max(errors),
         "gradient_error": max(relative_error(a, b) for a, b in pairs),
     }

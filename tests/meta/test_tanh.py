@@ -20,7 +20,8 @@ def script(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    sys.modules.pop("run", None)
+    for name in ("run", "asked"):
+        sys.modules.pop(name, None)
 
 
 def test_every_variant_is_another_text_that_compiles(script):
@@ -46,3 +47,11 @@ def test_the_polynomial_is_close(script):
     for c in rest[1:]:
         p = f * p + c
     assert ((p - 2**f) / 2**f).abs().max() < 3e-7
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_without_a_gpu_it_says_so(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tanh.py"])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert "there is none that torch can use" in capsys.readouterr().err
