@@ -111,6 +111,7 @@ def test_out_of_a_suite_to_take_up_that_is_not_there(rnn_lab, out):
         ("[optimizer]\nlr = nan", ("optimizer.lr",)),
         ("[optimizer]\neps = 99999999999999999999999999999999", ("optimizer.eps",)),
         ("[model]\nexpansion = 1e300", ("model.expansion",)),
+        ("[model]\nexpansion = 0.001", ("expansion = 0.001 of dim", "leaves no inner channel")),
         ("[model]\nzzzz = 1", ("model.zzzz", "Known:")),
         ("train = 3", ("[train] must be a table",)),
         ("[train\nsteps = 3", ("run.toml", "not valid TOML", "line 1")),

@@ -262,6 +262,8 @@ def test_refuses_calls_with_a_reason(monkeypatch):
     assert refuses_dense(*call("e1", 2, 3, 128)) is None
     assert "fp32" in refuses_dense(*call("e1", 2, 3, 128, fp32))
     assert "no sequences" in refuses_dense(*call("e1", 0, 3, 128))
+    assert "no steps" in refuses_dense(*call("e1", 2, 0, 128))
+    assert "its state is 34 wide" in refuses_dense(*call("e1", 2, 3, 34))
     assert "64 wide" in refuses_dense(*call("e1", 2, 3, 64))
     assert "2064 wide" in refuses_dense(*call("e0", 1, 1, 2064))
 

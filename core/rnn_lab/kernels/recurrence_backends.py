@@ -85,8 +85,16 @@ def refuses_matrix(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | N
     """Why the cell is no kernel over the rows of a matrix here, or None."""
     from rnn_lab.kernels.cuda_jit import refuses_cuda
 
+    if reason := _empty(h, streams):
+        return reason
     program = _usable(lambda: _short_rows(cell.matrix(h, streams)), refuses_cuda, h, streams)
     return program if isinstance(program, str) else None
+
+
+def _empty(h: Tensor, streams: Streams) -> str | None:
+    if h.shape[0] == 0:
+        return "there are no sequences"
+    return "there are no steps" if streams.inputs[0].shape[1] == 0 else None
 
 
 def _short_rows(program: "matrix_source.Program | str") -> "matrix_source.Program | str":
@@ -131,6 +139,8 @@ def run_chunked(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None
 
 def refuses_dense(cell: Cell, h: Tensor, streams: Streams, reset_BT: Tensor | None = None) -> str | None:
     """Why the cell is no kernel with resident matrices here, or None."""
+    if reason := _empty(h, streams):
+        return reason
     program = _usable(lambda: _served(cell, h, streams), _refuses_clusters, h, streams)
     if isinstance(program, str):
         return program
@@ -143,10 +153,6 @@ def _served(cell: Cell, h: Tensor, streams: Streams) -> "dense_source.Program | 
     program = cell.dense(h, streams)
     if isinstance(program, str):
         return program
-    if h.shape[0] == 0:
-        return "there are no sequences"
-    if streams.inputs[0].shape[1] == 0:
-        return "there are no steps"
     from rnn_lab.kernels.dense.engine import refuses
 
     types = tuple(x.dtype for x in (*streams.inputs, *streams.queries, *streams.gates))

@@ -6,10 +6,10 @@ generation all come from the same two definitions.
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,16 +34,27 @@ def self_gate(o: Tensor) -> Tensor:
     return o * F.silu(o)
 
 
-class ProjectedConfig(LayerConfig):
-    """Fields of every layer with an input and an output projection."""
+class ExpandedConfig(LayerConfig):
+    """Fields of every layer whose state has another width than the model."""
 
     expansion: float = Field(1.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
-    use_conv: bool = Field(False, description="causal convolution of 4 taps before the cell")
+
+    @model_validator(mode="after")
+    def _has_channels(self) -> Self:
+        if not self.d_inner:
+            raise ValueError(f"expansion = {self.expansion} of dim = {self.dim} leaves no inner channel")
+        return self
 
     @property
     def d_inner(self) -> int:
         """Inner width d."""
         return int(self.dim * self.expansion)
+
+
+class ProjectedConfig(ExpandedConfig):
+    """Fields of every layer with an input and an output projection."""
+
+    use_conv: bool = Field(False, description="causal convolution of 4 taps before the cell")
 
 
 class ProjectedLayer(Layer):

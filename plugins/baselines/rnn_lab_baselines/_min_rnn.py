@@ -5,28 +5,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
-from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
+from rnn_lab.layer import Layer, SearchSpace, State
+from rnn_lab.layers.projected import ExpandedConfig
 from rnn_lab.parts import Dense, Part
 from torch import Tensor, nn
-
-
-class MinConfig(LayerConfig):
-    """Fields of minGRU and minLSTM."""
-
-    expansion: float = Field(1.0, gt=0, le=64, description="inner width d = int(dim * expansion)")
-
-    @property
-    def d_inner(self) -> int:
-        """Inner width d."""
-        return int(self.dim * self.expansion)
 
 
 class MinRNN(Layer):
     """h = a h + u with a and u from the input alone; out_proj only where the expansion is not 1."""
 
-    Config = MinConfig
+    Config = ExpandedConfig
     lm_defaults: ClassVar[Mapping[str, Any]] = {"norm": "layer"}
     streams: ClassVar[int]
     """Projections of the input: the candidate and the gates."""

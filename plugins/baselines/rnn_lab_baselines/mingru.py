@@ -17,12 +17,13 @@ Source      elman size search, best minGRU: D 2944, depth 14, LayerNorm = 243,52
 """
 
 import torch
+from rnn_lab.layers.projected import ExpandedConfig
 from torch import Tensor
 
-from rnn_lab_baselines._min_rnn import MinConfig, MinRNN, positive
+from rnn_lab_baselines._min_rnn import MinRNN, positive
 
 
-class Config(MinConfig):
+class Config(ExpandedConfig):
     """Fields of `fit --model mingru`."""
 
 

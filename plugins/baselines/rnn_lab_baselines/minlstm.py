@@ -18,13 +18,14 @@ Source      elman size search, best minLSTM: D 1792, depth 31, LayerNorm = 299,2
 """
 
 import torch
+from rnn_lab.layers.projected import ExpandedConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnn_lab_baselines._min_rnn import MinConfig, MinRNN, positive
+from rnn_lab_baselines._min_rnn import MinRNN, positive
 
 
-class Config(MinConfig):
+class Config(ExpandedConfig):
     """Fields of `fit --model minlstm`."""
 
 

@@ -191,8 +191,9 @@ def refuses(text: str, types: tuple[torch.dtype, ...]) -> str | None:
     """Why no kernel serves the program of this text with streams of these dtypes, or None."""
     program = parse(text)
     width = whole(program.width)
-    if reason := dense_plan.refuses(width):
-        return reason
+    low, high = dense_plan.NARROWEST, dense_plan.WIDEST
+    if not low <= width <= high:
+        return f"its state is {program.width} wide, and clusters take {low} to {high}"
     used = tuple(types[int(name[1:].partition(".")[0])] for name in program.streams)
     forms = [Form(program, way, width, used, torch.float32, True, True) for way in (True, False)]
     if not all(dense_plan.plans(form.problem) for form in forms):

@@ -234,13 +234,6 @@ class Plan:
         return self.rounds(sequences, heads, multiprocessors) * self.microseconds
 
 
-def refuses(width: int) -> str | None:
-    """Why no plan serves a width, or None."""
-    if not NARROWEST <= width <= WIDEST:
-        return f"its state is {width} wide, and clusters take {NARROWEST} to {WIDEST}"
-    return None
-
-
 @lru_cache(maxsize=256)
 def plans(problem: Problem) -> tuple[Plan, ...]:
     """Every cluster size and number of sequences that fits, spread best over warps, registers and shared memory."""

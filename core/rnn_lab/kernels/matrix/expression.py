@@ -228,6 +228,8 @@ def aligned(symbols: Sequence[Labelled]) -> tuple[list[Labelled], Axes]:
     out = []
     for s in symbols:
         met = [axes[i - len(s.axes)][0] for i, a in enumerate(s.axes) if a[0] == "?"]
+        if met and met[0][:1] == "H" and sum(label[:1] == "H" for label, _ in axes) > 1:
+            raise RowsMeet("a weight along one of several axes of heads")
         out.append(s.resolved(met[0]) if met and met[0] != "?" else s)
     return out, tuple(axes)
 
