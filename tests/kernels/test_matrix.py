@@ -310,21 +310,6 @@ def test_refuses_with_a_reason(update, read, weights, reason, monkeypatch):
     assert reason in (refuses_matrix(Cell(update, read), torch.zeros(1, 5, 5), streams) or "")
 
 
-def test_refuses_a_weight_along_one_of_two_axes_of_heads(monkeypatch):
-    monkeypatch.setattr(cuda_jit, "refuses_cuda", lambda *tensors: None)
-    cell = Cell(lambda S, k, v, a: torch.tanh(a[..., None, None] * write(S, v, k)), retrieve)
-    _, h, streams, _ = call("e74", 2, 5, (2, 3), 6, 6)
-    assert refuses_matrix(cell, h, streams._replace(weights=(torch.rand(2, 3),))) is None
-    assert "one of several axes" in refuses_matrix(cell, h, streams._replace(weights=(torch.rand(3),)))
-
-
-@pytest.mark.parametrize(("B", "T", "reason"), [(0, 3, "no sequences"), (2, 0, "no steps")])
-def test_refuses_what_is_empty(B, T, reason, monkeypatch):
-    monkeypatch.setattr(cuda_jit, "refuses_cuda", lambda *tensors: None)
-    cell, h, streams, _ = call("e74", B, T, (), 6, 6)
-    assert reason in refuses_matrix(cell, h, streams)
-
-
 def test_refuses_a_row_of_one_number():
     cell, h, streams, _ = call("e75", 1, 2, (), 1, 1)
     assert "one row or column" in cell.matrix(h, streams)
