@@ -215,7 +215,7 @@ def test_two_workers_share_the_trials(worker, tmp_path, corpus, storage):
     where = storage and str(tmp_path / storage)
     processes = [start(tmp_path, corpus, 8, fake="tail", storage=where) for _ in range(2)]
     errors = [process.communicate(timeout=180)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     _, rows = read_trials(tmp_path / "search")
     assert 8 <= len(rows) <= 9 and set(outcomes(rows)) <= {"ok", "pruned"}
     assert sum(row.default for row in rows) == 1
