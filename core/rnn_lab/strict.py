@@ -41,8 +41,9 @@ def _expected(kind: Any, value: Any) -> str | None:
     numbers = [name for each, name in _NUMBERS.items() if each in kinds]
     if not numbers:
         return None
-    quoted = ", without quotes" if isinstance(value, str) else ""
-    return " or ".join([*numbers[:-1], numbers[-1] + quoted + "," * bool(quoted and words), *map(repr, words)])
+    if isinstance(value, str):
+        numbers[-1] += ", without quotes" + ("," if words else "")
+    return " or ".join([*numbers, *map(repr, words)])
 
 
 def _alternatives(kind: Any) -> list[Any]:

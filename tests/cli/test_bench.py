@@ -218,11 +218,11 @@ def test_train_json_has_rates_memory_and_the_loss(rnn_lab, tmp_path):
 
 
 def test_clip_and_optimizer_are_timed_by_themselves(rnn_lab):
-    argv = [*TRAIN, "--model", "e61:dim=16,depth=2", "--json", "--optimizer"]
+    argv = [*TRAIN, "--seq-len", "256", "--model", "e61:dim=16,depth=2", "--json", "--optimizer"]
     muon = rnn_lab(*argv, "muon:bits=8,ns_steps=20").json
     assert muon["setting"]["optimizer"] == "muon, lr = 0.02, weight_decay = 0.01, ns_steps = 20, bits = 8"
     (row,) = muon["rows"]
-    assert row["update_ms"].keys() == SPREAD and row["update_ms"]["median"] > 0
+    assert row["update_ms"].keys() == SPREAD and 0 < row["update_share"] < 1
     assert row["update_share"] == row["update_ms"]["median"] / row["ms"]["median"]
     (row,) = rnn_lab(*argv, "galore_muon:galore_layerwise=true").json["rows"]  # its update is part of backward
     assert row["status"] == "ok" and row["update_ms"] is row["update_share"] is None

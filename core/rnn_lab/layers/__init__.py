@@ -11,6 +11,7 @@ from rnn_lab.layers.matrix_state import (
 )
 from rnn_lab.layers.plain import PlainLayer
 from rnn_lab.layers.projected import (
+    ExpandedConfig,
     ProjectedConfig,
     ProjectedLayer,
     TwoBranchLayer,
@@ -20,6 +21,7 @@ from rnn_lab.layers.projected import (
 )
 
 __all__ = [
+    "ExpandedConfig",
     "MatrixStateConfig",
     "MatrixStateLayer",
     "PlainLayer",

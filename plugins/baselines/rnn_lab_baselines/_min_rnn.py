@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from rnn_lab.kernels.recurrence import RECURRENCE, Cell, Streams
 from rnn_lab.layer import Layer, SearchSpace, State
-from rnn_lab.layers.projected import ExpandedConfig
+from rnn_lab.layers import ExpandedConfig
 from rnn_lab.parts import Dense, Part
 from torch import Tensor, nn
 

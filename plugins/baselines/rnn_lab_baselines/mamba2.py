@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from rnn_lab.init import inverse_softplus_of_log_uniform, log_uniform, uniform_fan_in
 from rnn_lab.kernels.fused.gated_norm import GATED_NORM
 from rnn_lab.kernels.linear.ssd import SSD
-from rnn_lab.layer import Layer, LayerConfig, SearchSpace, State
+from rnn_lab.layer import Layer, SearchSpace, State
+from rnn_lab.layers import ExpandedConfig
 from rnn_lab.parts import CausalConv, Conv, Dense, Part, Weight, vector
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +33,7 @@ from rnn_lab_baselines._peers import mamba2_block
 SSD.backends.append(MAMBA_SSM)
 
 
-class Config(LayerConfig):
+class Config(ExpandedConfig):
     """Fields of `fit --model mamba2`."""
 
     n_state: int = Field(128, ge=1, le=4096, description="state size S per channel")
@@ -41,14 +42,9 @@ class Config(LayerConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        if self.d_inner % self.head_dim or not self.d_inner:
+        if self.d_inner % self.head_dim:
             raise ValueError(f"head_dim {self.head_dim} does not divide the inner width {self.d_inner}")
         return self
-
-    @property
-    def d_inner(self) -> int:
-        """Inner width d."""
-        return int(self.dim * self.expansion)
 
     @property
     def n_heads(self) -> int:

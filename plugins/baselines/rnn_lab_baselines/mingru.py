@@ -17,7 +17,7 @@ Source      elman size search, best minGRU: D 2944, depth 14, LayerNorm = 243,52
 """
 
 import torch
-from rnn_lab.layers.projected import ExpandedConfig
+from rnn_lab.layers import ExpandedConfig
 from torch import Tensor
 
 from rnn_lab_baselines._min_rnn import MinRNN, positive

@@ -18,7 +18,7 @@ Source      elman size search, best minLSTM: D 1792, depth 31, LayerNorm = 299,2
 """
 
 import torch
-from rnn_lab.layers.projected import ExpandedConfig
+from rnn_lab.layers import ExpandedConfig
 from torch import Tensor
 from torch.nn import functional as F
 
