@@ -25,6 +25,7 @@ from .helpers import CELL
 KERNELS = ["bench", "kernels", "--device", "cpu", "--batch", "2", "--seq-len", "6", "--seconds", "0.001"]
 TRAIN = ["bench", "train", "--device", "cpu", "--batch-size", "2", "--seq-len", "8", "--steps", "3"]
 DECODE = ["bench", "decode", "--device", "cpu", "--batch-size", "1,3", "--tokens", "4"]
+BACKWARD = ["bench", "backward", "--dim", "16", "--depth", "1", "--batch-size", "2", "--seq-len", "8"]
 PAGE = {"kind", "header", "setting", "ceilings", "rows"}
 HEADER = {"date", "device", "driver", "python", "torch", "cuda", "cudnn", "triton", "peers", "commit"}
 FIGURES = {"ms", "bytes", "flops", "copy_share", "matmul_share"}
@@ -322,9 +323,9 @@ def test_what_cannot_be_used_is_refused_before_anything_runs(rnn_lab, argv):
     assert done.code == 2 and not done.out and ": ok" not in done.err
 
 
-@pytest.mark.parametrize("bench", [KERNELS, TRAIN, DECODE, ["bench", "backward"]])
+@pytest.mark.parametrize("bench", [KERNELS, TRAIN, DECODE, BACKWARD])
 def test_a_folder_is_no_file_and_that_is_said_before_anything_is_measured(rnn_lab, tmp_path, bench):
-    model = "e61" if "backward" in bench else "e61:dim=16,depth=1"
+    model = "e61" if bench is BACKWARD else "e61:dim=16,depth=1"
     done = rnn_lab(*bench, "--model", model, "--out", str(tmp_path))
     assert done.code == 2 and "this is a folder" in done.err and ": ok" not in done.err and not list(tmp_path.iterdir())
 
