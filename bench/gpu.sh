@@ -15,7 +15,7 @@
 #   optimizers    share of Muon's update in a step of 100M parameters, 32 and 256 sequences
 #   series        six models at 100M for MINUTES each (default 0.75), on DATA and VAL_DATA if they are set
 #   backward      products over kept positions, then a whole backward with and without Collider
-#   e3            the E3 suite, MINUTES a run
+#   e3            the E3 suite, MINUTES (default 1) a run, on DATA and VAL_DATA if they are set
 #   scale         one run on one GPU and on two
 #
 # Every part may take LIMIT seconds (default 600) and leaves what it has when it is cut off.
@@ -76,7 +76,8 @@ print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xar
       limited compute-sanitizer --tool memcheck --report-api-errors no "$PYTHON" bench/races.py > "$OUT/memcheck.txt" 2>&1
       tail -n 2 "$OUT/racecheck.txt" "$OUT/memcheck.txt" ;;
     cells)
-      rows=(--op recurrence --implementation dense --implementation graph --implementation 'plain*' --implementation 'cuDNN*')
+      rows=(--op recurrence)
+      for implementation in dense graph 'plain*' 'cuDNN*' floor; do rows+=(--implementation "$implementation"); done
       wide="--model e1:dim=1024,expansion=1 --model lstm:dim=1024,expansion=1 --model gru:dim=1024,expansion=1"
       kernels h100-kernels-dense-1024 "${rows[@]}" --implementation 'FlashRNN*' $wide
       kernels h100-kernels-dense-b256 "${rows[@]}" --batch 256 --model e1:dim=1024,expansion=1 --model e1:dim=768,expansion=1
@@ -109,8 +110,10 @@ print(*[row["name"] for row in json.load(sys.stdin)])')} | OMP_NUM_THREADS=1 xar
       for D in 1024 2048 4096; do
         limited $LAB bench backward --model e61 --dim $D --json > "$OUT/h100-backward-$D.json"
       done ;;
-    e3) limited $LAB bench e3 --model e61 --target 50M --minutes "${MINUTES:-1}" --seeds 2 --out "$OUT/e3" \
-      $([ -d "$OUT/e3" ] && echo --resume) ;;
+    e3)
+      mapfile -t given < <(data)
+      limited $LAB bench e3 --model e61 --target 50M --minutes "${MINUTES:-1}" --seeds 2 "${given[@]}" \
+        --out "$OUT/e3" $([ -d "$OUT/e3" ] && echo --resume) ;;
     scale) limited "$PYTHON" bench/scale.py --json "$OUT/h100-scale.json" ;;
     *) echo "no part '$part': see the head of $0" >&2 && exit 2 ;;
   esac

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnn_lab.kernels.fused.cross_entropy import CROSS_ENTROPY
+from rnn_lab.kernels.fused.cross_entropy import CROSS_ENTROPY, IGNORED
 from rnn_lab.layer import State
 from rnn_lab.lm import LM
 from rnn_lab.sections import ObjectiveSection
@@ -125,14 +125,9 @@ class Objective:
 
     def _ce(self, model: LM, logits_BTV: Tensor, targets_BT: Tensor, held: TokenFilter | None) -> Tensor:
         """Mean cross-entropy over all positions, or the kept ones."""
-        if held is None:
-            mean: Tensor = CROSS_ENTROPY(model.backends, logits_BTV, targets_BT)
-        elif held.kept_N is not None:
-            logits_NV = logits_BTV.flatten(0, 1).index_select(0, held.kept_N)
-            targets_N = targets_BT.flatten().index_select(0, held.kept_N)
-            mean = CROSS_ENTROPY(model.backends, logits_NV[None], targets_N[None])
-        else:
-            mean = over_kept(per_position(logits_BTV, targets_BT), held)
+        if held is not None and held.mask_BT is not None:
+            targets_BT = torch.where(held.mask_BT, targets_BT, IGNORED)
+        mean: Tensor = CROSS_ENTROPY(model.backends, logits_BTV, targets_BT)
         return mean
 
     def _regularised(self, ce: Tensor, logits_BTV: Tensor, held: TokenFilter | None) -> tuple[Tensor, Tensor | None]:
