@@ -1,6 +1,8 @@
-"""The generated blocks of e3.md: the suite's files, their keys, and what their optimizers' state takes."""
+"""The generated blocks of e3.md: the suite's files, their keys, its optimizers' state, and a recorded report."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from rnn_lab.config import Layer, resolve
@@ -67,3 +69,25 @@ def state_block(table: Table) -> str:
         "less than AdamW, fp32",
     )
     return table(headers, rows)
+
+
+def report_block(page: Path, table: Table) -> str:
+    """Verdicts, then losses, speed and memory, from the e3.json of a report."""
+    found = json.loads(page.read_text())
+    claims = [[claim[key] for key in ("id", "claim", "baseline", "measured", "verdict")] for claim in found["claims"]]
+    rows = []
+    for row in found["rows"]:
+        delta, state = row["delta"], row["state"]
+        reduction = (f"{1 - state['bytes'] / state['reference_bytes'][name]:.1%}" for name in ("muon", "adamw"))
+        rows.append((
+            row["label"], f"{row['steps']['value']:,.0f}", f"{row['last']['value']:.4f} ± {row['last']['sd']:.4f}",
+            f"{row['val']['value']:.4f}", f"{delta['value']:+.4f}" if delta else "–", f"{row['speed']['value']:,.0f}",
+            f"{row['busy']['value']:.0f}%", f"{state['bytes']:,}", *reduction, f"{row['peak']['value'] / 1e9:.2f} GB",
+        ))  # fmt: skip
+    headers = (
+        "configuration", "steps", "last100, nats", "validation", "Δ at equal steps", "bytes/s", "GPU busy",
+        "state, bytes", "less than Muon, fp32", "less than AdamW, fp32", "peak",
+    )  # fmt: skip
+    verdicts = table(("id", "claim", "against", "measured", "verdict"), claims)
+    where = f"{found['about']['begun']}, {found['environment']['gpu']}, torch {found['environment']['torch']}"
+    return f"{where}; {found['about']['protocol']}; {found['about']['data']}.\n\n{verdicts}\n\n{table(headers, rows)}"

@@ -328,6 +328,7 @@ def pages() -> dict[Path, str]:
         (docs / "protocols.md", "protocol-fields", protocol_fields_block()),
         (docs / "e3.md", "e3-files", e3_page.files_block(table)),
         (docs / "e3.md", "e3-state", e3_page.state_block(table)),
+        (docs / "e3.md", "e3-report", e3_page.report_block(docs / "benchmarks/e3-50m-1-minute/e3.json", table)),
         (docs / "e3.md", "bench-backward", collider.backward_block(docs / "benchmarks", table)),
         (docs / "e3.md", "e3-keys", e3_page.keys_block(table, _field_rows)),
     ]

@@ -56,7 +56,9 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def commit_of(head: dict[str, Any]) -> str:
-    """The commit that a page's header names, and whether the tree had changes behind it."""
+    """The commit that a page's header names, and whether the tree had changes behind it; a wheel knows none."""
+    if head["commit"] is None:
+        return "installed from wheels"
     commit = str(head["commit"])
     return f"commit {commit[:10]}{'+' * commit.endswith('+')}"
 
