@@ -95,12 +95,23 @@ def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
         try:
             with stable():
                 study.optimize(objective, n_trials=1, catch=(TrialFailed,))
+        except Exception as error:
+            if error is objective.error or not _taken(study, objective.number):
+                raise
+            worker.note(f"trial {objective.number}: this worker was not heard of for so long that others took it over")
+            continue
         finally:
             objective.release()
         rows = rows_of(study)
         write_trials(worker.out, plan.identity, rows)
         _tidy(rows, worker)
         worker.ended(next(row for row in rows if row.number == objective.number), best_of(rows))
+
+
+def _taken(study: Any, number: int) -> bool:
+    """Whether another worker has taken this one for gone, and failed its trial: the study takes nothing of it then."""
+    trial = next((t for t in study.get_trials(deepcopy=False) if t.number == number), None)
+    return trial is not None and trial.state.name == "FAIL" and "outcome" not in trial.user_attrs
 
 
 def _is_default(trial: Any) -> bool:
@@ -121,6 +132,8 @@ class _Objective:
     def __init__(self, plan: SearchPlan, worker: Worker, host: str) -> None:
         self.plan, self.worker, self.host = plan, worker, host
         self.number = -1
+        self.error: Exception | None = None
+        """What the trial itself raised, beside what the study says of its report."""
         self._lock: TrialLock | None = None
 
     def release(self) -> None:
@@ -139,8 +152,12 @@ class _Objective:
         self.number = trial.number
         self._lock = TrialLock(self.worker.out / "locks", trial.number)
         descriptor = self._lock.acquire()
-        trial.set_user_attr("host", self.host)
-        return self._train(trial, descriptor)
+        try:
+            trial.set_user_attr("host", self.host)
+            return self._train(trial, descriptor)
+        except Exception as error:
+            self.error = error
+            raise
 
     def _train(self, trial: Any, descriptor: int) -> float:
         plan, worker = self.plan, self.worker
