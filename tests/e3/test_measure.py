@@ -7,7 +7,7 @@ from rnn_lab.comparison.pairing import replayed, source_of
 from rnn_lab.comparison.records import RunRecord
 from rnn_lab.e3.backward import BACKWARD, _summary, read, sealed
 from rnn_lab.e3.claims import claims
-from rnn_lab.e3.facts import memory
+from rnn_lab.e3.facts import _limits, memory
 from rnn_lab.e3.measure import Row, features, mean_of, not_finite, paired, rows
 from rnn_lab.errors import RnnLabError
 
@@ -139,3 +139,9 @@ def test_a_file_of_backward_with_wrong_keys_is_damaged(tmp_path, change):
     (tmp_path / BACKWARD).write_text("[]" if "dim" in change else json.dumps({"dim": 1}))
     with pytest.raises(RnnLabError, match="damaged"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("train, told", [({"minutes": 1.0}, True), ({"steps": 100}, False)])
+def test_a_budget_of_time_is_named_among_the_limits(tmp_path, train, told):
+    texts = _limits([], [run(tmp_path, config={"train": train})], 100)
+    assert any("learning rate is higher at equal steps" in text for text in texts) == told

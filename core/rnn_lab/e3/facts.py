@@ -261,6 +261,11 @@ def _limits(found: Sequence[Row], sound: Sequence[RunRecord], last: int) -> list
             "No GPU: neither its utilisation nor the speed of Collider's backward can be judged, and peak memory is "
             "that of the process."
         )
+    if any(run.config.get("train", {}).get("minutes") for run in sound):
+        texts.append(
+            "The budget is time, and the warm-up a share of it: a slower configuration is done with it after fewer "
+            "steps, so its learning rate is higher at equal steps. Δ, E_data and what follows mix this with features."
+        )
     if last < 100:
         texts.append(f"Runs of fewer than 100 steps have no Last100: losses are means of their last {last} steps.")
     smallest = [(row.label, row.delta.detectable) for row in found if row.delta and row.delta.detectable is not None]

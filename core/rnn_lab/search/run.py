@@ -30,7 +30,7 @@ from rnn_lab.search import child
 from rnn_lab.search.plan import Candidate, SearchPlan
 from rnn_lab.search.shapes import Infeasible
 from rnn_lab.search.study import TrialLock, make_pruner, open_study, optuna, recover, shown_storage, stable
-from rnn_lab.search.trials import SPENT, TrialRow, best_of, default_of, rows_of, write_trials
+from rnn_lab.search.trials import SPENT, TrialRow, best_of, default_of, outcome_of, rows_of, write_trials
 from rnn_lab.system.atomic import write_text_atomic
 
 _WAIT_SECONDS = 2.0
@@ -98,6 +98,8 @@ def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
         except Exception as error:
             if error is objective.error or not _taken(study, objective.number):
                 raise
+            if objective.error is not None:  # its own, which the study did not take either
+                raise objective.error from error
             worker.note(f"trial {objective.number}: this worker was not heard of for so long that others took it over")
             continue
         finally:
@@ -111,7 +113,7 @@ def run_search(plan: SearchPlan, worker: Worker, trials: int) -> list[TrialRow]:
 def _taken(study: Any, number: int) -> bool:
     """Whether another worker has taken this one for gone, and failed its trial: the study takes nothing of it then."""
     trial = next((t for t in study.get_trials(deepcopy=False) if t.number == number), None)
-    return trial is not None and trial.state.name == "FAIL" and "outcome" not in trial.user_attrs
+    return trial is not None and trial.state.name == "FAIL" and outcome_of(trial) is None
 
 
 def _is_default(trial: Any) -> bool:
@@ -133,7 +135,7 @@ class _Objective:
         self.plan, self.worker, self.host = plan, worker, host
         self.number = -1
         self.error: Exception | None = None
-        """What the trial itself raised, beside what the study says of its report."""
+        """What broke in the trial itself: neither how it ended nor the study's refusal of one that others failed."""
         self._lock: TrialLock | None = None
 
     def release(self) -> None:
@@ -155,6 +157,8 @@ class _Objective:
         try:
             trial.set_user_attr("host", self.host)
             return self._train(trial, descriptor)
+        except (TrialFailed, optuna().TrialPruned, optuna().exceptions.UpdateFinishedTrialError):
+            raise
         except Exception as error:
             self.error = error
             raise

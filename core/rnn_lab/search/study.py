@@ -13,6 +13,7 @@ import numpy as np
 
 from rnn_lab.data.streams import require
 from rnn_lab.errors import ConfigError
+from rnn_lab.search.trials import outcome_of
 
 Sampler = Literal["tpe", "cmaes", "random"]
 Pruner = Literal["median", "halving", "none"]
@@ -245,7 +246,7 @@ def recover(study: Any, locks: Path, host: str, note: Callable[[str], None]) -> 
         for trial in trials:
             if trial.state == state.RUNNING and trial.number in lost:
                 study.tell(trial.number, state=state.FAIL)
-            elif trial.state != state.FAIL or "outcome" in trial.user_attrs:
+            elif trial.state != state.FAIL or outcome_of(trial) is not None:
                 continue
             if trial.number in followed or not trial.params:
                 continue

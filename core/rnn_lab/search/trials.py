@@ -63,12 +63,18 @@ class TrialRow:
         return self.reported[max(self.reported, key=int)] if self.reported else None
 
 
+def outcome_of(trial: Any) -> str | None:
+    """How a finished trial ended by its worker; None where others failed it, be it after the worker's last word."""
+    outcome: str | None = trial.user_attrs.get("outcome")
+    return None if trial.state.name == "FAIL" and outcome not in ("failed", "timeout") else outcome
+
+
 def rows_of(study: Any) -> list[TrialRow]:
     """The trials of a study by number; one whose worker died gives way to the trial that took it up."""
     rows = []
     for trial in study.get_trials(deepcopy=False):
         attrs = trial.user_attrs
-        outcome = attrs.get("outcome") if trial.state.is_finished() else _STATES[trial.state.name]
+        outcome = outcome_of(trial) if trial.state.is_finished() else _STATES[trial.state.name]
         if outcome is None:
             continue
         rows.append(
